@@ -1,0 +1,15 @@
+//! Every byte that leaves a process: control messages, data frames, the sealed bodies of an attempt, HTTP bodies.
+//!
+//! What it is: types, their encodings, and golden bytes for each, so that two versions of Phalanx understand each
+//! other. What it is *not*: it opens no socket and knows no cipher (see `trust`), and decides nothing (see `fleet`).
+//! Start with [`control`] for what coordinator and provider say to each other, [`frame`] for the binary frames
+//! beside it, and [`job`] and [`chunk`] for what travels sealed inside those.
+
+pub mod admin;
+pub mod chunk;
+pub mod control;
+pub mod frame;
+pub mod job;
+mod reader;
+
+pub use reader::DecodeError;
