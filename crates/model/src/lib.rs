@@ -1,1 +1,7 @@
-//! (being written)
+//! What a model *is*, not how it runs: families as data, checkpoints, tokenizer, chat template.
+//!
+//! What it is: pure code over bytes that somebody else read. What it is *not*: it opens no file and multiplies no
+//! matrix (see `nn`). Start with [`spec::ModelSpec`], which every family ends in, then `family` for how a
+//! `config.json` becomes one, and `checkpoint` for where its tensors lie.
+
+pub mod spec;
