@@ -4,4 +4,5 @@
 //! matrix (see `nn`). Start with [`spec::ModelSpec`], which every family ends in, then `family` for how a
 //! `config.json` becomes one, and `checkpoint` for where its tensors lie.
 
+pub mod checkpoint;
 pub mod spec;

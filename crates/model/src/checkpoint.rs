@@ -1,0 +1,194 @@
+//! Where a model's tensors lie: files that somebody else mapped, looked up by what each tensor is for.
+
+mod error;
+mod index;
+mod names;
+mod safetensors;
+
+use std::collections::{HashMap, HashSet};
+
+use crate::spec::{ModelSpec, TensorRole};
+
+pub use error::CheckpointError;
+pub use index::ShardIndex;
+pub use names::{expected_tensors, parameters, tensor_name};
+pub use safetensors::{SafetensorsFile, safetensors_header};
+
+/// How one element of a weight is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    BF16,
+}
+
+impl DType {
+    /// Bytes an element takes.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// As safetensors spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One tensor where it lies: row-major, little-endian.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    /// As the checkpoint spells it.
+    pub name: &'a str,
+    /// How an element is stored.
+    pub dtype: DType,
+    /// Outermost first.
+    pub shape: &'a [usize],
+    /// Exactly `shape.product() * dtype.size()` bytes, at any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl std::fmt::Debug for TensorView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {:?}", self.name, self.dtype, self.shape)
+    }
+}
+
+/// Something that has a model's tensors.
+pub trait TensorSource: Sync {
+    /// The tensor for `role`. Its shape is as stored: whoever loads it compares.
+    ///
+    /// # Errors
+    /// The tensor is not there, or its type is none that weights may have.
+    fn tensor(&self, role: TensorRole) -> Result<TensorView<'_>, CheckpointError>;
+}
+
+/// A model's weights in the Hugging Face layout: one safetensors file, or several that share the tensors.
+#[derive(Debug)]
+pub struct Checkpoint<'a> {
+    files: Vec<SafetensorsFile<'a>>,
+    /// Tensor name to (file, place in the file).
+    places: HashMap<String, (usize, usize)>,
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Joins `files`.
+    ///
+    /// # Errors
+    /// No file at all, or a tensor that two files have.
+    pub fn new(files: Vec<SafetensorsFile<'a>>) -> Result<Self, CheckpointError> {
+        if files.is_empty() {
+            return Err(CheckpointError::NoFiles);
+        }
+        let mut places = HashMap::new();
+        for (number, file) in files.iter().enumerate() {
+            for (place, name) in file.names().enumerate() {
+                if let Some((other, _)) = places.insert(name.to_owned(), (number, place)) {
+                    return Err(CheckpointError::InTwoFiles {
+                        tensor: name.to_owned(),
+                        first: files[other].file_name().to_owned(),
+                        second: file.file_name().to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(Self { files, places })
+    }
+
+    /// Joins `files` and holds them to what `index` says of them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::new`]; a file of the index that is not given; a tensor that is not where the index says.
+    pub fn sharded(index: &ShardIndex, files: Vec<SafetensorsFile<'a>>) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::new(files)?;
+        for (tensor, file) in index.placements() {
+            let Some(&(number, _)) = checkpoint.places.get(tensor) else {
+                return Err(CheckpointError::MissingTensor {
+                    tensor: tensor.to_owned(),
+                    file: file.to_owned(),
+                });
+            };
+            let found = checkpoint.files[number].file_name();
+            if found != file {
+                return Err(CheckpointError::Misplaced {
+                    tensor: tensor.to_owned(),
+                    index: index.file_name().to_owned(),
+                    expected: file.to_owned(),
+                    found: found.to_owned(),
+                });
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// Holds the tensors to `spec`: each that it needs is there, of the right shape and a known type, and there is
+    /// none that it has no place for (a bias that the configuration denies would silently be left out).
+    ///
+    /// # Errors
+    /// The first tensor that is wrong, with its file.
+    pub fn verify(&self, spec: &ModelSpec) -> Result<(), CheckpointError> {
+        let expected = expected_tensors(spec);
+        for (role, name, shape) in &expected {
+            let view = self.tensor(*role)?;
+            if view.shape != shape.as_slice() {
+                return Err(CheckpointError::WrongShape {
+                    file: self.file_of(name),
+                    tensor: name.clone(),
+                    found: view.shape.to_vec(),
+                    expected: shape.clone(),
+                });
+            }
+        }
+        let known: HashSet<&str> = expected.iter().map(|(_, name, _)| name.as_str()).collect();
+        let stray = |name: &&String| !known.contains(name.as_str()) && !names::is_ignored(name, spec);
+        match self.places.keys().filter(stray).min() {
+            Some(name) => {
+                Err(CheckpointError::UnexpectedTensor { file: self.file_of(name), tensor: name.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How many bytes all tensors take.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.files.iter().map(SafetensorsFile::tensor_bytes).sum()
+    }
+
+    fn file_of(&self, name: &str) -> String {
+        match self.places.get(name) {
+            Some(&(number, _)) => self.files[number].file_name().to_owned(),
+            None => self.file_names(),
+        }
+    }
+
+    fn file_names(&self) -> String {
+        let names: Vec<&str> = self.files.iter().map(SafetensorsFile::file_name).take(4).collect();
+        let more = if self.files.len() > names.len() { ", ..." } else { "" };
+        format!("{}{more}", names.join(", "))
+    }
+}
+
+impl TensorSource for Checkpoint<'_> {
+    fn tensor(&self, role: TensorRole) -> Result<TensorView<'_>, CheckpointError> {
+        let name = tensor_name(role);
+        match self.places.get(&name) {
+            Some(&(number, place)) => self.files[number].view(place),
+            None => Err(CheckpointError::MissingTensor { tensor: name, file: self.file_names() }),
+        }
+    }
+}
