@@ -31,7 +31,8 @@ pub enum FrameKind {
     Attempt = 1,
     /// Provider to coordinator: one sealed [`crate::chunk::Chunk`].
     Chunk = 2,
-    /// Provider to coordinator: a piece of a model kit (tokenizer, chat template, configuration). Not secret.
+    /// Provider to coordinator: a piece of a model kit (tokenizer, chat template, configuration). Not secret. Pieces
+    /// come in order, counted from 0, until together they are as long as the model's descriptor says.
     Kit = 3,
 }
 
@@ -50,6 +51,13 @@ impl FrameHeader {
     /// The header of a frame about an attempt.
     pub fn of_attempt(kind: FrameKind, attempt: AttemptId, counter: u64) -> Self {
         Self { kind, subject: attempt.0, counter }
+    }
+
+    /// The header of piece `counter` of a kit. Its subject is the first 32 hexadecimal digits of `kit_sha256`, as a
+    /// number; `None` where these are no such digits.
+    pub fn of_kit(kit_sha256: &str, counter: u64) -> Option<Self> {
+        let digits = kit_sha256.get(..32).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        Some(Self { kind: FrameKind::Kit, subject: u128::from_str_radix(digits, 16).ok()?, counter })
     }
 
     /// The attempt that this frame is about.
