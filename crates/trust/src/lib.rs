@@ -1,1 +1,67 @@
-//! (being written)
+//! All cryptography: the keys of machines, sealed attempts and their sealed answers, secrets and hashes.
+//!
+//! What it is: the only crate that names a cipher, so that one place can be reviewed, and one changed. Everything
+//! is bytes in, bytes out. What it is *not*: it opens no file and no socket, keeps no secret longer than its owner
+//! does, and decides nobody's standing. Start with [`MachineKeys`] for who a machine is, [`seal_attempt`] and
+//! [`open_attempt`] for what travels between coordinator and provider, [`Registration`] for how a machine proves
+//! itself, and [`new_api_key`] for what clients hold.
+//!
+//! Ciphers: X25519, HKDF-SHA256, AES-256-GCM (as HPKE, RFC 9180), Ed25519 (RFC 8032), SHA-256, all from AWS-LC.
+
+mod attempt;
+mod hash;
+mod hpke;
+mod machine;
+mod registration;
+mod secret;
+
+pub use attempt::{
+    ENCAPSULATED_BYTES, ResponseOpener, ResponseSealer, SealedAttempt, TAG_BYTES, open_attempt, seal_attempt,
+};
+pub use hash::{Sha256, hex, sha256, unhex};
+pub use machine::{KeyFileError, MachineKeys, SECRET_BYTES, machine_of, verify};
+pub use registration::{NONCE_BYTES, Registration};
+pub use secret::{
+    API_KEY_PREFIX, JOIN_TOKEN_PREFIX, hash_secret, new_api_key, new_join_token, random_bytes, secrets_equal,
+};
+
+/// Why something was not sealed, opened or believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// A public key of another length than its kind has.
+    #[error("{what} is {length} bytes long, not {expected}")]
+    KeyLength {
+        /// Which key.
+        what: &'static str,
+        /// How long it is.
+        length: usize,
+        /// How long it should be.
+        expected: usize,
+    },
+    /// A public key of the right length with which no secret can be agreed (a point of small order).
+    #[error("{what} is not a usable X25519 public key")]
+    WeakKey {
+        /// Which key.
+        what: &'static str,
+    },
+    /// The bytes were sealed to another key, for another attempt or counter, or were changed on the way.
+    #[error("{what} does not open: sealed to another key or position, or changed on the way")]
+    DoesNotOpen {
+        /// What was to be opened.
+        what: &'static str,
+    },
+    /// A chunk that is not the next one: one was lost, repeated or moved.
+    #[error("chunk {got} came where chunk {expected} was due")]
+    OutOfOrder {
+        /// The counter that was due.
+        expected: u64,
+        /// The counter that came.
+        got: u64,
+    },
+    /// An earlier chunk of this attempt failed to open, so nothing after it is believed.
+    #[error("an earlier chunk of this attempt was refused")]
+    Broken,
+    /// The signature was not made over these bytes with this key.
+    #[error("the signature does not belong to this key and message")]
+    BadSignature,
+}
