@@ -104,11 +104,7 @@ impl Chunk {
         let text = reader.text("chunk's text")?.to_owned();
         let flags = reader.u8("chunk's flags")?;
         if flags & !(LOGPROBS | FINISH) != 0 {
-            return Err(DecodeError::Value {
-                what: "chunk's flags",
-                value: flags.into(),
-                allowed: "0 to 3",
-            });
+            return Err(DecodeError::Value { what: "chunk's flags", value: flags.into(), allowed: "0 to 3" });
         }
         let logprobs: Option<Vec<TokenLogprob>> =
             (flags & LOGPROBS != 0).then(|| json(&mut reader, "chunk's log-probabilities")).transpose()?;

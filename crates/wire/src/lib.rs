@@ -10,6 +10,7 @@ pub mod chunk;
 pub mod control;
 pub mod frame;
 pub mod job;
+pub mod openai;
 mod reader;
 
 pub use reader::DecodeError;
