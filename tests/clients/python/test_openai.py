@@ -1,0 +1,164 @@
+"""The official `openai` client against a running fleet: what an application developer sees."""
+
+import concurrent.futures
+import math
+
+import openai
+import pytest
+from conftest import fleet
+
+HELLO = [{"role": "user", "content": "Hello! Who are you?"}]
+
+
+def test_models_are_listed_and_read(client, model):
+    listed = client.models.list().data
+    assert [m.id for m in listed].count(model) == 1
+    assert client.models.retrieve(model).object == "model"
+
+
+def test_a_chat_answers_and_counts_its_tokens(client, model):
+    answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=64, temperature=0)
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason in ("stop", "length")
+    assert "Phalanx" in choice.message.content
+    usage = answer.usage
+    assert usage.prompt_tokens > 0
+    assert 0 < usage.completion_tokens <= 64
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_stream_gives_the_same_text_and_ends_properly(client, model):
+    whole = client.chat.completions.create(model=model, messages=HELLO, max_tokens=64, temperature=0)
+    chunks = list(
+        client.chat.completions.create(
+            model=model,
+            messages=HELLO,
+            max_tokens=64,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+    assert len({c.id for c in chunks}) == 1
+    assert sum(1 for c in chunks if c.choices) > 2, "a stream comes in pieces"
+
+
+def test_log_probabilities_are_those_of_the_tokens_drawn(client, model):
+    answer = client.chat.completions.create(
+        model=model, messages=HELLO, max_tokens=8, temperature=0, logprobs=True, top_logprobs=3
+    )
+    tokens = answer.choices[0].logprobs.content
+    assert len(tokens) == answer.usage.completion_tokens or answer.choices[0].finish_reason == "stop"
+    for token in tokens:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        # Greedy: what was drawn is the most probable.
+        assert token.top_logprobs[0].token == token.token
+        assert sum(math.exp(t.logprob) for t in token.top_logprobs) <= 1.001
+    assert "".join(t.token for t in tokens).startswith(answer.choices[0].message.content[:4])
+
+
+def test_a_seed_repeats_an_answer(client, model):
+    def ask(seed):
+        return client.chat.completions.create(
+            model=model, messages=HELLO, max_tokens=24, temperature=1.5, seed=seed
+        ).choices[0].message.content
+
+    assert ask(7) == ask(7)
+    assert len({ask(seed) for seed in range(6)}) > 1
+
+
+def test_completions_go_on_with_a_text(client, model):
+    whole = client.completions.create(model=model, prompt="Once upon a time", max_tokens=16, temperature=0)
+    assert whole.choices[0].text
+    parts = client.completions.create(
+        model=model, prompt="Once upon a time", max_tokens=16, temperature=0, stream=True
+    )
+    assert "".join(p.choices[0].text for p in parts if p.choices) == whole.choices[0].text
+
+
+def test_a_stop_text_ends_the_answer_before_it(client, model):
+    whole = client.chat.completions.create(model=model, messages=HELLO, max_tokens=48, temperature=0)
+    text = whole.choices[0].message.content
+    stop = text[len(text) // 2 :][:3]
+    cut = client.chat.completions.create(
+        model=model, messages=HELLO, max_tokens=48, temperature=0, stop=[stop]
+    )
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_an_unknown_model_is_a_typed_error(client):
+    with pytest.raises(openai.NotFoundError) as error:
+        client.chat.completions.create(model="no-such-model", messages=HELLO)
+    assert error.value.code == "model_not_found"
+    assert "no-such-model" in error.value.message
+    assert error.value.request_id
+
+
+def test_a_wrong_key_is_a_typed_error(served):
+    stranger = openai.OpenAI(base_url=f"{served['url']}/v1", api_key="sk-phx-wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError) as error:
+        stranger.models.list()
+    assert error.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 3}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+        ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
+    ],
+)
+def test_a_bad_parameter_is_named(client, model, change, param):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**{"model": model, "messages": HELLO, **change})
+    assert error.value.param == param
+
+
+def test_a_prompt_over_the_context_is_refused_with_both_numbers(client, model):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "strawberry " * 20_000}]
+        )
+    assert error.value.code == "context_length_exceeded"
+    assert sum(word.strip(".,").isdigit() for word in error.value.message.split()) >= 2
+
+
+def test_overload_is_an_honest_429_and_the_clients_own_retries_get_through(tmp_path):
+    with fleet(tmp_path, "--providers", "1", "--batch-max", "1", "--queue-max", "1") as ready:
+        url = f"{ready['url']}/v1"
+        impatient = openai.OpenAI(base_url=url, api_key=ready["key"], max_retries=0)
+        patient = openai.OpenAI(base_url=url, api_key=ready["key"], max_retries=40)
+        model = patient.models.list().data[0].id
+
+        def ask(client):
+            return client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": "Tell me a story."}],
+                max_tokens=100,
+                extra_body={"ignore_eos": True},
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            refused = []
+            for future in [pool.submit(ask, impatient) for _ in range(12)]:
+                try:
+                    future.result()
+                except openai.RateLimitError as error:
+                    refused.append(error)
+            assert refused, "twelve at once do not fit into one slot and a queue of one"
+            for error in refused:
+                assert float(error.response.headers["retry-after"]) > 0
+            answers = [f.result() for f in [pool.submit(ask, patient) for _ in range(8)]]
+        assert all(a.usage.completion_tokens == 100 for a in answers)
