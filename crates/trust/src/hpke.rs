@@ -97,8 +97,8 @@ impl Context {
         recipient: &[u8; KEY_BYTES],
         about: &[u8],
     ) -> Result<(Self, [u8; KEY_BYTES]), TrustError> {
-        let ephemeral =
-            PrivateKey::generate(&X25519).expect("the operating system gives randomness, or nothing can go on");
+        let ephemeral = PrivateKey::generate(&X25519)
+            .expect("the operating system gives randomness, or nothing can go on");
         Self::to_recipient_with(suite, &ephemeral, recipient, about)
     }
 
@@ -109,7 +109,8 @@ impl Context {
         about: &[u8],
     ) -> Result<(Self, [u8; KEY_BYTES]), TrustError> {
         let encapsulated = public_of(ephemeral);
-        let shared = shared_secret(ephemeral, recipient, &encapsulated, recipient, "the machine's sealing key")?;
+        let shared =
+            shared_secret(ephemeral, recipient, &encapsulated, recipient, "the machine's sealing key")?;
         Ok((Self::schedule(suite, &shared, about), encapsulated))
     }
 
@@ -200,8 +201,7 @@ impl Sealing {
         ciphertext: &[u8],
     ) -> Option<Zeroizing<Vec<u8>>> {
         let mut out = Zeroizing::new(ciphertext.to_vec());
-        let length =
-            self.key.open_in_place(self.nonce(counter), Aad::from(associated), &mut out).ok()?.len();
+        let length = self.key.open_in_place(self.nonce(counter), Aad::from(associated), &mut out).ok()?.len();
         out.truncate(length);
         Some(out)
     }

@@ -82,3 +82,39 @@ fn sealing_opening_and_exporting_give_the_values_of_rfc_9180() {
         assert_eq!(receiver.export::<32>(label).as_slice(), bytes(value));
     }
 }
+
+// Made with crate `hpke` 0.15.1 (on curve25519-dalek and RustCrypto's AES) for the suite in use, with the info
+// "golden info": that RFC 9180's appendix has no vector for X25519 with AES-256-GCM is why they are here.
+const OTHER_RECIPIENT_PRIVATE: &str = "98a300999027ec7ab4e1ed2c0d39ce965d9d2dec29a0c88d4ab6cb527c588b7d";
+const OTHER_RECIPIENT: &str = "ae3bf1cd87c2d2ed25af4a1a239eed04a990f00e7403e4c8065927de010fd17a";
+const OTHER_ENCAPSULATED: &str = "6514cb71abdaa95ccf244967f89dc34b5215c4fbc53c315d78bd50aaf3dbe421";
+const OTHER_SEALED: [&str; 3] = [
+    "548fb612589c39a279d50c947b004b53fba739f21f53d7461f1e5ecc30e32af6efebc973900f0e2a9639d6ee0a",
+    "52967a9d5d077b84fede8b5d458679ae185b7271570bdfb7e7fad6e000559e5d430ec888b39d722693009c0f70",
+    "3ae3677f1b5681381a8c47538316e5ceacff3effa1caf9437631033424c36f78665366f709711bbf60c531b422",
+];
+const OTHER_EXPORTED: [(&[u8], &str); 2] = [
+    (b"", "cd2b4dd4e8fbbd16790b1badfe7f19c87dba142fe7912aef347f18b21e04289e"),
+    (b"phalanx", "1b668eb8e54f48b09bce4ecc576eb4c5d716c75db65e5572003b4a2677e52bcd"),
+];
+
+#[test]
+fn what_another_implementation_sealed_with_our_suite_opens_here() {
+    assert_eq!(public_of(&private(OTHER_RECIPIENT_PRIVATE)), key(OTHER_RECIPIENT));
+    let receiver = Context::from_sender(
+        &SUITE,
+        &private(OTHER_RECIPIENT_PRIVATE),
+        &key(OTHER_RECIPIENT),
+        &key(OTHER_ENCAPSULATED),
+        b"golden info",
+    )
+    .unwrap();
+    for (counter, sealed) in (0..).zip(OTHER_SEALED) {
+        let associated = format!("Count-{counter}");
+        let opened = receiver.sealing.open(counter, associated.as_bytes(), &bytes(sealed)).unwrap();
+        assert_eq!(*opened, bytes(RFC_PLAINTEXT));
+    }
+    for (label, value) in OTHER_EXPORTED {
+        assert_eq!(receiver.export::<32>(label).as_slice(), bytes(value));
+    }
+}
