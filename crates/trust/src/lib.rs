@@ -25,6 +25,9 @@ pub use secret::{
     API_KEY_PREFIX, JOIN_TOKEN_PREFIX, hash_secret, new_api_key, new_join_token, random_bytes, secrets_equal,
 };
 
+/// Bytes or text that are wiped when dropped: what secrets, prompts and answers are held in.
+pub use zeroize::Zeroizing;
+
 /// Why something was not sealed, opened or believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
