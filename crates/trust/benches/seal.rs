@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use base::AttemptId;
-use trust::{MachineKeys, open_attempt, seal_attempt};
+use trust::{MachineKeys, PreparedAttempt, open_attempt, seal_attempt};
 
 /// Repeats `work`: mean and 99th percentile, in microseconds.
 fn measure(name: &str, times: usize, mut work: impl FnMut()) {
@@ -33,6 +33,11 @@ fn main() {
             let job = vec![round; bytes];
             measure(&format!("seal attempt, {} KiB", bytes >> 10), 2000, || {
                 black_box(seal_attempt(&sealing_key, attempt, black_box(&job)).expect("a good key"));
+            });
+            let prepared = (0..500).map(|_| PreparedAttempt::new(&sealing_key).expect("a good key"));
+            let mut prepared = prepared.collect::<Vec<_>>();
+            measure(&format!("seal prepared, {} KiB", bytes >> 10), 500, || {
+                black_box(prepared.pop().expect("as many as are used").seal(attempt, black_box(&job)));
             });
             let (sealed, _) = seal_attempt(&sealing_key, attempt, &job).expect("a good key");
             measure(&format!("open attempt, {} KiB", bytes >> 10), 2000, || {

@@ -48,20 +48,45 @@ pub struct SealedAttempt {
     pub ciphertext: Vec<u8>,
 }
 
+/// The half of sealing that needs neither job nor attempt: fresh keys, agreed with one machine.
+///
+/// Nearly all the time that sealing takes goes into the agreement (`benches/seal.rs`), so a coordinator may hold a
+/// few of these for each machine, and make the next one when nobody waits. Each seals one attempt and is gone.
+pub struct PreparedAttempt {
+    context: Context,
+    encapsulated: [u8; ENCAPSULATED_BYTES],
+}
+
+impl PreparedAttempt {
+    /// Agrees on fresh keys with the machine that holds `sealing_key`'s private half.
+    ///
+    /// # Errors
+    /// `sealing_key` is not 32 bytes, or is a point with which nothing can be agreed.
+    pub fn new(sealing_key: &[u8]) -> Result<Self, TrustError> {
+        let recipient = key_bytes(sealing_key, "the machine's sealing key")?;
+        let (context, encapsulated) = Context::to_recipient(&SUITE, recipient, ABOUT)?;
+        Ok(Self { context, encapsulated })
+    }
+
+    /// Seals `plaintext` for one attempt.
+    pub fn seal(self, attempt: AttemptId, plaintext: &[u8]) -> (SealedAttempt, ResponseOpener) {
+        let Self { context, encapsulated } = self;
+        let ciphertext = context.sealing().seal(0, &associated(KIND_ATTEMPT, attempt, 0), plaintext);
+        let opener = ResponseOpener { sealing: response(&context), attempt, next: 0, broken: false };
+        (SealedAttempt { encapsulated, ciphertext }, opener)
+    }
+}
+
 /// Seals `plaintext` to the machine that holds `sealing_key`'s private half, for one attempt.
 ///
 /// # Errors
-/// `sealing_key` is not 32 bytes, or is a point with which nothing can be agreed.
+/// As [`PreparedAttempt::new`].
 pub fn seal_attempt(
     sealing_key: &[u8],
     attempt: AttemptId,
     plaintext: &[u8],
 ) -> Result<(SealedAttempt, ResponseOpener), TrustError> {
-    let recipient = key_bytes(sealing_key, "the machine's sealing key")?;
-    let (context, encapsulated) = Context::to_recipient(&SUITE, recipient, ABOUT)?;
-    let ciphertext = context.sealing().seal(0, &associated(KIND_ATTEMPT, attempt, 0), plaintext);
-    let opener = ResponseOpener { sealing: response(&context), attempt, next: 0, broken: false };
-    Ok((SealedAttempt { encapsulated, ciphertext }, opener))
+    Ok(PreparedAttempt::new(sealing_key)?.seal(attempt, plaintext))
 }
 
 /// Opens what [`seal_attempt`] sealed to these keys for this attempt.

@@ -1,8 +1,9 @@
 //! HPKE in base mode (RFC 9180) on AWS-LC: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-GCM.
 //!
-//! Why not a crate: crate `hpke` stands on portable curve and AES code and takes several times as long per attempt
-//! (`benches/seal.rs` tells both), and `rustls`'s HPKE has no exporter. What is here is the key schedule alone, about
-//! a hundred lines, held to the RFC's own vectors below; curve, hash and cipher are AWS-LC's.
+//! Why not a crate: crate `hpke` 0.15.1 stands on curve25519-dalek and RustCrypto's AES and took 126 to 190 us to seal
+//! a 16 KiB job where this takes 39 to 59 (`benches/seal.rs`, alternating, the same two busy cores), and `rustls`'s HPKE
+//! has no exporter. What is here is the key schedule alone, about a hundred lines, held to the RFC's own vectors below;
+//! curve, hash and cipher are AWS-LC's.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};

@@ -16,7 +16,8 @@ mod registration;
 mod secret;
 
 pub use attempt::{
-    ENCAPSULATED_BYTES, ResponseOpener, ResponseSealer, SealedAttempt, TAG_BYTES, open_attempt, seal_attempt,
+    ENCAPSULATED_BYTES, PreparedAttempt, ResponseOpener, ResponseSealer, SealedAttempt, TAG_BYTES,
+    open_attempt, seal_attempt,
 };
 pub use hash::{Sha256, hex, sha256, unhex};
 pub use machine::{KeyFileError, MachineKeys, SECRET_BYTES, machine_of, verify};

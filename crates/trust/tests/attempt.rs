@@ -10,8 +10,9 @@ use trust::{
 const ATTEMPT: AttemptId = AttemptId(0x1234_5678_9abc_def0_1122_3344_5566_7788);
 
 fn exchange(keys: &MachineKeys, attempt: AttemptId) -> (ResponseOpener, ResponseSealer) {
-    let (sealed, opener) = seal_attempt(&keys.sealing_key(), attempt, b"a job").unwrap();
-    let (job, sealer) = open_attempt(keys, attempt, &sealed.encapsulated, &sealed.ciphertext).unwrap();
+    let (sealed, opener) = seal_attempt(&keys.sealing_key(), attempt, b"a job").expect("a good key");
+    let (job, sealer) =
+        open_attempt(keys, attempt, &sealed.encapsulated, &sealed.ciphertext).expect("sealed to these keys");
     assert_eq!(job.as_slice(), b"a job");
     (opener, sealer)
 }
