@@ -1,0 +1,236 @@
+//! What becomes of a request that arrives: placed, queued or refused; and the predictions that decide it.
+
+use base::{Micros, RequestId, Tokens};
+
+use super::{Effect, Enqueue, Pool};
+use crate::cost;
+use crate::eligibility::{Ask, Ineligible, eligible};
+use crate::queue::Waiting;
+use crate::refusal::Refusal;
+
+/// Completed requests after which predictions are trusted in full. Before, they rest on what machines say of
+/// themselves, and a request is refused only where it would start after twice the time it has.
+const TRUSTED_AFTER: u64 = 3;
+/// No `Retry-After` is shorter: clients round down to seconds, and zero would be a busy loop.
+const RETRY_MIN: Micros = Micros::from_secs(1);
+/// No `Retry-After` is longer: a prediction beyond this is none.
+const RETRY_MAX: Micros = Micros::from_secs(3600);
+
+/// What would become of a request that arrived now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Admission {
+    /// It would be dispatched at once.
+    Now,
+    /// It would wait.
+    Waits {
+        /// When it is predicted to start, from now; nothing where that cannot be told (all is loading).
+        predicted: Option<Micros>,
+        /// Who would have to make room in the queue.
+        gives_way: Option<RequestId>,
+    },
+}
+
+impl Pool {
+    /// What would become of `enqueue` at `now`: accepts exactly when [`super::Input::Enqueue`] then does, given that
+    /// [`super::Input::Tick`] was given at `now`.
+    ///
+    /// # Errors
+    /// The refusal it would get.
+    pub fn preflight(&self, now: Micros, enqueue: &Enqueue) -> Result<Admission, Refusal> {
+        let mut enqueue = enqueue.clone();
+        enqueue.ask.answer_tokens = self.answer_expected();
+        self.admit(now.max(self.now), &enqueue)
+    }
+
+    pub(super) fn enqueue(&mut self, mut enqueue: Enqueue, effects: &mut Vec<Effect>) {
+        let request = enqueue.ask.request;
+        if self.queue.contains(request) || self.dispatched.contains_key(&request) {
+            return;
+        }
+        enqueue.ask.answer_tokens = self.answer_expected();
+        match self.admit(self.now, &enqueue) {
+            Ok(Admission::Now) => {
+                self.queue.charge(&enqueue);
+                let placed = self.place(&enqueue.ask, enqueue.tried, self.now, effects);
+                assert!(placed, "what is admitted to start now starts now");
+            }
+            Ok(Admission::Waits { gives_way, .. }) => {
+                if let Some(loser) = gives_way {
+                    self.push_out(loser, effects);
+                }
+                let deadline = self.deadline(&enqueue);
+                self.queue.push(Waiting { enqueue, since: self.now, deadline });
+            }
+            Err(refusal) => {
+                if let Some(base) = refusal.retry_after() {
+                    self.keep_promise(&enqueue.ask, base);
+                }
+                self.refuse(&enqueue.ask, refusal, effects);
+            }
+        }
+    }
+
+    /// Refuses a queued request in favour of a fairer one.
+    fn push_out(&mut self, loser: RequestId, effects: &mut Vec<Effect>) {
+        let waiting = self.queue.remove(loser).expect("who gives way waits");
+        self.release_hold(loser);
+        let ask = &waiting.enqueue.ask;
+        let retry_after = self.promise(ask, self.drain_time(ask, self.queue.len() / 4));
+        self.refuse(ask, self.queue_full(retry_after), effects);
+    }
+
+    fn queue_full(&self, retry_after: Micros) -> Refusal {
+        Refusal::QueueFull {
+            queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
+            queue_max: self.policy.queue_max,
+            retry_after,
+        }
+    }
+
+    /// The one decision about an arrival.
+    fn admit(&self, now: Micros, enqueue: &Enqueue) -> Result<Admission, Refusal> {
+        let ask = &enqueue.ask;
+        if enqueue.tried >= self.policy.attempts_max {
+            return Err(Refusal::AttemptsFailed { tried: enqueue.tried });
+        }
+        if self.instances.values().any(|i| eligible(i, ask, now).is_ok()) {
+            return Ok(Admission::Now);
+        }
+        self.serving_path(enqueue, now)?;
+        let deadline = self.deadline(enqueue);
+        let allowed = deadline.saturating_sub(now);
+        if allowed == Micros::ZERO {
+            let retry_after = self.retry_after(self.drain_time(ask, 1));
+            return Err(Refusal::Expired { waited: Micros::ZERO, retry_after });
+        }
+        let place = self.queue.place(enqueue);
+        let predicted = self.predicted_start(ask, self.queue.ahead(place));
+        let trust = if self.completed >= TRUSTED_AFTER { 1 } else { 2 };
+        // A request that was already let in once is not sent away for a prediction.
+        if let Some(predicted) = predicted.filter(|p| enqueue.tried == 0 && p.0 / trust > allowed.0) {
+            let retry_after = self.retry_after(predicted.saturating_sub(allowed));
+            return Err(Refusal::PredictedLate { predicted, allowed, retry_after });
+        }
+        let full = self.policy.queue_max > 0 && self.queue.len() >= self.policy.queue_max as usize;
+        let gives_way = if full && enqueue.tried == 0 {
+            let loser = self.queue.gives_way(enqueue);
+            // Promised from a quarter of the queue on: a place that is free for certain by then, not the first one,
+            // for which everybody else competes.
+            let retry_after = self.retry_after(self.drain_time(ask, self.queue.len() / 4));
+            Some(loser.ok_or(self.queue_full(retry_after))?)
+        } else {
+            None
+        };
+        Ok(Admission::Waits { predicted, gives_way })
+    }
+
+    /// Whether anything may serve `ask` in time to come; else the refusal that says why not.
+    fn serving_path(&self, enqueue: &Enqueue, now: Micros) -> Result<(), Refusal> {
+        let ask = &enqueue.ask;
+        let (mut excluded, mut limit) = (false, None);
+        for instance in self.instances.values() {
+            match eligible(instance, ask, now) {
+                Ok(()) => return Ok(()),
+                Err(reason) if reason.time_cures() => return Ok(()),
+                Err(Ineligible::Excluded) => excluded = true,
+                Err(Ineligible::TooLong { limit: here, .. }) => limit = limit.max(Some(here)),
+                Err(_) => {}
+            }
+        }
+        if excluded {
+            return Err(Refusal::AttemptsFailed { tried: enqueue.tried });
+        }
+        match limit {
+            Some(limit) => {
+                Err(Refusal::TooLong { prompt: ask.prompt_tokens, max_tokens: ask.max_tokens, limit })
+            }
+            None => Err(Refusal::NoServingPath),
+        }
+    }
+
+    /// Refuses what waits and has no serving path any more.
+    pub(super) fn prune(&mut self, effects: &mut Vec<Effect>) {
+        let mut after = None;
+        while let Some((place, waiting)) = self.queue.next_after(after) {
+            after = Some(place);
+            let request = waiting.enqueue.ask.request;
+            if let Err(refusal) = self.serving_path(&waiting.enqueue, self.now) {
+                let waiting = self.queue.remove(request).expect("it was just seen there");
+                self.release_hold(request);
+                self.refuse(&waiting.enqueue.ask, refusal, effects);
+            }
+        }
+    }
+
+    /// Counts a refusal as demand, then tells it.
+    pub(super) fn refuse(&mut self, ask: &Ask, refusal: Refusal, effects: &mut Vec<Effect>) {
+        let refused = &mut self.refused;
+        refused.total += 1;
+        refused.tokens += u64::from(ask.length_max().0);
+        match refusal {
+            Refusal::QueueFull { .. } => refused.queue_full += 1,
+            Refusal::PredictedLate { .. } => refused.predicted_late += 1,
+            Refusal::Expired { .. } => refused.expired += 1,
+            Refusal::NoServingPath => refused.no_serving_path += 1,
+            Refusal::TooLong { .. } => refused.too_long += 1,
+            Refusal::AttemptsFailed { .. } => refused.attempts_failed += 1,
+        }
+        effects.push(Effect::Refuse { request: ask.request, refusal });
+    }
+
+    fn deadline(&self, enqueue: &Enqueue) -> Micros {
+        enqueue.deadline.unwrap_or(match self.policy.wait_us_max {
+            Micros::ZERO => Micros::MAX,
+            wait => self.now.saturating_add(wait),
+        })
+    }
+
+    /// Tokens that an answer is taken to have: the mean so far, and a quarter more, since a mean is too little for
+    /// half of them.
+    pub(super) fn answer_expected(&self) -> Tokens {
+        Tokens((self.answer_tokens * 1.25).clamp(1.0, 1e6) as u32)
+    }
+
+    /// Requests a second that the pool completes when every slot is taken.
+    fn drain_per_s(&self, ask: &Ask) -> f64 {
+        let mean = Ask { prompt_tokens: Tokens(self.prompt_tokens.clamp(1.0, 1e9) as u32), ..ask.clone() };
+        let like = if self.completed > 0 { &mean } else { ask };
+        let least = Ask::least();
+        self.instances
+            .values()
+            .filter(|i| eligible(i, &least, self.now).map_or_else(|reason| reason.is_load(), |()| true))
+            .map(|i| cost::drain_per_s(i, like))
+            .sum()
+    }
+
+    /// When a request with `ahead` others before it starts, from now; nothing where nothing serves yet.
+    fn predicted_start(&self, ask: &Ask, ahead: usize) -> Option<Micros> {
+        let rate = self.drain_per_s(ask);
+        (rate > 0.0).then(|| Micros::from_secs_f64((ahead + 1) as f64 / rate))
+    }
+
+    /// How long `count` requests take to leave the queue.
+    fn drain_time(&self, ask: &Ask, count: usize) -> Micros {
+        let rate = self.drain_per_s(ask);
+        if rate > 0.0 { Micros::from_secs_f64(count as f64 / rate) } else { self.policy.grace_us }
+    }
+
+    /// When a refused request should come back: not before `base` from now, and after those refused before it.
+    fn retry_after(&self, base: Micros) -> Micros {
+        let at = self.now.saturating_add(base).max(self.promised_until);
+        at.saturating_sub(self.now).max(RETRY_MIN).min(RETRY_MAX)
+    }
+
+    /// Keeps the place that `retry_after` promised.
+    fn keep_promise(&mut self, ask: &Ask, retry_after: Micros) {
+        let each = self.drain_time(ask, 1);
+        self.promised_until = self.now.saturating_add(retry_after).saturating_add(each);
+    }
+
+    /// Both at once.
+    pub(super) fn promise(&mut self, ask: &Ask, base: Micros) -> Micros {
+        let retry_after = self.retry_after(base);
+        self.keep_promise(ask, retry_after);
+        retry_after
+    }
+}

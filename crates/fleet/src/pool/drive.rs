@@ -1,0 +1,123 @@
+//! The queue's drain and the choice among instances.
+
+use base::{InstanceId, Micros, RequestId};
+
+use super::{Effect, Pool};
+use crate::cost::{self, Prediction};
+use crate::eligibility::{Ask, Ineligible, eligible};
+use crate::instance::InFlight;
+
+impl Pool {
+    /// Dispatches, in the queue's order, everything that some instance can take. What cannot go now does not stop what
+    /// can; who has waited long for KV room has an instance kept free instead.
+    pub(super) fn drive(&mut self, effects: &mut Vec<Effect>) {
+        let mut after = None;
+        while self.any_room() {
+            let Some((place, waiting)) = self.queue.next_after(after) else { return };
+            let since = waiting.since;
+            let request = waiting.enqueue.ask.request;
+            let answer = self.answer_expected();
+            let mut ask = waiting.enqueue.ask.clone();
+            let tried = waiting.enqueue.tried;
+            ask.answer_tokens = answer;
+            if self.place(&ask, tried, since, effects) {
+                self.queue.serve(request).expect("it was just seen there");
+                if self.release_hold(request) {
+                    // What was kept free may suit somebody who was passed over.
+                    after = None;
+                }
+            } else {
+                after = Some(place);
+                if self.now.saturating_sub(since) >= self.policy.patience_us {
+                    self.hold(&ask);
+                }
+            }
+        }
+    }
+
+    /// Whether any instance would take the smallest request, or is held for one that may fit by now.
+    fn any_room(&self) -> bool {
+        let least = Ask::least();
+        self.instances.values().any(|i| match eligible(i, &least, self.now) {
+            Ok(()) => true,
+            Err(Ineligible::Held) => i.taken() < i.reported.slots,
+            Err(_) => false,
+        })
+    }
+
+    /// Sends `ask` to the instance that costs it least; false where none takes it.
+    pub(super) fn place(&mut self, ask: &Ask, tried: u32, since: Micros, effects: &mut Vec<Effect>) -> bool {
+        let Some((id, predicted)) = self.choose(ask) else { return false };
+        let instance = self.instances.get_mut(&id).expect("a chosen instance is known");
+        let attempt = InFlight {
+            at: self.now,
+            prompt_tokens: ask.prompt_tokens.0,
+            kv_need: ask.kv_need(),
+            first_token_at: None,
+            predicted_first_s: predicted.first_token_s,
+            batch: instance.taken() + 1,
+        };
+        instance.begin(ask.request, attempt);
+        self.dispatched.insert(ask.request, (id, tried));
+        effects.push(Effect::Dispatch {
+            request: ask.request,
+            instance: id,
+            machine: instance.machine,
+            waited: self.now.saturating_sub(since),
+            predicted,
+        });
+        true
+    }
+
+    /// The eligible instance of least cost; among equals, one at random.
+    fn choose(&mut self, ask: &Ask) -> Option<(InstanceId, Prediction)> {
+        let mut best: Option<(InstanceId, Prediction)> = None;
+        let mut equals = 0;
+        for instance in self.instances.values() {
+            if eligible(instance, ask, self.now).is_err() {
+                continue;
+            }
+            let predicted = cost::predict(instance, ask);
+            match &best {
+                Some((_, least)) if predicted.cost_s > least.cost_s => {}
+                Some((_, least)) if predicted.cost_s == least.cost_s => {
+                    equals += 1;
+                    if self.rng.below(equals) == 0 {
+                        best = Some((instance.id, predicted));
+                    }
+                }
+                _ => {
+                    equals = 1;
+                    best = Some((instance.id, predicted));
+                }
+            }
+        }
+        best
+    }
+
+    /// Keeps free for `ask` the instance that will have room for it soonest, where only KV room is missing. One
+    /// request of a pool at a time.
+    fn hold(&mut self, ask: &Ask) {
+        if self.instances.values().any(|i| i.held_for.is_some()) {
+            return;
+        }
+        let short = self.instances.values().filter_map(|i| match eligible(i, ask, self.now) {
+            Err(Ineligible::NoKvRoom { needed, free }) => Some((needed - free, i.id)),
+            _ => None,
+        });
+        if let Some((_, id)) = short.min() {
+            let instance = self.instances.get_mut(&id).expect("it was just seen");
+            instance.held_for = Some(ask.request);
+        }
+    }
+
+    /// Frees what was kept free for `request`; false where nothing was.
+    pub(super) fn release_hold(&mut self, request: RequestId) -> bool {
+        let mut held = false;
+        for instance in self.instances.values_mut().filter(|i| i.held_for == Some(request)) {
+            instance.held_for = None;
+            held = true;
+        }
+        held
+    }
+}

@@ -1,0 +1,191 @@
+//! What waits, in the order in which it goes: retries, then by class, and within a class accounts take turns by the
+//! work they ask for (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{AccountId, Micros, RequestId};
+
+use crate::policy::Priority;
+use crate::pool::Enqueue;
+
+/// A prompt token costs about an eighth of a generated one.
+const PROMPT_TOKENS_PER_ANSWER_TOKEN: u64 = 8;
+/// Virtual time counts in thousandths of a generated token, so that weights divide finely.
+const VIRTUAL_PER_TOKEN: u64 = 1000;
+
+/// Where a request stands. Smaller goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    /// 0 for what was dispatched before, 1 for the rest.
+    fresh: u8,
+    pub(crate) priority: Priority,
+    /// Virtual time at which its turn begins.
+    tag: u64,
+    sequence: u64,
+}
+
+/// A request in the queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) enqueue: Enqueue,
+    pub(crate) since: Micros,
+    pub(crate) deadline: Micros,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Turn {
+    /// Virtual time at which the account's last request ends.
+    finish: u64,
+    waiting: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Queue {
+    order: BTreeMap<Place, Waiting>,
+    places: BTreeMap<RequestId, Place>,
+    deadlines: BTreeSet<(Micros, RequestId)>,
+    accounts: BTreeMap<AccountId, Turn>,
+    virtual_time: u64,
+    sequence: u64,
+}
+
+/// What a request costs its account, in virtual time.
+fn virtual_cost(enqueue: &Enqueue) -> u64 {
+    let prompt = u64::from(enqueue.ask.prompt_tokens.0) / PROMPT_TOKENS_PER_ANSWER_TOKEN;
+    let answer = u64::from(enqueue.ask.answer_tokens.0.min(enqueue.ask.max_tokens.0));
+    (1 + prompt + answer) * VIRTUAL_PER_TOKEN / u64::from(enqueue.weight.max(1))
+}
+
+impl Queue {
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    pub(crate) fn contains(&self, request: RequestId) -> bool {
+        self.places.contains_key(&request)
+    }
+
+    /// The place that `enqueue` would get now.
+    pub(crate) fn place(&self, enqueue: &Enqueue) -> Place {
+        let finish = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.finish);
+        Place {
+            fresh: u8::from(enqueue.tried == 0),
+            priority: enqueue.priority,
+            tag: if enqueue.tried == 0 { finish.max(self.virtual_time) } else { 0 },
+            sequence: self.sequence,
+        }
+    }
+
+    /// How many would go before `place`.
+    pub(crate) fn ahead(&self, place: Place) -> usize {
+        self.order.range(..place).count()
+    }
+
+    /// Charges an account for a request that did not have to wait.
+    pub(crate) fn charge(&mut self, enqueue: &Enqueue) {
+        if enqueue.tried == 0 {
+            let place = self.place(enqueue);
+            self.virtual_time = self.virtual_time.max(place.tag);
+            let turn = self.accounts.entry(enqueue.account).or_default();
+            turn.finish = place.tag + virtual_cost(enqueue);
+            self.sweep();
+        }
+    }
+
+    /// Puts a request in its place.
+    pub(crate) fn push(&mut self, waiting: Waiting) {
+        let place = self.place(&waiting.enqueue);
+        let request = waiting.enqueue.ask.request;
+        self.sequence += 1;
+        let turn = self.accounts.entry(waiting.enqueue.account).or_default();
+        turn.waiting += 1;
+        if waiting.enqueue.tried == 0 {
+            turn.finish = place.tag + virtual_cost(&waiting.enqueue);
+        }
+        self.deadlines.insert((waiting.deadline, request));
+        let before = self.places.insert(request, place);
+        assert!(before.is_none(), "a request waits in one place");
+        self.order.insert(place, waiting);
+    }
+
+    /// Takes a request out because it goes on: virtual time advances to its turn.
+    pub(crate) fn serve(&mut self, request: RequestId) -> Option<Waiting> {
+        let place = *self.places.get(&request)?;
+        if place.fresh == 1 {
+            self.virtual_time = self.virtual_time.max(place.tag);
+        }
+        self.remove(request)
+    }
+
+    /// Takes a request out.
+    pub(crate) fn remove(&mut self, request: RequestId) -> Option<Waiting> {
+        let place = self.places.remove(&request)?;
+        let waiting = self.order.remove(&place).expect("every place is in the order");
+        self.deadlines.remove(&(waiting.deadline, request));
+        let turn = self.accounts.get_mut(&waiting.enqueue.account).expect("who waits has a turn");
+        turn.waiting -= 1;
+        self.sweep();
+        Some(waiting)
+    }
+
+    /// The first request after `place`, or the first of all.
+    pub(crate) fn next_after(&self, place: Option<Place>) -> Option<(Place, &Waiting)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = place.map_or(Unbounded, Excluded);
+        self.order.range((from, Unbounded)).next().map(|(place, waiting)| (*place, waiting))
+    }
+
+    /// A request whose deadline is at or before `now`.
+    pub(crate) fn expired(&self, now: Micros) -> Option<RequestId> {
+        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, request)| *request)
+    }
+
+    /// The earliest deadline.
+    pub(crate) fn first_deadline(&self) -> Option<Micros> {
+        self.deadlines.first().map(|(deadline, _)| *deadline).filter(|d| *d != Micros::MAX)
+    }
+
+    /// Who makes room for `enqueue` in a full queue: the last of a lower class; else the last of the account that
+    /// has most waiting, where that is at least two more than the arriving account has.
+    pub(crate) fn gives_way(&self, enqueue: &Enqueue) -> Option<RequestId> {
+        let last = self.order.iter().next_back()?;
+        if last.0.fresh == 1 && last.0.priority > enqueue.priority {
+            return Some(last.1.enqueue.ask.request);
+        }
+        let own = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.waiting);
+        let (most, turn) = self.accounts.iter().max_by_key(|(_, turn)| turn.waiting)?;
+        if turn.waiting < own + 2 {
+            return None;
+        }
+        self.order
+            .iter()
+            .rev()
+            .find(|(place, w)| {
+                place.fresh == 1 && place.priority >= enqueue.priority && w.enqueue.account == *most
+            })
+            .map(|(_, w)| w.enqueue.ask.request)
+    }
+
+    /// Forgets accounts whose turns are over, when they have become many: a constant cost a request on average.
+    fn sweep(&mut self) {
+        if self.accounts.len() > 64 + 2 * self.order.len() {
+            let virtual_time = self.virtual_time;
+            let before = self.accounts.len();
+            self.accounts.retain(|_, turn| turn.waiting > 0 || turn.finish > virtual_time);
+            // All of these have just been served and virtual time stands before their ends: let it pass the oldest
+            // half, or every request would sweep in vain.
+            if self.accounts.len() * 2 > before {
+                let mut ends: Vec<u64> =
+                    self.accounts.values().filter(|turn| turn.waiting == 0).map(|turn| turn.finish).collect();
+                ends.sort_unstable();
+                if let Some(end) = ends.get(ends.len() / 2).copied() {
+                    self.accounts.retain(|_, turn| turn.waiting > 0 || turn.finish > end);
+                }
+            }
+        }
+    }
+}
