@@ -5,4 +5,5 @@
 //! `config.json` becomes one, and `checkpoint` for where its tensors lie.
 
 pub mod checkpoint;
+pub mod family;
 pub mod spec;

@@ -1,0 +1,81 @@
+//! The families this build knows: each turns its `config.json` into a [`ModelSpec`], one file and one line here each.
+
+mod decoder;
+mod error;
+mod fields;
+mod llama;
+mod qwen3;
+mod rope;
+
+use crate::spec::ModelSpec;
+
+pub use error::ConfigError;
+use fields::Fields;
+
+/// One family: how its configuration is recognised and read.
+struct Family {
+    /// What people call it; ends up in [`ModelSpec::family`].
+    name: &'static str,
+    /// As in `architectures` of `config.json`.
+    architecture: &'static str,
+    /// As in `model_type` of `config.json`.
+    model_type: &'static str,
+    /// Reads the rest.
+    read: fn(&Fields<'_>) -> Result<ModelSpec, ConfigError>,
+}
+
+/// All families, in alphabetical order.
+const FAMILIES: &[Family] = &[llama::FAMILY, qwen3::FAMILY];
+
+/// The names of all families.
+pub fn names() -> Vec<&'static str> {
+    FAMILIES.iter().map(|family| family.name).collect()
+}
+
+/// Reads `config.json` and, where there is one, `generation_config.json`, whose stop tokens win.
+///
+/// # Errors
+/// Not JSON, an architecture that is unknown, a field that is missing, of another type, out of range or asks for
+/// what cannot be computed; each names the field, the value and what would be accepted.
+pub fn spec_from_config(
+    config_json: &[u8],
+    generation_config: Option<&[u8]>,
+) -> Result<ModelSpec, ConfigError> {
+    let config = fields::parse("config.json", config_json)?;
+    let fields = Fields::new("config.json", &config);
+    let family = recognise(&fields)?;
+    if fields.has("quantization_config") {
+        return Err(fields.unsupported(
+            "quantization_config",
+            "weights must be stored as F32, F16 or BF16, without quantization_config".to_owned(),
+        ));
+    }
+    let mut spec = (family.read)(&fields)?;
+    if let Some(text) = generation_config {
+        let config = fields::parse("generation_config.json", text)?;
+        let fields = Fields::new("generation_config.json", &config);
+        if fields.has("eos_token_id") {
+            spec.stop_tokens = decoder::stop_tokens(&fields, spec.vocabulary)?;
+        }
+    }
+    Ok(spec)
+}
+
+fn recognise(fields: &Fields<'_>) -> Result<&'static Family, ConfigError> {
+    let architectures = fields.texts("architectures")?;
+    let (field, found) = match architectures.first() {
+        Some(&first) => ("architectures", first),
+        None => ("model_type", fields.text("model_type")?),
+    };
+    let known = |family: &&Family| match field {
+        "architectures" => family.architecture == found,
+        _ => family.model_type == found,
+    };
+    FAMILIES.iter().find(known).ok_or_else(|| {
+        let known: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
+        fields.unsupported(field, format!("this build knows {}", known.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests;
