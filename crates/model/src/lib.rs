@@ -7,3 +7,4 @@
 pub mod checkpoint;
 pub mod family;
 pub mod spec;
+pub mod tokenizer;

@@ -1,0 +1,129 @@
+//! Text to tokens and back, by the model's own `tokenizer.json`.
+
+mod bytes;
+mod stream;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+pub use bytes::DecoderError;
+use bytes::TokenBytes;
+pub use stream::DecodeStream;
+
+/// Why a tokenizer cannot be had, or cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The file is not a tokenizer.
+    #[error("tokenizer.json is not readable: {0}")]
+    Unreadable(String),
+    /// The file's decoder is of a kind that this build cannot undo token by token.
+    #[error("tokenizer.json: {0}")]
+    Decoder(#[from] DecoderError),
+    /// The text could not be encoded. The text itself is not shown.
+    #[error("the tokenizer failed on a text of {bytes} bytes: {detail}")]
+    Encode {
+        /// How long the text is.
+        bytes: usize,
+        /// What the tokenizer said.
+        detail: String,
+    },
+}
+
+/// A model's tokenizer. Cheap to clone; shared between threads.
+#[derive(Clone)]
+pub struct Tokenizer {
+    parts: Arc<Parts>,
+}
+
+struct Parts {
+    inner: tokenizers::Tokenizer,
+    bytes: TokenBytes,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.vocabulary_len())
+    }
+}
+
+/// `tokenizers` is foreign code over a foreign file: whatever it does there, it is an error and not our end.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("it contradicts itself".to_owned()),
+    }
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`. Truncation and padding that it may ask for are left out: they belong to training.
+    ///
+    /// # Errors
+    /// Not a tokenizer, or one whose decoder is unknown.
+    pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
+        let mut inner =
+            guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(TokenizerError::Unreadable)?;
+        guarded(|| inner.with_truncation(None).map(|_| ())).map_err(TokenizerError::Unreadable)?;
+        inner.with_padding(None);
+        let bytes = TokenBytes::new(&inner)?;
+        Ok(Self { parts: Arc::new(Parts { inner, bytes }) })
+    }
+
+    /// The tokens of `text`; with `add_special`, also those that the tokenizer puts around a text (begin of text). Texts
+    /// that name special tokens become these tokens.
+    ///
+    /// # Errors
+    /// The tokenizer has no token for a part of the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = guarded(|| self.parts.inner.encode_fast(text, add_special));
+        match encoding {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(detail) => Err(TokenizerError::Encode { bytes: text.len(), detail }),
+        }
+    }
+
+    /// The text of `tokens`; tokens that do not exist and, with `skip_special`, special ones have none. Bytes that are no
+    /// UTF-8 show as U+FFFD.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        let mut stream = self.stream(skip_special);
+        let mut text = String::new();
+        for &token in tokens {
+            stream.push_onto(token, &mut text);
+        }
+        text.push_str(&stream.flush());
+        text
+    }
+
+    /// The bytes that `token` stands for inside a text: maybe part of a character, none where it does not exist.
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+        self.parts.bytes.of(token).to_vec()
+    }
+
+    /// The token spelled `text` in the vocabulary (as stored there: a space may be `Ġ` or `▁`).
+    pub fn token_to_id(&self, text: &str) -> Option<u32> {
+        self.parts.inner.token_to_id(text)
+    }
+
+    /// Whether `token` is one of the model's marks rather than text.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.parts.bytes.is_special(token)
+    }
+
+    /// One above the largest token there is.
+    pub fn vocabulary_len(&self) -> usize {
+        self.parts.bytes.len()
+    }
+
+    /// A decoder of tokens that come one by one.
+    pub fn stream(&self, skip_special: bool) -> DecodeStream {
+        DecodeStream::new(self.clone(), skip_special)
+    }
+
+    fn bytes(&self) -> &TokenBytes {
+        &self.parts.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests;
