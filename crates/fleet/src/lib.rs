@@ -23,6 +23,6 @@ pub use cost::Prediction;
 pub use eligibility::{Ask, Ineligible, eligible};
 pub use instance::Instance;
 pub use policy::{Policy, Priority};
-pub use pool::{Admission, Capacity, Effect, Enqueue, Input, Listing, Outcome, Pool, Verdict};
+pub use pool::{Admission, Capacity, Effect, Enqueue, Input, Listing, Outcome, Pool, Refused, Verdict};
 pub use refusal::Refusal;
 pub use reported::Suspect;

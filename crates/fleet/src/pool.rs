@@ -10,164 +10,25 @@
 
 mod admission;
 mod drive;
+mod event;
 mod listing;
+mod membership;
 
 use std::collections::BTreeMap;
 
-use base::{AccountId, InstanceId, MachineId, Micros, ModelName, RequestId, Rng, Tokens};
-use wire::control::{AttemptRefusal, InstanceOffer, InstanceReport};
+use base::{InstanceId, Micros, ModelName, RequestId, Rng, Tokens};
+use wire::control::AttemptRefusal;
 
 use crate::breaker::Breakers;
-use crate::cost::Prediction;
-use crate::eligibility::{Ask, Ineligible, eligible};
-use crate::instance::{Contents, Instance};
-use crate::policy::{Policy, Priority};
+use crate::eligibility::Ineligible;
+use crate::instance::Instance;
+use crate::policy::Policy;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
-use crate::reported::{Reported, Suspect, Suspects};
 
 pub use admission::Admission;
+pub use event::{Effect, Enqueue, Input, Outcome};
 pub use listing::{Capacity, Listing, Verdict};
-
-/// A request that wants an instance.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Enqueue {
-    /// What it needs. `answer_tokens` is set by the pool.
-    pub ask: Ask,
-    /// Between whom the queue is fair.
-    pub account: AccountId,
-    /// The account's share: twice the weight, twice the work. Zero counts as one.
-    pub weight: u32,
-    /// Its class.
-    pub priority: Priority,
-    /// When its wait ends; by the pool's policy where absent.
-    pub deadline: Option<Micros>,
-    /// On how many instances it was tried. Above zero it goes to the front.
-    pub tried: u32,
-}
-
-/// What happens to a pool.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Input {
-    /// A machine that proved its identity offers an instance of this model; or offers it anew.
-    InstanceUp {
-        /// Which machine.
-        machine: MachineId,
-        /// What it offers.
-        offer: Box<InstanceOffer>,
-    },
-    /// An instance says how it is.
-    InstanceReport {
-        /// From which machine the report came.
-        machine: MachineId,
-        /// What it says.
-        report: InstanceReport,
-    },
-    /// An instance is no more: its machine's connection ended, or it was taken back.
-    InstanceGone {
-        /// Which.
-        instance: InstanceId,
-        /// Whether it may come back by itself (a lost connection): requests wait for it a while.
-        lost: bool,
-    },
-    /// A machine takes nothing new.
-    MachineDraining {
-        /// Which.
-        machine: MachineId,
-    },
-    /// A request wants an instance.
-    Enqueue(Enqueue),
-    /// A request is no longer wanted, wherever it is. Harmless where it is not known.
-    Withdraw {
-        /// Which.
-        request: RequestId,
-    },
-    /// The first token of a dispatched request came.
-    FirstToken {
-        /// Which.
-        request: RequestId,
-    },
-    /// An attempt ended. Harmless where it is not known (its instance went first).
-    AttemptEnded {
-        /// Which request.
-        request: RequestId,
-        /// On which instance.
-        instance: InstanceId,
-        /// How.
-        outcome: Outcome,
-        /// Tokens of the answer.
-        generated: Tokens,
-    },
-    /// Time passed: [`Pool::next_deadline`] came.
-    Tick,
-}
-
-/// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// With its final chunk.
-    Completed,
-    /// Nobody wanted it any more.
-    Cancelled,
-    /// Its machine did not take it; nothing was computed.
-    Refused(AttemptRefusal),
-    /// Its machine failed it: an error, a chunk that does not open, silence past a deadline.
-    Faulted,
-    /// Its machine's connection ended.
-    Lost,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// Send a request to an instance.
-    Dispatch {
-        /// Which.
-        request: RequestId,
-        /// Where to.
-        instance: InstanceId,
-        /// On which machine that is.
-        machine: MachineId,
-        /// How long it waited in the queue.
-        waited: Micros,
-        /// What is predicted for it.
-        predicted: Prediction,
-    },
-    /// Tell a request's caller that it is not served.
-    Refuse {
-        /// Which.
-        request: RequestId,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// Whether an instance is routed to changed, for reasons other than how busy it is.
-    Standing {
-        /// Which.
-        instance: InstanceId,
-        /// On which machine.
-        machine: MachineId,
-        /// Why not; nothing when it is.
-        ineligible: Option<Ineligible>,
-    },
-    /// A machine reported something that cannot be; it was clamped.
-    Suspect {
-        /// Which instance.
-        instance: InstanceId,
-        /// On which machine.
-        machine: MachineId,
-        /// What.
-        suspect: Suspect,
-    },
-    /// An offer or report was not accepted.
-    Rejected {
-        /// Which instance.
-        instance: InstanceId,
-        /// From which machine.
-        machine: MachineId,
-        /// Why.
-        reason: &'static str,
-    },
-}
 
 /// Requests refused so far, by reason: demand that was not served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -200,7 +61,7 @@ pub struct Pool {
     now: Micros,
     instances: BTreeMap<InstanceId, Instance>,
     /// Where each dispatched request is.
-    dispatched: BTreeMap<RequestId, (InstanceId, u32)>,
+    dispatched: BTreeMap<RequestId, InstanceId>,
     queue: Queue,
     breakers: Breakers,
     /// Standing last told, by instance.
@@ -298,169 +159,16 @@ impl Pool {
         }
     }
 
-    fn instance_up(&mut self, machine: MachineId, offer: &InstanceOffer, effects: &mut Vec<Effect>) {
-        let id = offer.instance;
-        let known = self.instances.get(&id);
-        let reason = if offer.model.name != self.model {
-            Some("it serves another model")
-        } else if offer.ranks == 0 || offer.rank >= offer.ranks {
-            Some("its rank is not one of its ranks")
-        } else if offer.report.instance != id {
-            Some("its report is about another instance")
-        } else if known.is_some_and(|i| i.lost_at.is_none() && i.machine != machine) {
-            Some("another machine holds this instance")
-        } else if known.is_some_and(|i| i.machine == machine && i.epoch > offer.epoch) {
-            Some("its epoch is older than one already seen")
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
-            effects.push(Effect::Rejected { instance: id, machine, reason });
-            return;
-        }
-        let mut suspects = Suspects::new();
-        let mut instance = Instance::new(machine, offer, &mut suspects);
-        self.tell_suspects(id, machine, &suspects, effects);
-        instance.contents = self.contents(&instance);
-        match self.instances.remove(&id) {
-            // The same connection says it again: what is in flight stays.
-            Some(old) if old.lost_at.is_none() => {
-                instance.attempts = old.attempts;
-                instance.kv_committed = old.kv_committed;
-                instance.prefill_pending = old.prefill_pending;
-                instance.held_for = old.held_for;
-                instance.learnt = old.learnt;
-            }
-            Some(old) => instance.learnt = old.learnt,
-            None => {}
-        }
-        self.instances.insert(id, instance);
-        self.refresh_breakers(effects);
-        self.tell_standing(id, effects);
-        self.prune(effects);
-    }
-
-    /// Whether an instance holds what the others of this pool hold. Who came first decides, while it lives.
-    fn contents(&self, new: &Instance) -> Contents {
-        let reference = self
-            .instances
-            .values()
-            .find(|i| i.id != new.id && i.contents == Contents::Same && i.lost_at.is_none());
-        match reference {
-            Some(i) if i.model.weights_sha256 != new.model.weights_sha256 => Contents::OtherWeights,
-            Some(i) if i.model.kit_sha256 != new.model.kit_sha256 => Contents::OtherKit,
-            _ => Contents::Same,
-        }
-    }
-
-    fn instance_report(&mut self, machine: MachineId, report: &InstanceReport, effects: &mut Vec<Effect>) {
-        let id = report.instance;
-        let Some(instance) = self.instances.get_mut(&id).filter(|i| i.lost_at.is_none()) else {
-            effects.push(Effect::Rejected {
-                instance: id,
-                machine,
-                reason: "no such instance is registered",
-            });
-            return;
-        };
-        if instance.machine != machine {
-            let reason = "it belongs to another machine";
-            effects.push(Effect::Rejected { instance: id, machine, reason });
-            return;
-        }
-        let mut suspects = Suspects::new();
-        let (limit, phase) = (instance.limit(), instance.reported.phase);
-        instance.report(report.generation, Reported::clamp(report, &mut suspects));
-        let worse = instance.limit() < limit || instance.reported.phase != phase;
-        if worse {
-            instance.held_for = None;
-        }
-        self.tell_suspects(id, machine, &suspects, effects);
-        if worse {
-            self.refresh_breakers(effects);
-        }
-        self.tell_standing(id, effects);
-        if worse {
-            self.prune(effects);
-        }
-    }
-
-    fn instance_gone(&mut self, id: InstanceId, lost: bool, effects: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get_mut(&id).filter(|i| i.lost_at.is_none()) else { return };
-        let machine = instance.machine;
-        let attempts = std::mem::take(&mut instance.attempts);
-        for request in attempts.keys() {
-            self.dispatched.remove(request);
-        }
-        if lost && self.policy.grace_us > Micros::ZERO {
-            instance.lost_at = Some(self.now);
-            instance.kv_committed = 0;
-            instance.prefill_pending = 0;
-            instance.held_for = None;
-        } else {
-            self.instances.remove(&id);
-            self.standings.remove(&id);
-        }
-        // One loss is one fault, however many requests it took along.
-        if lost && !attempts.is_empty() {
-            self.breakers.fault(machine, self.now, &self.policy);
-        }
-        self.adopt_contents(effects);
-        self.refresh_breakers(effects);
-        self.tell_standing(id, effects);
-        self.prune(effects);
-    }
-
-    /// Where nobody is left who holds the pool's contents, the first of the others sets them.
-    fn adopt_contents(&mut self, effects: &mut Vec<Effect>) {
-        if self.instances.values().any(|i| i.contents == Contents::Same && i.lost_at.is_none()) {
-            return;
-        }
-        let Some(first) = self.instances.values().find(|i| i.lost_at.is_none()) else { return };
-        let model = first.model.clone();
-        let mut changed = Vec::new();
-        for instance in self.instances.values_mut().filter(|i| i.lost_at.is_none()) {
-            let contents = if instance.model.weights_sha256 != model.weights_sha256 {
-                Contents::OtherWeights
-            } else if instance.model.kit_sha256 != model.kit_sha256 {
-                Contents::OtherKit
-            } else {
-                Contents::Same
-            };
-            if instance.contents != contents {
-                instance.contents = contents;
-                changed.push(instance.id);
-            }
-        }
-        for id in changed {
-            self.tell_standing(id, effects);
-        }
-    }
-
-    fn machine_draining(&mut self, machine: MachineId, effects: &mut Vec<Effect>) {
-        let mut ids = Vec::new();
-        for instance in self.instances.values_mut().filter(|i| i.machine == machine) {
-            instance.draining = true;
-            instance.held_for = None;
-            ids.push(instance.id);
-        }
-        self.refresh_breakers(effects);
-        for id in ids {
-            self.tell_standing(id, effects);
-        }
-        self.prune(effects);
-    }
-
     fn withdraw(&mut self, request: RequestId, effects: &mut Vec<Effect>) {
         if self.queue.remove(request).is_some() {
             self.release_hold(request);
-        } else if let Some((instance, _)) = self.dispatched.get(&request).copied() {
+        } else if let Some(instance) = self.dispatched.get(&request).copied() {
             self.attempt_ended(request, instance, Outcome::Cancelled, Tokens::ZERO, effects);
         }
     }
 
     fn first_token(&mut self, request: RequestId) {
-        if let Some((id, _)) = self.dispatched.get(&request)
+        if let Some(id) = self.dispatched.get(&request)
             && let Some(instance) = self.instances.get_mut(id)
         {
             instance.first_token(request, self.now);
@@ -475,7 +183,7 @@ impl Pool {
         generated: Tokens,
         effects: &mut Vec<Effect>,
     ) {
-        if self.dispatched.get(&request).is_none_or(|(at, _)| *at != id) {
+        if self.dispatched.get(&request).is_none_or(|at| *at != id) {
             return;
         }
         self.dispatched.remove(&request);
@@ -509,66 +217,5 @@ impl Pool {
         let share = 1.0 / (self.completed.min(20) as f64);
         self.answer_tokens += share * (f64::from(generated.0) - self.answer_tokens);
         self.prompt_tokens += share * (f64::from(prompt) - self.prompt_tokens);
-    }
-
-    /// Carries the breakers' verdicts to the instances. Where they alone would leave nothing to route to, the machine
-    /// whose cool-down ends first is tried all the same.
-    fn refresh_breakers(&mut self, effects: &mut Vec<Effect>) {
-        if self.breakers.is_empty() {
-            return;
-        }
-        let now = self.now;
-        for instance in self.instances.values_mut() {
-            instance.barred_until = self.breakers.barred_until(instance.machine, now);
-        }
-        let least = Ask::least();
-        let able = |i: &&Instance| match eligible(i, &least, now) {
-            Ok(()) => true,
-            Err(reason) => reason.is_load(),
-        };
-        if !self.instances.values().any(|i| able(&i)) {
-            let barred = self
-                .instances
-                .values()
-                .filter(|i| matches!(eligible(i, &least, now), Err(Ineligible::BreakerOpen { .. })));
-            let least_bad = barred.min_by_key(|i| (i.barred_until, i.id)).map(|i| i.machine);
-            for instance in self.instances.values_mut().filter(|i| Some(i.machine) == least_bad) {
-                instance.barred_until = None;
-            }
-        }
-        let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
-        for id in ids {
-            self.tell_standing(id, effects);
-        }
-    }
-
-    /// Tells an instance's standing where it changed for reasons other than load.
-    fn tell_standing(&mut self, id: InstanceId, effects: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get(&id) else { return };
-        let ineligible = eligible(instance, &Ask::least(), self.now).err().filter(|reason| !reason.is_load());
-        let same = |old: &Option<Ineligible>| match (old, &ineligible) {
-            (None, None) => true,
-            (Some(a), Some(b)) => std::mem::discriminant(a) == std::mem::discriminant(b),
-            _ => false,
-        };
-        if self.standings.get(&id).is_some_and(same) {
-            return;
-        }
-        self.standings.insert(id, ineligible);
-        effects.push(Effect::Standing { instance: id, machine: instance.machine, ineligible });
-    }
-
-    fn tell_suspects(
-        &self,
-        instance: InstanceId,
-        machine: MachineId,
-        suspects: &Suspects,
-        effects: &mut Vec<Effect>,
-    ) {
-        effects.extend(suspects.iter().map(|suspect| Effect::Suspect {
-            instance,
-            machine,
-            suspect: *suspect,
-        }));
     }
 }

@@ -51,7 +51,7 @@ impl Pool {
         match self.admit(self.now, &enqueue) {
             Ok(Admission::Now) => {
                 self.queue.charge(&enqueue);
-                let placed = self.place(&enqueue.ask, enqueue.tried, self.now, effects);
+                let placed = self.place(&enqueue.ask, self.now, effects);
                 assert!(placed, "what is admitted to start now starts now");
             }
             Ok(Admission::Waits { gives_way, .. }) => {

@@ -18,9 +18,8 @@ impl Pool {
             let request = waiting.enqueue.ask.request;
             let answer = self.answer_expected();
             let mut ask = waiting.enqueue.ask.clone();
-            let tried = waiting.enqueue.tried;
             ask.answer_tokens = answer;
-            if self.place(&ask, tried, since, effects) {
+            if self.place(&ask, since, effects) {
                 self.queue.serve(request).expect("it was just seen there");
                 if self.release_hold(request) {
                     // What was kept free may suit somebody who was passed over.
@@ -46,7 +45,7 @@ impl Pool {
     }
 
     /// Sends `ask` to the instance that costs it least; false where none takes it.
-    pub(super) fn place(&mut self, ask: &Ask, tried: u32, since: Micros, effects: &mut Vec<Effect>) -> bool {
+    pub(super) fn place(&mut self, ask: &Ask, since: Micros, effects: &mut Vec<Effect>) -> bool {
         let Some((id, predicted)) = self.choose(ask) else { return false };
         let instance = self.instances.get_mut(&id).expect("a chosen instance is known");
         let attempt = InFlight {
@@ -58,7 +57,7 @@ impl Pool {
             batch: instance.taken() + 1,
         };
         instance.begin(ask.request, attempt);
-        self.dispatched.insert(ask.request, (id, tried));
+        self.dispatched.insert(ask.request, id);
         effects.push(Effect::Dispatch {
             request: ask.request,
             instance: id,
