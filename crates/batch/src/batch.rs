@@ -1,0 +1,375 @@
+//! The batch itself: sequences by arrival, and the decisions of each step.
+
+use std::collections::{BTreeMap, HashMap};
+
+use base::{AttemptId, Micros};
+
+use crate::limits::{Limits, LimitsError};
+use crate::pages::Pages;
+use crate::plan::{Cause, Drawn, Ended, Plan, Span};
+use crate::sequence::{Arrival, Refusal, Sequence};
+use crate::share::share;
+
+/// Sequences, pages, and what is computed next.
+///
+/// ```
+/// # use base::{AttemptId, Micros};
+/// # use batch::{Arrival, Batch, Drawn, Limits};
+/// let mut batch = Batch::new(Limits {
+///     pages: 4, page_tokens: 4, context: 16, running_max: 2, waiting_max: 2, step_tokens_max: 8,
+///     pause_us_max: Micros::ZERO,
+/// })?;
+/// let arrival = Arrival {
+///     attempt: AttemptId(1), tokens: vec![5, 6, 7], prompt: 3, generated_max: 1, deadline: None,
+/// };
+/// batch.submit(Micros(0), arrival).expect("there is room");
+/// let plan = batch.plan(Micros(1), usize::MAX, |_| true);
+/// assert_eq!(batch.tokens(&plan.spans[0]), [5, 6, 7]);
+/// let ended = batch.commit(Micros(2), plan, &[Drawn::Token(8)]);
+/// assert_eq!(ended[0].account.generated_tokens, 1);
+/// # Ok::<(), batch::LimitsError>(())
+/// ```
+pub struct Batch {
+    limits: Limits,
+    /// By order of arrival.
+    sequences: BTreeMap<u64, Sequence>,
+    orders: HashMap<AttemptId, u64>,
+    next_order: u64,
+    pages: Pages,
+}
+
+/// How full a batch is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that hold a place.
+    pub running: usize,
+    /// Sequences that wait for one.
+    pub waiting: usize,
+    /// Pages that the tokens there are now need, of running and waiting sequences.
+    pub pages_needed: usize,
+    /// Pages that can be had now.
+    pub pages_available: usize,
+    /// Tokens still to prefill.
+    pub prefill_tokens: usize,
+}
+
+impl Batch {
+    /// An empty batch.
+    ///
+    /// # Errors
+    /// Bounds within which it might not get on.
+    pub fn new(limits: Limits) -> Result<Self, LimitsError> {
+        limits.check()?;
+        Ok(Self {
+            pages: Pages::new(limits.pages),
+            limits,
+            sequences: BTreeMap::new(),
+            orders: HashMap::new(),
+            next_order: 0,
+        })
+    }
+
+    /// Its bounds.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Takes a sequence. From here on it ends exactly once.
+    ///
+    /// # Errors
+    /// It cannot be computed, or there is no place; nothing is kept of it.
+    pub fn submit(&mut self, now: Micros, arrival: Arrival) -> Result<(), Refusal> {
+        assert!(arrival.prompt <= arrival.tokens.len(), "a prompt longer than its sequence");
+        let generated = arrival.tokens.len() - arrival.prompt;
+        if arrival.prompt == 0 {
+            return Err(Refusal::Empty);
+        }
+        if generated >= arrival.generated_max {
+            return Err(Refusal::Complete { generated, generated_max: arrival.generated_max });
+        }
+        if arrival.tokens.len() >= self.limits.context as usize {
+            return Err(Refusal::TooLong { tokens: arrival.tokens.len(), context: self.limits.context });
+        }
+        if self.orders.contains_key(&arrival.attempt) {
+            return Err(Refusal::Duplicate);
+        }
+        let places = (self.limits.running_max + self.limits.waiting_max) as usize;
+        if self.sequences.len() >= places {
+            let running = self.running();
+            return Err(Refusal::NoSlot { running, waiting: self.sequences.len() - running });
+        }
+        let order = self.next_order;
+        self.next_order += 1;
+        self.orders.insert(arrival.attempt, order);
+        self.sequences.insert(order, Sequence::new(now, arrival, &self.limits));
+        Ok(())
+    }
+
+    /// Ends a sequence before its time. Nothing where it has ended already.
+    pub fn end(&mut self, now: Micros, attempt: AttemptId, cause: Cause) -> Option<Ended> {
+        let order = self.orders.get(&attempt).copied()?;
+        Some(self.remove(now, order, cause))
+    }
+
+    /// Decides the next step.
+    ///
+    /// `prefill_beside_decode`: prefill tokens at most in a step that decodes too, so that a long prompt does not
+    /// stall running streams (one at least is planned); the step's own bound holds in any case. `has_room`: whether a sequence's reader can
+    /// take more. A plan that is dropped instead of committed computed nothing.
+    pub fn plan(
+        &mut self,
+        now: Micros,
+        prefill_beside_decode: usize,
+        has_room: impl Fn(AttemptId) -> bool,
+    ) -> Plan {
+        for sequence in self.sequences.values_mut() {
+            sequence.note_room(now, has_room(sequence.attempt));
+        }
+        let mut plan = Plan { ended: self.expire(now), ..Plan::default() };
+        self.plan_decode(now, &mut plan);
+        self.admit();
+        self.plan_prefill(now, prefill_beside_decode, &mut plan);
+        plan.tokens = plan.spans.iter().map(|span| span.count).sum();
+        plan.wipe = self.pages.drain_wipes();
+        plan.paused = self.sequences.values().any(Sequence::paused);
+        plan.next_deadline =
+            self.sequences.values().filter_map(|s| s.expires(self.limits.pause_us_max)).min();
+        plan
+    }
+
+    /// Takes in what `plan` computed: `drawn` has one entry for each span that draws, in their order.
+    pub fn commit(&mut self, now: Micros, plan: Plan, drawn: &[Drawn]) -> Vec<Ended> {
+        let drawing = plan.spans.iter().filter(|span| span.draws).count();
+        assert_eq!(drawing, drawn.len(), "tokens drawn for another plan");
+        let mut drawn = drawn.iter();
+        let mut ended = Vec::new();
+        for span in &plan.spans {
+            let token = if span.draws { drawn.next() } else { None };
+            let Some(sequence) = self.sequences.get_mut(&span.order) else {
+                continue;
+            };
+            assert_eq!(sequence.computed, span.start, "a plan was committed out of order");
+            sequence.computed += span.count;
+            enter_full_pages(sequence, &mut self.pages, self.limits.page_tokens as usize);
+            let cause = token.and_then(|&drawn| take(sequence, now, drawn));
+            if let Some(cause) = cause {
+                ended.push(self.remove(now, span.order, cause));
+            }
+        }
+        ended
+    }
+
+    /// The tokens of a span of the last plan.
+    pub fn tokens(&self, span: &Span) -> &[u32] {
+        &self.sequences[&span.order].tokens.as_slice()[span.start..span.start + span.count]
+    }
+
+    /// The pages of a span of the last plan: of all positions up to its end.
+    pub fn pages(&self, span: &Span) -> &[u32] {
+        let count = self.limits.pages_for(span.start + span.count);
+        &self.sequences[&span.order].pages[..count]
+    }
+
+    /// All tokens of a sequence, prompt first, and how many of them are the prompt.
+    pub fn history(&self, attempt: AttemptId) -> Option<(&[u32], usize)> {
+        let sequence = &self.sequences[self.orders.get(&attempt)?];
+        Some((sequence.tokens.as_slice(), sequence.prompt))
+    }
+
+    /// Pages to wipe that no plan has named yet: for when there is nothing to compute.
+    pub fn drain_wipes(&mut self) -> Vec<u32> {
+        self.pages.drain_wipes()
+    }
+
+    /// Lets all reusable prefixes go.
+    pub fn forget_prefixes(&mut self) {
+        self.pages.forget_kept();
+    }
+
+    /// Whether there is no sequence at all.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// The sequences there are, oldest first.
+    pub fn attempts(&self) -> Vec<AttemptId> {
+        self.sequences.values().map(|sequence| sequence.attempt).collect()
+    }
+
+    /// How full it is.
+    pub fn load(&self) -> Load {
+        let mut load = Load { pages_available: self.pages.available(), ..Load::default() };
+        for sequence in self.sequences.values() {
+            if sequence.runs() {
+                load.running += 1;
+            } else {
+                load.waiting += 1;
+            }
+            load.pages_needed += self.limits.pages_for(sequence.tokens.len()).max(sequence.pages.len());
+            if !sequence.decodes() {
+                load.prefill_tokens += sequence.remaining();
+            }
+        }
+        load
+    }
+
+    fn running(&self) -> usize {
+        self.sequences.values().filter(|sequence| sequence.runs()).count()
+    }
+
+    fn remove(&mut self, now: Micros, order: u64, cause: Cause) -> Ended {
+        let mut sequence = self.sequences.remove(&order).expect("the caller found it");
+        self.orders.remove(&sequence.attempt);
+        let ended = sequence.ended(now, cause);
+        self.pages.release(&sequence.leave());
+        ended
+    }
+
+    fn expire(&mut self, now: Micros) -> Vec<Ended> {
+        let pause_max = self.limits.pause_us_max;
+        let over = |(&order, s): (&u64, &Sequence)| {
+            s.expires(pause_max).is_some_and(|at| at <= now).then_some(order)
+        };
+        let over: Vec<u64> = self.sequences.iter().filter_map(over).collect();
+        over.into_iter().map(|order| self.remove(now, order, Cause::Expired)).collect()
+    }
+
+    /// One token for every sequence that decodes, oldest first; the youngest give way where pages run out.
+    fn plan_decode(&mut self, now: Micros, plan: &mut Plan) {
+        let decoding =
+            |(&order, s): (&u64, &Sequence)| (s.runs() && s.decodes() && !s.paused()).then_some(order);
+        let decoding: Vec<u64> = self.sequences.iter().filter_map(decoding).collect();
+        for order in decoding {
+            if !self.make_room(order) {
+                continue;
+            }
+            let sequence = self.sequences.get_mut(&order).expect("it was found above");
+            plan.spans.push(sequence.span(now, order, 1));
+        }
+        plan.decoding = plan.spans.len();
+    }
+
+    /// Gives the sequence a page for its next token if it lacks one. False where it lost its own place.
+    fn make_room(&mut self, order: u64) -> bool {
+        loop {
+            let sequence = self.sequences.get_mut(&order).expect("the caller found it");
+            if !sequence.runs() {
+                return false;
+            }
+            if self.limits.pages_for(sequence.tokens.len()) <= sequence.pages.len() {
+                return true;
+            }
+            match self.pages.take() {
+                Some(page) => sequence.pages.push(page),
+                None => {
+                    let victim = self.victim().expect("this one runs");
+                    self.preempt(victim);
+                    self.sequences.get_mut(&victim).expect("it was found above").outgrown = true;
+                }
+            }
+        }
+    }
+
+    /// Who gives way: the youngest paused sequence, else the youngest.
+    fn victim(&self) -> Option<u64> {
+        self.youngest_paused().or_else(|| {
+            self.sequences.iter().rev().find(|(_, sequence)| sequence.runs()).map(|(&order, _)| order)
+        })
+    }
+
+    fn youngest_paused(&self) -> Option<u64> {
+        let paused = |(_, sequence): &(&u64, &Sequence)| sequence.runs() && sequence.paused();
+        self.sequences.iter().rev().find(paused).map(|(&order, _)| order)
+    }
+
+    fn preempt(&mut self, order: u64) {
+        let sequence = self.sequences.get_mut(&order).expect("the caller found it");
+        sequence.preemptions += 1;
+        let pages = sequence.leave();
+        self.pages.release(&pages);
+    }
+
+    /// Lets waiting sequences in, oldest first, until the first that does not fit: passing it over would starve it.
+    fn admit(&mut self) {
+        let waiting = |(&order, s): (&u64, &Sequence)| (!s.runs() && !s.paused()).then_some(order);
+        let waiting: Vec<u64> = self.sequences.iter().filter_map(waiting).collect();
+        for order in waiting {
+            while self.running() >= self.limits.running_max as usize || !self.try_enter(order) {
+                let Some(paused) = self.youngest_paused() else {
+                    return;
+                };
+                self.preempt(paused);
+            }
+        }
+    }
+
+    /// Lets one sequence in if its pages can be had.
+    fn try_enter(&mut self, order: u64) -> bool {
+        let running = self.running();
+        let page_tokens = self.limits.page_tokens as usize;
+        let sequence = self.sequences.get_mut(&order).expect("the caller found it");
+        let tokens = sequence.tokens.as_slice();
+        // The last token is computed in any case: its row is what the next token is drawn from.
+        let (node, mut pages) = self.pages.find(&tokens[..tokens.len() - 1], page_tokens);
+        let shared = pages.len();
+        let needed = self.limits.pages_for(tokens.len()) - shared;
+        let wanted =
+            if sequence.outgrown { self.limits.pages_for(sequence.length_max) - shared } else { needed };
+        let available = self.pages.available() - self.pages.kept_among(&pages);
+        // One spare page for each sequence that runs: else the next step might throw this one out again.
+        if available < wanted + running {
+            return false;
+        }
+        for &page in &pages {
+            self.pages.share(page);
+        }
+        for _ in 0..needed {
+            pages.push(self.pages.take().expect("as many were available"));
+        }
+        sequence.enter(node, shared, shared * page_tokens, pages);
+        true
+    }
+
+    fn plan_prefill(&mut self, now: Micros, beside_decode: usize, plan: &mut Plan) {
+        let left = self.limits.step_tokens_max as usize - plan.decoding;
+        let budget = if plan.decoding > 0 { left.min(beside_decode.max(1)) } else { left };
+        let planned = |order: &u64| plan.spans.iter().any(|span| span.order == *order);
+        let prefilling: Vec<u64> = self
+            .sequences
+            .iter()
+            .filter(|(order, s)| s.runs() && !s.paused() && !(s.decodes() && planned(order)))
+            .map(|(&order, _)| order)
+            .collect();
+        let remaining: Vec<usize> =
+            prefilling.iter().map(|order| self.sequences[order].remaining()).collect();
+        for (order, part) in prefilling.into_iter().zip(share(budget, &remaining)) {
+            if part > 0 {
+                let sequence = self.sequences.get_mut(&order).expect("it was found above");
+                plan.spans.push(sequence.span(now, order, part));
+            }
+        }
+    }
+}
+
+/// Makes the pages that are full now findable.
+fn enter_full_pages(sequence: &mut Sequence, pages: &mut Pages, page_tokens: usize) {
+    while (sequence.entered + 1) * page_tokens <= sequence.computed {
+        let at = sequence.entered;
+        let block = &sequence.tokens.as_slice()[at * page_tokens..(at + 1) * page_tokens];
+        sequence.node = pages.enter(sequence.node, block, sequence.pages[at]);
+        sequence.entered += 1;
+    }
+}
+
+/// Gives `sequence` what was drawn for it; why it ends, if it does.
+fn take(sequence: &mut Sequence, now: Micros, drawn: Drawn) -> Option<Cause> {
+    match drawn {
+        Drawn::Stop => return Some(Cause::Stop),
+        Drawn::Last(token) => {
+            sequence.push(now, token);
+            return Some(Cause::Stop);
+        }
+        Drawn::Token(token) => sequence.push(now, token),
+    }
+    (sequence.tokens.len() >= sequence.length_max).then_some(Cause::Length)
+}
