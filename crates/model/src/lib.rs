@@ -6,5 +6,7 @@
 
 pub mod checkpoint;
 pub mod family;
+pub mod kit;
 pub mod spec;
+pub mod template;
 pub mod tokenizer;

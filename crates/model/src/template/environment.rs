@@ -1,0 +1,78 @@
+//! The Jinja environment that chat templates are written for.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+
+use super::{json, python};
+
+/// What a template said with `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Raised(pub(super) String);
+
+pub(super) fn environment(fuel: u64) -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("the delimiters are Jinja's own"));
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(python::method);
+    // In debug mode errors would carry the conversation.
+    environment.set_debug(false);
+    environment.set_fuel(Some(fuel));
+    // Would show whatever the template can see.
+    environment.remove_global("debug");
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
+    });
+    environment
+}
+
+/// `tojson` as transformers has it: Python's `json.dumps`, without Jinja's escapes for HTML.
+fn tojson(value: &Value, indent: Option<usize>, kwargs: Kwargs) -> Result<String, Error> {
+    let style = json::Style {
+        indent: match indent {
+            Some(indent) => Some(indent),
+            None => kwargs.get("indent")?,
+        },
+        ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sorted: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        separators: match kwargs.get::<Option<Vec<String>>>("separators")? {
+            Some(two) => match <[String; 2]>::try_from(two) {
+                Ok(two) => Some(two),
+                Err(_) => {
+                    return Err(Error::new(ErrorKind::InvalidOperation, "separators must be two texts"));
+                }
+            },
+            None => None,
+        },
+    };
+    kwargs.assert_all_used()?;
+    json::to_json(value, &style)
+}
+
+/// `{% generation %}` marks the model's own words for training: here it is a block like any other, so that the marks'
+/// whitespace control stays.
+pub(super) fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(begin) = rest.find("{%") {
+        let (before, tag) = rest.split_at(begin);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            out.push_str(tag);
+            return out;
+        };
+        let (tag, after) = tag.split_at(end + 2);
+        let inner = &tag[2..tag.len() - 2];
+        match inner.trim_matches(['-', '+']).trim() {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}

@@ -1,0 +1,78 @@
+//! What templates may do and what ends them. The golden set is in `tests/template_golden.rs`.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn render(source: &str, messages: &[Value]) -> Result<String, TemplateError> {
+    ChatTemplate::new(source, Some("<s>"), Some("</s>"))?.render(messages, None, true, &ChatExtra::default())
+}
+
+#[test]
+fn a_template_that_never_ends_is_ended() {
+    let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% set x = a %}{% endfor %}{% endfor %}{% endfor %}";
+    assert!(matches!(render(source, &[]), Err(TemplateError::OutOfFuel)));
+    let source = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
+    assert!(matches!(render(source, &[]), Err(TemplateError::Failed { .. } | TemplateError::OutOfFuel)));
+}
+
+#[test]
+fn a_template_that_writes_too_much_is_ended() {
+    let source = "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}";
+    let long = "x".repeat(10_000);
+    assert!(matches!(render(source, &[json!({"content": long})]), Err(TemplateError::TooLong)));
+}
+
+#[test]
+fn what_the_template_raises_is_told_in_its_words() {
+    let source =
+        "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}";
+    let error = render(source, &[json!({"role": "system"})]).unwrap_err();
+    assert!(
+        matches!(&error, TemplateError::Refused { message } if message == "roles must alternate"),
+        "{error}"
+    );
+    assert_eq!(render(source, &[json!({"role": "user"})]).unwrap(), "");
+}
+
+#[test]
+fn a_syntax_error_names_the_line() {
+    let error = ChatTemplate::new("a\n{% if %}\n", None, None).unwrap_err();
+    assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error}");
+    assert!(ChatTemplate::new(&"x".repeat(SOURCE_BYTES_MAX + 1), None, None).is_err());
+}
+
+#[test]
+fn a_failure_names_the_line_and_shows_none_of_the_conversation() {
+    let error = render("\n{{ messages[0].content.nothing() }}", &[json!({"content": "secret"})]).unwrap_err();
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("line 2") && !text.contains("secret"), "{text}");
+}
+
+#[test]
+fn the_callers_variables_are_seen_but_never_replace_the_conversation() {
+    let template =
+        ChatTemplate::new("{{ mode }} {{ messages | length }} {{ bos_token }}", Some("<s>"), None).unwrap();
+    let variables = json!({"mode": "short", "messages": [1, 2, 3]}).as_object().unwrap().clone();
+    let extra = ChatExtra { now_unix_s: 0, variables };
+    assert_eq!(template.render(&[], None, false, &extra).unwrap(), "short 0 <s>");
+}
+
+#[test]
+fn marks_for_training_are_transparent() {
+    let source = "a\n{%- generation %}\nb{% endgeneration -%}\nc {% raw %}{% x %}{% endraw %}";
+    assert_eq!(render(source, &[]).unwrap(), "abc {% x %}");
+}
+
+#[test]
+fn the_time_is_the_callers() {
+    let template = ChatTemplate::new("{{ strftime_now('%d %b %Y') }}", None, None).unwrap();
+    let extra = ChatExtra { now_unix_s: 1_709_212_029, ..ChatExtra::default() };
+    assert_eq!(template.render(&[], None, false, &extra).unwrap(), "29 Feb 2024");
+}
+
+#[test]
+fn a_template_sees_neither_files_nor_the_whole_state() {
+    assert!(render("{% include 'other' %}", &[]).is_err());
+    assert!(render("{{ debug() }}", &[]).is_err());
+}
