@@ -15,7 +15,7 @@ pub struct Policy {
     /// How long requests wait for a lost instance to come back, where nothing else serves their model. A provider
     /// reconnects within a second or two, and starts with a small model within ten.
     pub grace_us: Micros,
-    /// How many instances a request is tried on at most.
+    /// How many attempts of a request may fail.
     pub attempts_max: u32,
     /// An instance that refused for lack of room is left alone until its next report, but no longer than this.
     pub full_pause_us: Micros,

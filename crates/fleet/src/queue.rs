@@ -73,9 +73,9 @@ impl Queue {
     pub(crate) fn place(&self, enqueue: &Enqueue) -> Place {
         let finish = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.finish);
         Place {
-            fresh: u8::from(enqueue.tried == 0),
+            fresh: u8::from(!enqueue.again),
             priority: enqueue.priority,
-            tag: if enqueue.tried == 0 { finish.max(self.virtual_time) } else { 0 },
+            tag: if enqueue.again { 0 } else { finish.max(self.virtual_time) },
             sequence: self.sequence,
         }
     }
@@ -87,7 +87,7 @@ impl Queue {
 
     /// Charges an account for a request that did not have to wait.
     pub(crate) fn charge(&mut self, enqueue: &Enqueue) {
-        if enqueue.tried == 0 {
+        if !enqueue.again {
             let place = self.place(enqueue);
             self.virtual_time = self.virtual_time.max(place.tag);
             let turn = self.accounts.entry(enqueue.account).or_default();
@@ -103,7 +103,7 @@ impl Queue {
         self.sequence += 1;
         let turn = self.accounts.entry(waiting.enqueue.account).or_default();
         turn.waiting += 1;
-        if waiting.enqueue.tried == 0 {
+        if !waiting.enqueue.again {
             turn.finish = place.tag + virtual_cost(&waiting.enqueue);
         }
         self.deadlines.insert((waiting.deadline, request));

@@ -45,7 +45,7 @@ pub enum Refusal {
     },
     /// It failed everywhere it could be tried.
     AttemptsFailed {
-        /// On how many instances it was tried.
+        /// How many attempts failed.
         tried: u32,
     },
 }
@@ -94,7 +94,7 @@ impl fmt::Display for Refusal {
                  that this model holds where it is served; shorten the prompt or lower max_tokens"
             ),
             Self::AttemptsFailed { tried } => {
-                write!(f, "the request failed on {tried} machines and there is no other to try")
+                write!(f, "{tried} attempts at the request failed and there is no other machine to try")
             }
         }
     }

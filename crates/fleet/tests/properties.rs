@@ -99,7 +99,7 @@ impl World {
         self.held += self.pool.instances().filter(|i| i.held_for.is_some()).count();
         assert_eq!(self.pool.queued(), self.queued.len());
         assert_eq!(self.pool.running(), self.dispatched.len());
-        let fresh = self.queued.values().filter(|e| e.tried == 0).count();
+        let fresh = self.queued.values().filter(|e| !e.again).count();
         assert!(fresh <= self.policy.queue_max as usize, "{fresh} wait where 8 may");
         for enqueue in self.queued.values() {
             let verdicts = self.pool.explain(self.now, &enqueue.ask);
@@ -242,6 +242,7 @@ impl World {
                 if let Some((machine, mut again)) = self.orphans.pop() {
                     again.ask.excluded.push(machine);
                     again.tried += 1;
+                    again.again = true;
                     self.enqueue(again);
                 }
             }

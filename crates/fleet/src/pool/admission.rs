@@ -107,12 +107,12 @@ impl Pool {
         let predicted = self.predicted_start(ask, self.queue.ahead(place));
         let trust = if self.completed >= TRUSTED_AFTER { 1 } else { 2 };
         // A request that was already let in once is not sent away for a prediction.
-        if let Some(predicted) = predicted.filter(|p| enqueue.tried == 0 && p.0 / trust > allowed.0) {
+        if let Some(predicted) = predicted.filter(|p| !enqueue.again && p.0 / trust > allowed.0) {
             let retry_after = self.retry_after(predicted.saturating_sub(allowed));
             return Err(Refusal::PredictedLate { predicted, allowed, retry_after });
         }
         let full = self.policy.queue_max > 0 && self.queue.len() >= self.policy.queue_max as usize;
-        let gives_way = if full && enqueue.tried == 0 {
+        let gives_way = if full && !enqueue.again {
             let loser = self.queue.gives_way(enqueue);
             // Promised from a quarter of the queue on: a place that is free for certain by then, not the first one,
             // for which everybody else competes.

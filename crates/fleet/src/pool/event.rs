@@ -22,7 +22,10 @@ pub struct Enqueue {
     pub priority: Priority,
     /// When its wait ends; by the pool's policy where absent.
     pub deadline: Option<Micros>,
-    /// On how many instances it was tried. Above zero it goes to the front.
+    /// Whether it was dispatched before: then it goes to the front, and neither a full queue nor a prediction
+    /// sends it away.
+    pub again: bool,
+    /// How many of its attempts failed. Typed refusals for lack of room do not count: they have only its deadline.
     pub tried: u32,
 }
 

@@ -101,6 +101,7 @@ pub(crate) fn enqueue(n: u64, of: u64, prompt: u32, max_tokens: u32) -> Enqueue 
         weight: 1,
         priority: Priority::Normal,
         deadline: None,
+        again: false,
         tried: 0,
     }
 }
