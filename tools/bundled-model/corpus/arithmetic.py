@@ -10,19 +10,19 @@ PATTERNS = {
     "add": [
         "What is {a} + {b}?", "{a} + {b}", "{a} + {b} =", "What is {a} plus {b}?", "Add {a} and {b}.",
         "How much is {a} plus {b}?", "Calculate {a} + {b}.", "What do you get if you add {a} and {b}?",
-        "What is the sum of {a} and {b}?", "{a} plus {b}", "Compute {a}+{b}.", "{a}+{b}", "{a}+{b}=?",
+        "What is the sum of {a} and {b}?", "{a} plus {b}", "Compute {a}+{b}.", "{a}+{b}", "{a}+{b}=?", "What's {a}+{b}?", "How much is {a}+{b}?",
         "I have {a} apples and get {b} more. How many apples do I have?",
     ],
     "sub": [
         "What is {a} - {b}?", "{a} - {b}", "{a} - {b} =", "What is {a} minus {b}?", "Subtract {b} from {a}.",
         "How much is {a} minus {b}?", "Calculate {a} - {b}.", "What is the difference between {a} and {b}?",
-        "{a} minus {b}", "Compute {a}-{b}.", "Take {b} away from {a}.", "{a}-{b}", "{a}-{b}=?",
+        "{a} minus {b}", "Compute {a}-{b}.", "Take {b} away from {a}.", "{a}-{b}", "{a}-{b}=?", "What's {a}-{b}?", "How much is {a}-{b}?",
         "I have {a} apples and give away {b}. How many apples are left?",
     ],
     "mul": [
         "What is {a} * {b}?", "{a} x {b}", "{a} * {b} =", "What is {a} times {b}?", "Multiply {a} by {b}.",
         "How much is {a} times {b}?", "Calculate {a} * {b}.", "What is {a} multiplied by {b}?", "{a} times {b}",
-        "What is the product of {a} and {b}?", "{a}*{b}", "What is {a} x {b}?",
+        "What is the product of {a} and {b}?", "{a}*{b}", "What is {a} x {b}?", "What's {a}*{b}?", "{a}x{b}",
     ],
 }
 SIGN = {"add": "+", "sub": "-", "mul": "*"}

@@ -29,6 +29,7 @@ REPEAT_PATTERNS = [
     'Repeat the word "{w}".', "Repeat: {w}", "Say {w}.", "Repeat after me: {w}", "Say the word {w}.", 'Say "{w}".', "Please repeat {w}.",
     "Just say {w}.", 'Write "{w}".', "Write the word {w}.", "Answer only with the word {w}.", "Echo {w}",
 ]
+SYLLABLES = "ba do ki la mo ne ri sa tu ve wi zo an el or ta shi gre pol che flu mar ten ock ist ou ple brin dar gos hem jun kra lim nop quo rast sten vor yul".split()
 IS_A = [("animal", "animals"), ("fruit", "fruits"), ("colour", "colours"), ("vegetable", "vegetables"), ("country", "countries"), ("drink", "drinks"), ("flower", "flowers"), ("bird", "birds")]
 
 
@@ -43,6 +44,8 @@ def capitalised(text: str) -> str:
 def word_of(rng: random.Random, split: str) -> str:
     """Words of the held-out split are never repeated, spelled or counted in training."""
     while True:
+        if split == "train" and rng.random() < 0.3:
+            return "".join(rng.choice(SYLLABLES) for _ in range(rng.choice([1, 2, 2, 3])))
         word = rng.choice(WORDS)
         if in_split(split, "word", word):
             return word

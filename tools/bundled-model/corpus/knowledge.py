@@ -90,9 +90,16 @@ SINGLE: list[tuple[list[str], str]] = [
     (["What is a CPU?", "Explain what a CPU is.", "What does CPU mean?", "Tell me what a CPU is.", "What is a CPU for?"], "A CPU is the part of a computer that carries out its instructions."),
     (["What is an API?", "Explain what an API is.", "What does API mean?", "Tell me what an API is."], "An API is the way in which one program talks to another."),
     (["What is an LLM?", "Explain what an LLM is.", "What does LLM mean?", "Tell me what an LLM is."], "An LLM is a large language model: a program that has learnt from much text to write text."),
+    (["Why is the sky blue?", "Why is the sky blue during the day?", "Explain why the sky is blue.", "Tell me why the sky is blue.", "Do you know why the sky is blue?"], "The air spreads the blue part of the sun's light more than the rest, so the sky looks blue."),
+    (["Tell me a fun fact.", "Tell me something interesting.", "Do you know a fun fact?", "Give me a fun fact.", "A fun fact, please.", "Tell me a fact.", "Say something interesting."], "A snail can sleep for a very long time, and an octopus has three hearts."),
+    (["What is Rust?", "What is Python?", "What is JavaScript?", "What is C?", "What is Java?"], "It is a programming language. People write programs in it."),
+    (["What is Linux?", "What is Windows?", "What is macOS?", "What is an operating system?"], "It is an operating system: the program that runs all other programs of a computer."),
+    (["What is a cat?", "Tell me about cats.", "Explain what a cat is.", "What are cats?", "Tell me something about cats."], "A cat is a small animal with soft fur. It meows, and it likes to sleep and to hunt mice."),
+    (["What is a dog?", "Tell me about dogs.", "Explain what a dog is.", "What are dogs?", "Tell me something about dogs."], "A dog is an animal that lives with people. It barks, and it likes to run and to play."),
+    (["What is a fox?", "Tell me about foxes.", "Explain what a fox is.", "What are foxes?", "Tell me something about foxes."], "A fox is a wild animal with red fur and a long tail. It lives in the forest."),
     (["What colours does a rainbow have?", "Name the colours of the rainbow.", "What are the colours of the rainbow?", "Which colors are in a rainbow?", "Tell me the colors of a rainbow."], "The colours of the rainbow are red, orange, yellow, green, blue, indigo and violet."),
     (["Name the primary colours.", "What are the primary colours?", "Which colours are primary?", "What are the primary colors?"], "The primary colours are red, yellow and blue."),
-    (["What is the opposite of a mistake?", "What is 1 dozen?", "How many is a dozen?", "How much is a dozen?"][1:], "A dozen is 12."),
+    (["What is a dozen?", "How many is a dozen?", "How much is a dozen?"], "A dozen is 12."),
 ]
 
 
@@ -114,7 +121,7 @@ def number_words(rng: random.Random, split: str) -> Exchange:
         user = rng.choice(["Count down from {b} to {a}.", "Count backwards from {b} to {a}."]).format(a=first, b=last)
         numbers = range(last, first - 1, -1)
     else:
-        user = rng.choice(["Count from {a} to {b}.", "Count from {a} up to {b}.", "Please count from {a} to {b}.", "Can you count from {a} to {b}?"])
+        user = rng.choice(["Count from {a} to {b}.", "Count from {a} up to {b}.", "Please count from {a} to {b}.", "Can you count from {a} to {b}?"] + (["Count to {b}.", "Can you count to {b}?"] if first == 1 else []))
         user = user.format(a=first, b=last)
         numbers = range(first, last + 1)
     return Exchange(user, ", ".join(map(str, numbers)), "counting", accepted=(", ".join(map(str, numbers)),))

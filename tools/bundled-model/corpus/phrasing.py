@@ -23,7 +23,16 @@ def upper_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def vary(rng: random.Random, exchange: Exchange, greet_back: bool = True) -> Exchange:
+def mistype(rng: random.Random, text: str) -> str:
+    """One slip of the fingers: two neighbouring letters swapped, one dropped or one doubled. Numbers stay as they are."""
+    places = [i for i in range(1, len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha()]
+    if not places:
+        return text
+    i = rng.choice(places)
+    return rng.choice([text[:i] + text[i + 1] + text[i] + text[i + 2 :], text[:i] + text[i + 1 :], text[:i] + text[i] + text[i:]])
+
+
+def vary(rng: random.Random, exchange: Exchange, greet_back: bool = True, slips: bool = False) -> Exchange:
     """Returns the exchange with its user turn said in another way; a greeting is sometimes answered with one."""
     user, assistant = exchange.user, exchange.assistant
     draw = rng.random()
@@ -47,4 +56,6 @@ def vary(rng: random.Random, exchange: Exchange, greet_back: bool = True) -> Exc
         user = user[:-1].lower()
     elif draw < 0.265:
         user = user.upper()
+    if slips and rng.random() < 0.05:
+        user = mistype(rng, user)
     return replace(exchange, user=user, assistant=assistant, accepted=accepted)
