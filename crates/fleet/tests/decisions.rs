@@ -1,5 +1,7 @@
 //! Golden decision scripts: inputs as lines, and under each the effects it had. `UPDATE_GOLDEN=1` writes them anew.
 
+#![allow(clippy::unwrap_used, reason = "clippy sees tests only inside #[test] functions")]
+
 #[path = "world/fixture.rs"]
 mod fixture;
 

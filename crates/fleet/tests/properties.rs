@@ -1,6 +1,8 @@
 //! What holds for every fleet and every order of events: preflight tells what enqueue does, one terminal a request,
 //! bounds, no lost wake-up, and capacity that is true.
 
+#![allow(clippy::unwrap_used, reason = "clippy sees tests only inside #[test] functions")]
+
 #[path = "world/fixture.rs"]
 mod fixture;
 

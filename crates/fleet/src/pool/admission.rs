@@ -8,9 +8,15 @@ use crate::eligibility::{Ask, Ineligible, eligible};
 use crate::queue::Waiting;
 use crate::refusal::Refusal;
 
-/// Completed requests after which predictions are trusted in full. Before, they rest on what machines say of
-/// themselves, and a request is refused only where it would start after twice the time it has.
+/// Completed requests after which predictions are trusted. Before, they rest on what machines say of themselves.
 const TRUSTED_AFTER: u64 = 3;
+/// A request is let in where its predicted start, times this, lies before its deadline. A prediction is a mean, and
+/// requests of other accounts may still go before it: without a margin one in twenty of a saturated queue would expire.
+const LATE_MARGIN: f64 = 1.25;
+/// As `LATE_MARGIN`, before predictions are trusted: a slow self-test must not turn away what could be served.
+const LATE_MARGIN_UNTRIED: f64 = 0.5;
+/// Places are promised to refused requests at the pool's pace divided by this: the rest is for who comes anew.
+const PROMISE_SPACING: f64 = 1.2;
 /// No `Retry-After` is shorter: clients round down to seconds, and zero would be a busy loop.
 const RETRY_MIN: Micros = Micros::from_secs(1);
 /// No `Retry-After` is longer: a prediction beyond this is none.
@@ -105,10 +111,12 @@ impl Pool {
         }
         let place = self.queue.place(enqueue);
         let predicted = self.predicted_start(ask, self.queue.ahead(place));
-        let trust = if self.completed >= TRUSTED_AFTER { 1 } else { 2 };
+        let margin = if self.completed >= TRUSTED_AFTER { LATE_MARGIN } else { LATE_MARGIN_UNTRIED };
+        let late = |p: &Micros| p.as_secs_f64() * margin > allowed.as_secs_f64();
         // A request that was already let in once is not sent away for a prediction.
-        if let Some(predicted) = predicted.filter(|p| !enqueue.again && p.0 / trust > allowed.0) {
-            let retry_after = self.retry_after(predicted.saturating_sub(allowed));
+        if let Some(predicted) = predicted.filter(|p| !enqueue.again && late(p)) {
+            let over = predicted.as_secs_f64() * margin - allowed.as_secs_f64();
+            let retry_after = self.retry_after(Micros::from_secs_f64(over));
             return Err(Refusal::PredictedLate { predicted, allowed, retry_after });
         }
         let full = self.policy.queue_max > 0 && self.queue.len() >= self.policy.queue_max as usize;
@@ -223,7 +231,7 @@ impl Pool {
 
     /// Keeps the place that `retry_after` promised.
     fn keep_promise(&mut self, ask: &Ask, retry_after: Micros) {
-        let each = self.drain_time(ask, 1);
+        let each = Micros::from_secs_f64(self.drain_time(ask, 1).as_secs_f64() * PROMISE_SPACING);
         self.promised_until = self.now.saturating_add(retry_after).saturating_add(each);
     }
 
