@@ -1,1 +1,36 @@
-//! (being written)
+//! The unsafe leaf: loops over numbers, memory they like, and threads that run them together.
+//!
+//! What it is: matrix products, norms, attention and conversions for the CPU, written once over sixteen f32
+//! [lanes](lanes::Lanes) and compiled for AVX-512, for AVX2 and for no extension at all; the choice is a value,
+//! [`Isa`]. Every loop fixes the order of its additions, so that a row's result is bitwise the same whatever the
+//! instruction set (given a fused multiply-add), the number of threads, and whatever else is in the batch.
+//! What it is *not*: it knows no model, no tensor name and no file format. The only crate that may hold `unsafe`.
+//! Start with [`Isa`], [`Team`], [`PackedMatrix`] and [`linear`]; [`attention`] is the largest of the loops.
+
+// Here, and nowhere else in the workspace: see the crate's description.
+#![allow(unsafe_code)]
+
+mod attention;
+mod buffer;
+mod heads;
+mod isa;
+mod kv;
+mod lanes;
+mod mapped;
+mod math;
+mod matmul;
+mod pack;
+mod rows;
+mod shared;
+mod team;
+
+pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};
+pub use heads::{HeadsShape, Rotation, prepare_heads};
+pub use buffer::Buffer;
+pub use isa::{Isa, features};
+pub use kv::{KvElement, KvPages, KvPagesError};
+pub use mapped::MappedFile;
+pub use matmul::{Store, linear};
+pub use pack::{PackError, PackedMatrix, WeightBytes, WeightElement};
+pub use rows::{Activation, gate, rms_norm};
+pub use team::Team;

@@ -1,0 +1,159 @@
+//! What happens to queries, keys and values between their projection and attention: norm of each head, rotary
+//! embedding, and the cache.
+
+use crate::attention::{AttentionSpan, check_spans};
+use crate::isa::Isa;
+use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvLayout, KvPages, KvStored};
+use crate::rows::NormInPlace;
+use crate::shared::{Parts, SharedMut};
+use crate::team::Team;
+
+/// Below so many elements the loop runs on the caller alone: it takes about as long as waking others does.
+const ALONE_BELOW: usize = 8 * 1024;
+
+/// The shape of the projected rows `[T, (H + 2K) * D]` (queries, keys, values) and what is done to their heads.
+#[derive(Clone, Copy)]
+pub struct HeadsShape<'a> {
+    /// H.
+    pub heads: usize,
+    /// K; divides H.
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Norm of each query: `[D]` weights and epsilon.
+    pub query_norm: Option<(&'a [f32], f32)>,
+    /// Norm of each key.
+    pub key_norm: Option<(&'a [f32], f32)>,
+    /// Rotary embedding.
+    pub rotation: Rotation<'a>,
+}
+
+/// Cosines and sines of the positions' angles, one row for each projected row: `[T, dims / 2]`. Element i of a
+/// head turns with element `i + dims / 2`.
+#[derive(Clone, Copy)]
+pub struct Rotation<'a> {
+    /// How many of D turn.
+    pub dims: usize,
+    /// `[T, dims / 2]`.
+    pub cos: &'a [f32],
+    /// `[T, dims / 2]`.
+    pub sin: &'a [f32],
+}
+
+/// Normalises and turns the queries and keys of `rows` in place, and puts keys and values of each span's tokens
+/// into its pages of `layer`.
+///
+/// # Panics
+/// Lengths do not fit each other, a span has rows or pages that are not there, or the cache is of another shape.
+pub fn prepare_heads(
+    team: &Team,
+    isa: Isa,
+    rows: &mut [f32],
+    shape: &HeadsShape<'_>,
+    spans: &[AttentionSpan<'_>],
+    kv: &mut KvPages,
+    layer: usize,
+) {
+    let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+    assert!(width > 0 && rows.len().is_multiple_of(width), "{} elements are no rows of {width}", rows.len());
+    let count = rows.len() / width;
+    let layout = kv.layout(layer);
+    assert_eq!((layout.place.kv_heads, layout.place.head_dim), (shape.kv_heads, shape.head_dim), "another cache");
+    check_spans(spans, count, kv);
+    let half = shape.rotation.dims / 2;
+    assert!(2 * half <= shape.head_dim, "{half} pairs turn in a head of {}", shape.head_dim);
+    assert!(shape.rotation.cos.len() == count * half && shape.rotation.sin.len() == count * half, "an angle each");
+    let job = Prepare { isa, rows: SharedMut::new(rows), width, shape, spans, layout };
+    match &mut kv.elements {
+        KvElements::F32(elements) => job.run::<KvF32>(team, count, &SharedMut::new(elements)),
+        KvElements::F16(elements) => job.run::<KvF16>(team, count, &SharedMut::new(elements)),
+        KvElements::Bf16(elements) => job.run::<KvBf16>(team, count, &SharedMut::new(elements)),
+    }
+}
+
+struct Prepare<'a> {
+    isa: Isa,
+    rows: SharedMut<'a, f32>,
+    width: usize,
+    shape: &'a HeadsShape<'a>,
+    spans: &'a [AttentionSpan<'a>],
+    layout: KvLayout,
+}
+
+impl Prepare<'_> {
+    /// Workers share the KV heads out: each head's part of the rows and of the pages is its own, whatever pages
+    /// the spans name.
+    fn run<E: KvStored>(&self, team: &Team, count: usize, elements: &SharedMut<'_, E::Element>) {
+        let kv_heads = self.shape.kv_heads;
+        if count * self.width < ALONE_BELOW || team.workers() == 1 {
+            return (0..kv_heads).for_each(|head| self.head::<E>(head, elements));
+        }
+        let parts = Parts::new(kv_heads, 1);
+        team.run(&|_, _| {
+            while let Some(heads) = parts.take() {
+                heads.for_each(|head| self.head::<E>(head, elements));
+            }
+        });
+    }
+
+    fn head<E: KvStored>(&self, head: usize, elements: &SharedMut<'_, E::Element>) {
+        let HeadsShape { heads, kv_heads, head_dim, .. } = *self.shape;
+        let group = heads / kv_heads;
+        for span in self.spans {
+            for token in 0..span.tokens {
+                let row = span.row + token;
+                let place = |column: usize| row * self.width + column * head_dim;
+                for query in head * group..(head + 1) * group {
+                    // SAFETY: this row's query heads of this KV head, which only this worker touches.
+                    let x = unsafe { self.rows.part(place(query), head_dim) };
+                    self.turn(x, self.shape.query_norm, row);
+                }
+                // SAFETY: this row's key of this KV head, which only this worker touches.
+                let key = unsafe { self.rows.part(place(heads + head), head_dim) };
+                self.turn(key, self.shape.key_norm, row);
+                // SAFETY: this row's value of this KV head, which only this worker touches.
+                let value = unsafe { self.rows.part(place(heads + kv_heads + head), head_dim) };
+                self.keep::<E>(head, span, token, (key, value), elements);
+            }
+        }
+    }
+
+    fn turn(&self, x: &mut [f32], norm: Option<(&[f32], f32)>, row: usize) {
+        if let Some((weight, epsilon)) = norm {
+            self.isa.dispatch(NormInPlace { x, weight, epsilon });
+        }
+        let half = self.shape.rotation.dims / 2;
+        let cos = &self.shape.rotation.cos[row * half..][..half];
+        let sin = &self.shape.rotation.sin[row * half..][..half];
+        let (first, rest) = x.split_at_mut(half);
+        for ((a, b), (cos, sin)) in first.iter_mut().zip(rest).zip(cos.iter().zip(sin)) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
+
+    fn keep<E: KvStored>(
+        &self,
+        head: usize,
+        span: &AttentionSpan<'_>,
+        token: usize,
+        (key, value): (&[f32], &[f32]),
+        elements: &SharedMut<'_, E::Element>,
+    ) {
+        let position = span.position + token;
+        let page_tokens = self.layout.page_tokens;
+        let (page, slot) = (span.pages[position / page_tokens], position % page_tokens);
+        // SAFETY: the page's keys of this head: no worker but this one touches them.
+        let keys = unsafe { elements.part(self.layout.key(page, head, 0), key.len() * page_tokens) };
+        for (of_dim, &x) in keys.chunks_exact_mut(page_tokens).zip(key) {
+            of_dim[slot] = E::from_f32(x);
+        }
+        // SAFETY: the slot's value of this head: no worker but this one touches it.
+        let values = unsafe { elements.part(self.layout.value(page, head, slot), value.len()) };
+        for (stored, &x) in values.iter_mut().zip(value) {
+            *stored = E::from_f32(x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

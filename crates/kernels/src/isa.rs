@@ -1,0 +1,151 @@
+//! Which instruction set the loops run with: found at run time, or chosen by a test.
+
+use crate::lanes::{Kernel, Scalar};
+
+/// An instruction set that this machine has. There is no way to hold one that it lacks, so whoever has a value
+/// may run its loops.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+    Twin,
+}
+
+impl std::fmt::Debug for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Isa {
+    /// The fastest that this machine has.
+    pub fn detect() -> Self {
+        Self::avx512().or_else(Self::avx2).unwrap_or(Self::portable())
+    }
+
+    /// 512-bit vectors (AVX-512 F, BW, DQ, VL), where there are some.
+    pub fn avx512() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            return Some(Self(Level::Avx512));
+        }
+        None
+    }
+
+    /// 256-bit vectors (AVX2, FMA, F16C), where there are some.
+    pub fn avx2() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            return Some(Self(Level::Avx2));
+        }
+        None
+    }
+
+    /// Plain Rust, on every machine. Fuses multiply and add only where the target always can (AArch64).
+    pub const fn portable() -> Self {
+        Self(Level::Portable)
+    }
+
+    /// The scalar twin that the others are tested against: plain Rust that always fuses multiply and add, in
+    /// software where it must, so that its results are bitwise those of the vector paths. Slow.
+    pub const fn twin() -> Self {
+        Self(Level::Twin)
+    }
+
+    /// All that this machine has, fastest first, the twin left out.
+    pub fn available() -> Vec<Self> {
+        [Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
+    }
+
+    /// What people call it.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            Level::Portable => "portable",
+            Level::Twin => "twin",
+        }
+    }
+
+    /// Runs `kernel` with this instruction set.
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a value of this level exists only where detection found every feature it names.
+            Level::Avx512 => unsafe { run_avx512(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 => unsafe { run_avx2(kernel) },
+            // SAFETY: the scalar lanes need no feature.
+            Level::Portable => unsafe { kernel.run::<Scalar<{ cfg!(target_arch = "aarch64") }>>() },
+            // SAFETY: as above.
+            Level::Twin => unsafe { kernel.run::<Scalar<true>>() },
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function is entered only where the features are.
+    unsafe { kernel.run::<crate::lanes::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function is entered only where the features are.
+    unsafe { kernel.run::<crate::lanes::Avx2>() }
+}
+
+/// The vector extensions of this machine that matter to language models, by their usual names: for hardware
+/// reports, not for dispatch.
+pub fn features() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! probe {
+            ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
+        }
+        probe!("avx", "avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512dq", "avx512vl");
+        probe!("avx512vnni", "avx512bf16", "avx512fp16");
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        macro_rules! probe {
+            ($($name:tt),*) => {
+                $(if std::arch::is_aarch64_feature_detected!($name) { found.push($name); })*
+            };
+        }
+        probe!("neon", "fp16", "dotprod", "bf16", "i8mm", "sve", "sve2", "sme");
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_detected_set_is_the_first_of_those_available() {
+        assert_eq!(Isa::available().first(), Some(&Isa::detect()));
+        assert_eq!(Isa::available().last(), Some(&Isa::portable()));
+    }
+}

@@ -1,0 +1,325 @@
+//! The matrix product: activations `[T, K]` times packed weights `[N, K]`, giving `[T, N]`.
+//!
+//! Sixteen lanes along K accumulate block after block and are then summed in one fixed order, so that an output is
+//! bitwise the same in every register tile, for every number of rows, on every thread.
+
+use crate::isa::Isa;
+use crate::lanes::{Kernel, LANES, Lanes};
+use crate::pack::{BLOCK, PANEL_ROWS, PackedMatrix, Panels, panel_len};
+use crate::shared::{Parts, SharedMut};
+use crate::team::Team;
+
+/// Below so many multiply-adds a loop runs on the caller alone: it takes about as long as waking others does.
+const ALONE_BELOW: usize = 48 * 1024;
+/// Activations that are kept near while the weights of a part stream by: half of a common 1 MiB second level cache.
+const NEAR_BYTES: usize = 512 * 1024;
+/// How far ahead weights are asked for: the sweet spot measured for one stream (1.4x over none).
+const AHEAD_BYTES: usize = 2560;
+/// Most rows of activations in a register tile.
+const TILE_ROWS: usize = 6;
+
+/// What happens with what is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// It is replaced.
+    Set,
+    /// The product is added to it.
+    Add,
+}
+
+/// `out (+)= x w^T + bias` with `x: [T, K]`, `w: [N, K]`, `bias: [N]`, `out: [T, N]`, all contiguous.
+///
+/// # Panics
+/// Lengths do not fit each other.
+pub fn linear(
+    team: &Team,
+    isa: Isa,
+    x: &[f32],
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    store: Store,
+    out: &mut [f32],
+) {
+    let (k, n) = (w.columns(), w.rows());
+    assert!(k > 0 && x.len().is_multiple_of(k), "{} activations are no rows of {k}", x.len());
+    let rows = x.len() / k;
+    assert_eq!(out.len(), rows * n, "the product of {rows} rows with {n} weight rows");
+    assert!(bias.is_none_or(|bias| bias.len() == n), "one bias for each of {n} outputs");
+    if out.is_empty() {
+        return;
+    }
+    let panels = n.div_ceil(PANEL_ROWS);
+    let alone = rows * k * n < ALONE_BELOW || team.workers() == 1;
+    let parts = Parts::new(panels, if alone { panels } else { part_panels(panels, w, team.workers()) });
+    let out = SharedMut::new(out);
+    let job = |_, _| {
+        while let Some(panels) = parts.take() {
+            let part = Part { x: x.as_ptr(), rows, k, n, bias, add: store == Store::Add, out: out.as_ptr(), panels };
+            match &w.panels {
+                Panels::F32(w) => isa.dispatch(Product::<F32> { part, w }),
+                Panels::F16(w) => isa.dispatch(Product::<F16> { part, w }),
+                Panels::Bf16(w) => isa.dispatch(Product::<Bf16> { part, w }),
+            }
+        }
+    };
+    if alone { job(0, 1) } else { team.run(&job) }
+}
+
+/// Panels that a worker takes at once: small enough that the slowest core does not hold up the others for long and
+/// that a part's weights stay in its cache over several blocks of activations, large enough to stream.
+fn part_panels(panels: usize, w: &PackedMatrix, workers: usize) -> usize {
+    let panel_bytes = panel_len(w.columns()) * w.element().size();
+    panels.div_ceil(workers * 8).clamp(1, (NEAR_BYTES / 2 / panel_bytes).max(1))
+}
+
+/// Weights in a panel.
+trait Weight: 'static {
+    type Element: Copy + Sync + 'static;
+    /// Columns 0..16 of a block's row.
+    unsafe fn low<L: Lanes>(row: *const Self::Element) -> L::V;
+    /// Columns 16..32 of a block's row.
+    unsafe fn high<L: Lanes>(row: *const Self::Element) -> L::V;
+}
+
+struct F32;
+struct F16;
+struct Bf16;
+
+impl Weight for F32 {
+    type Element = f32;
+    #[inline(always)]
+    unsafe fn low<L: Lanes>(row: *const f32) -> L::V {
+        // SAFETY: a block's row has 32 elements, and the caller vouches for the instructions.
+        unsafe { L::load(row) }
+    }
+    #[inline(always)]
+    unsafe fn high<L: Lanes>(row: *const f32) -> L::V {
+        // SAFETY: as above.
+        unsafe { L::load(row.add(LANES)) }
+    }
+}
+
+impl Weight for F16 {
+    type Element = u16;
+    #[inline(always)]
+    unsafe fn low<L: Lanes>(row: *const u16) -> L::V {
+        // SAFETY: as above.
+        unsafe { L::load_f16(row) }
+    }
+    #[inline(always)]
+    unsafe fn high<L: Lanes>(row: *const u16) -> L::V {
+        // SAFETY: as above.
+        unsafe { L::load_f16(row.add(LANES)) }
+    }
+}
+
+impl Weight for Bf16 {
+    type Element = u16;
+    #[inline(always)]
+    unsafe fn low<L: Lanes>(row: *const u16) -> L::V {
+        // SAFETY: as above.
+        unsafe { L::load_bf16_even(row) }
+    }
+    #[inline(always)]
+    unsafe fn high<L: Lanes>(row: *const u16) -> L::V {
+        // SAFETY: as above.
+        unsafe { L::load_bf16_odd(row) }
+    }
+}
+
+/// A part of a product: all rows of activations, some panels of weights.
+struct Part<'a> {
+    /// `[rows, k]`.
+    x: *const f32,
+    rows: usize,
+    k: usize,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    add: bool,
+    /// `[rows, n]`; this part writes the columns of its panels.
+    out: *mut f32,
+    panels: std::ops::Range<usize>,
+}
+
+struct Product<'a, W: Weight> {
+    part: Part<'a>,
+    w: &'a [W::Element],
+}
+
+impl<W: Weight> Kernel for Product<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Self { part, w } = self;
+        let near = (NEAR_BYTES / 4 / part.k / TILE_ROWS).max(1) * TILE_ROWS;
+        let mut first = 0;
+        while first < part.rows {
+            let until = part.rows.min(first + near);
+            for panel in part.panels.clone() {
+                let len = panel_len(part.k);
+                let panel_rows = PANEL_ROWS.min(part.n - panel * PANEL_ROWS);
+                let panel = Panel::<W> { w: w[panel * len..][..len].as_ptr(), row: panel * PANEL_ROWS, rows: panel_rows };
+                // SAFETY: the panel is inside the weights, the rows are inside the activations and the output,
+                // whose sizes `linear` has checked; the caller vouches for the instructions.
+                unsafe { panel_by_rows::<L, W>(&part, &panel, first, until) }
+            }
+            first = until;
+        }
+    }
+}
+
+struct Panel<W: Weight> {
+    w: *const W::Element,
+    /// Its first row in the matrix.
+    row: usize,
+    /// How many of its eight rows exist.
+    rows: usize,
+}
+
+/// One panel times the activation rows `from..until`, in the largest tiles that the registers hold.
+#[inline(always)]
+unsafe fn panel_by_rows<L: Lanes, W: Weight>(part: &Part<'_>, panel: &Panel<W>, from: usize, until: usize) {
+    let mut row = from;
+    // SAFETY: tiles cover the rows from..until of the activations and the eight rows of the panel.
+    unsafe {
+        while row < until {
+            let left = until - row;
+            row += if L::WIDE {
+                match left {
+                    1 => over::<L, W, 8, 1>(part, panel, row),
+                    2 => over::<L, W, 8, 2>(part, panel, row),
+                    3 => over::<L, W, 8, 3>(part, panel, row),
+                    4 => over::<L, W, 4, 4>(part, panel, row),
+                    5 => over::<L, W, 4, 5>(part, panel, row),
+                    _ => over::<L, W, 4, 6>(part, panel, row),
+                }
+            } else {
+                match left {
+                    1 => over::<L, W, 4, 1>(part, panel, row),
+                    2 => over::<L, W, 2, 2>(part, panel, row),
+                    _ => over::<L, W, 2, 3>(part, panel, row),
+                }
+            };
+        }
+    }
+}
+
+/// Tiles of `R` weight rows over the whole panel, for `T` activation rows. Gives `T`.
+#[inline(always)]
+unsafe fn over<L: Lanes, W: Weight, const R: usize, const T: usize>(
+    part: &Part<'_>,
+    panel: &Panel<W>,
+    row: usize,
+) -> usize {
+    let mut first = 0;
+    while first < panel.rows {
+        // SAFETY: as for `panel_by_rows`.
+        unsafe { tile::<L, W, R, T>(part, panel, first, row) };
+        first += R;
+    }
+    T
+}
+
+/// `R` weight rows of the panel from `first`, times `T` activation rows from `row`.
+#[inline(always)]
+unsafe fn tile<L: Lanes, W: Weight, const R: usize, const T: usize>(
+    part: &Part<'_>,
+    panel: &Panel<W>,
+    first: usize,
+    row: usize,
+) {
+    let (whole, rest) = (part.k / BLOCK, part.k % BLOCK);
+    // SAFETY: the pointers stay inside the panel (whole blocks, padded) and inside the activation rows (whole
+    // blocks; the rest goes through `last`).
+    unsafe {
+        let x = part.x.add(row * part.k);
+        let mut w = panel.w.add(first * BLOCK);
+        let mut sums = [[L::splat(0.0); R]; T];
+        for block in 0..whole {
+            block_step::<L, W, R, T>(w, x.add(block * BLOCK), part.k, &mut sums);
+            w = w.add(PANEL_ROWS * BLOCK);
+        }
+        if rest > 0 {
+            let mut last = [[0.0f32; BLOCK]; T];
+            for (t, last) in last.iter_mut().enumerate() {
+                std::ptr::copy_nonoverlapping(x.add(t * part.k + whole * BLOCK), last.as_mut_ptr(), rest);
+            }
+            block_step::<L, W, R, T>(w, last.as_ptr().cast(), BLOCK, &mut sums);
+        }
+        for (t, sums) in sums.iter().enumerate() {
+            let mut out = [0.0f32; R];
+            add_up::<L, R>(sums, &mut out);
+            finish::<R>(part, panel, first, row + t, &out);
+        }
+    }
+}
+
+/// One block of 32 columns: columns 0..16, then 16..32, into the same sums.
+#[inline(always)]
+unsafe fn block_step<L: Lanes, W: Weight, const R: usize, const T: usize>(
+    w: *const W::Element,
+    x: *const f32,
+    x_stride: usize,
+    sums: &mut [[L::V; R]; T],
+) {
+    // SAFETY: the caller's pointers are valid for a block; a prefetch may point anywhere.
+    unsafe {
+        let mut low = [L::splat(0.0); T];
+        for t in 0..T {
+            low[t] = L::load(x.add(t * x_stride));
+        }
+        for r in 0..R {
+            if r % (64 / (BLOCK * size_of::<W::Element>()).min(64)) == 0 {
+                L::prefetch(w.add(r * BLOCK).cast::<u8>().wrapping_add(AHEAD_BYTES));
+            }
+            let weights = W::low::<L>(w.add(r * BLOCK));
+            for t in 0..T {
+                sums[t][r] = L::fma(weights, low[t], sums[t][r]);
+            }
+        }
+        let mut high = [L::splat(0.0); T];
+        for t in 0..T {
+            high[t] = L::load(x.add(t * x_stride + LANES));
+        }
+        for r in 0..R {
+            let weights = W::high::<L>(w.add(r * BLOCK));
+            for t in 0..T {
+                sums[t][r] = L::fma(weights, high[t], sums[t][r]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_up<L: Lanes, const R: usize>(sums: &[L::V; R], out: &mut [f32; R]) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        if R.is_multiple_of(4) {
+            for r in (0..R).step_by(4) {
+                let four = L::sum4([sums[r], sums[r + 1], sums[r + 2], sums[r + 3]]);
+                out[r..r + 4].copy_from_slice(&four);
+            }
+        } else {
+            for r in 0..R {
+                out[r] = L::sum(sums[r]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn finish<const R: usize>(part: &Part<'_>, panel: &Panel<impl Weight>, first: usize, row: usize, out: &[f32; R]) {
+    for (r, &sum) in out.iter().enumerate().take(panel.rows.saturating_sub(first)) {
+        let column = panel.row + first + r;
+        let sum = part.bias.map_or(sum, |bias| sum + bias[column]);
+        // SAFETY: inside the output, in a column of this part's panels, which no other worker writes.
+        unsafe {
+            let place = part.out.add(row * part.n + column);
+            *place = if part.add { *place + sum } else { sum };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

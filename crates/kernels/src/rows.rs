@@ -1,0 +1,182 @@
+//! Loops over rows of activations: the root-mean-square norm and the gated activation.
+
+use crate::isa::Isa;
+use crate::lanes::{Kernel, LANES, Lanes};
+use crate::math;
+use crate::shared::{Parts, SharedMut};
+use crate::team::Team;
+
+/// Below so many elements a loop runs on the caller alone: it takes about as long as waking others does.
+const ALONE_BELOW: usize = 8 * 1024;
+
+/// An activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU, tanh form.
+    GeluTanh,
+}
+
+/// `out = x / sqrt(mean(x^2) + epsilon) * weight` for each row of `x: [T, E]`; `weight: [E]`, `out: [T, E]`.
+///
+/// # Panics
+/// Lengths do not fit each other.
+pub fn rms_norm(team: &Team, isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let columns = weight.len();
+    assert!(columns > 0 && x.len().is_multiple_of(columns), "{} elements are no rows of {columns}", x.len());
+    assert_eq!(x.len(), out.len(), "a norm has as many outputs as inputs");
+    let out = SharedMut::new(out);
+    for_rows(team, x.len() / columns, columns, &|row| {
+        // SAFETY: each row is handed out once.
+        let out = unsafe { out.part(row * columns, columns) };
+        isa.dispatch(Norm { x: &x[row * columns..][..columns], weight, epsilon, out });
+    });
+}
+
+/// `out = activation(gate) * up` with `gate` the first and `up` the second half of each row of `both: [T, 2F]`;
+/// `out: [T, F]`.
+///
+/// # Panics
+/// Lengths do not fit each other.
+pub fn gate(team: &Team, isa: Isa, both: &[f32], width: usize, activation: Activation, out: &mut [f32]) {
+    assert!(width > 0 && both.len().is_multiple_of(2 * width), "{} elements are no rows of {}", both.len(), 2 * width);
+    assert_eq!(both.len(), 2 * out.len(), "half as many outputs as inputs");
+    let out = SharedMut::new(out);
+    for_rows(team, both.len() / (2 * width), 4 * width, &|row| {
+        // SAFETY: each row is handed out once.
+        let out = unsafe { out.part(row * width, width) };
+        let (gate, up) = both[row * 2 * width..][..2 * width].split_at(width);
+        isa.dispatch(Gate { gate, up, activation, out });
+    });
+}
+
+/// Runs `job` for each of `rows` rows, of `work` elements each.
+fn for_rows(team: &Team, rows: usize, work: usize, job: &(dyn Fn(usize) + Sync)) {
+    if rows < 2 || rows * work < ALONE_BELOW || team.workers() == 1 {
+        return (0..rows).for_each(job);
+    }
+    let parts = Parts::new(rows, rows.div_ceil(team.workers() * 4));
+    team.run(&|_, _| {
+        while let Some(rows) = parts.take() {
+            rows.for_each(job);
+        }
+    });
+}
+
+struct Norm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    epsilon: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Norm<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        assert!(self.x.len() == self.weight.len() && self.x.len() == self.out.len());
+        // SAFETY: the two are as long as the weight, and the caller vouches for the instructions.
+        unsafe { norm_row::<L>(self.x.as_ptr(), self.weight, self.epsilon, self.out.as_mut_ptr()) }
+    }
+}
+
+/// One row's norm, in place.
+pub(crate) struct NormInPlace<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+impl Kernel for NormInPlace<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        assert!(self.x.len() == self.weight.len());
+        let x = self.x.as_mut_ptr();
+        // SAFETY: it is as long as the weight, and the caller vouches for the instructions.
+        unsafe { norm_row::<L>(x, self.weight, self.epsilon, x) }
+    }
+}
+
+/// `x` and `out` have as many elements as `weight`, and may be the same.
+#[inline(always)]
+unsafe fn norm_row<L: Lanes>(x: *const f32, weight: &[f32], epsilon: f32, out: *mut f32) {
+    let (len, weight) = (weight.len(), weight.as_ptr());
+    let (whole, rest) = (len / LANES * LANES, len % LANES);
+    // SAFETY: sixteen elements are there at each multiple of sixteen below `whole`, in all three; each is read
+    // before it is written.
+    unsafe {
+        let mut squares = L::splat(0.0);
+        for at in (0..whole).step_by(LANES) {
+            let v = L::load(x.add(at));
+            squares = L::fma(v, v, squares);
+        }
+        if rest > 0 {
+            let mut last = [0.0f32; LANES];
+            std::ptr::copy_nonoverlapping(x.add(whole), last.as_mut_ptr(), rest);
+            let v = L::load(last.as_ptr());
+            squares = L::fma(v, v, squares);
+        }
+        let scale = 1.0 / (L::sum(squares) / len as f32 + epsilon).sqrt();
+        let scales = L::splat(scale);
+        for at in (0..whole).step_by(LANES) {
+            let v = L::mul(L::load(x.add(at)), scales);
+            L::store(out.add(at), L::mul(v, L::load(weight.add(at))));
+        }
+        for at in whole..len {
+            *out.add(at) = *x.add(at) * scale * *weight.add(at);
+        }
+    }
+}
+
+struct Gate<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    activation: Activation,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Gate<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            match self.activation {
+                Activation::Silu => gate_row::<L, false>(self.gate, self.up, self.out),
+                Activation::GeluTanh => gate_row::<L, true>(self.gate, self.up, self.out),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn gate_row<L: Lanes, const GELU: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len());
+    let (whole, rest) = (out.len() / LANES * LANES, out.len() % LANES);
+    // SAFETY: sixteen elements are there at each multiple of sixteen below `whole`; the rest goes through arrays.
+    unsafe {
+        for at in (0..whole).step_by(LANES) {
+            let active = activate::<L, GELU>(L::load(gate.as_ptr().add(at)));
+            L::store(out.as_mut_ptr().add(at), L::mul(active, L::load(up.as_ptr().add(at))));
+        }
+        if rest > 0 {
+            let (mut last, mut last_up) = ([0.0f32; LANES], [0.0f32; LANES]);
+            last[..rest].copy_from_slice(&gate[whole..]);
+            last_up[..rest].copy_from_slice(&up[whole..]);
+            let active = activate::<L, GELU>(L::load(last.as_ptr()));
+            L::store(last.as_mut_ptr(), L::mul(active, L::load(last_up.as_ptr())));
+            out[whole..].copy_from_slice(&last[..rest]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn activate<L: Lanes, const GELU: bool>(x: L::V) -> L::V {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { if GELU { math::gelu_tanh::<L>(x) } else { math::silu::<L>(x) } }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! What a decoder needs of something that computes: a few coarse operations over rows of activations.
+//!
+//! Operations are as large as whole matrix products and whole attention, so that a backend is free in how it lays
+//! memory out and where it runs, and the boundary costs nothing. Shapes use the alphabet of [`model::spec`].
+
+use base::Bytes;
+pub use kernels::AttentionSpan as Segment;
+use model::checkpoint::{DType, TensorView};
+use model::spec::Activation;
+
+/// Why a backend could not do something: no memory, or a device's fault.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} failed")]
+pub struct BackendError {
+    /// What it was about.
+    pub operation: &'static str,
+    /// What the device said.
+    #[source]
+    pub cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// What happens with what is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// It is replaced.
+    Set,
+    /// The result is added to it.
+    Add,
+}
+
+/// How queries and keys are treated between projection and attention.
+pub struct HeadsStep<'a, B: Backend> {
+    /// H.
+    pub heads: usize,
+    /// K.
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Weights `[D]` and epsilon of the queries' norm.
+    pub query_norm: Option<(&'a B::Vector, f32)>,
+    /// Weights `[D]` and epsilon of the keys' norm.
+    pub key_norm: Option<(&'a B::Vector, f32)>,
+    /// How many of D are rotated.
+    pub rotated: usize,
+    /// `[T, rotated / 2]`.
+    pub cos: &'a B::Rows,
+    /// `[T, rotated / 2]`.
+    pub sin: &'a B::Rows,
+}
+
+/// The shape of attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionStep {
+    /// H.
+    pub heads: usize,
+    /// K.
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Multiplies `q . k`.
+    pub scale: f32,
+    /// How many positions back a token sees, itself included.
+    pub window: Option<usize>,
+}
+
+/// Something that computes. Its values are handles: the decoder never looks inside, except for logits.
+///
+/// Each row of every result depends on the same row of the operands alone (and, in attention, on that sequence's
+/// cache): backends keep the order of additions independent of the number of rows.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// The threads (or queues) that work on a step.
+    type Workers: ?Sized;
+    /// Activations `[rows, columns]` in f32.
+    type Rows: Default + Send;
+    /// Weights `[out, in]`.
+    type Matrix: Send + Sync;
+    /// A few f32.
+    type Vector: Send + Sync;
+    /// The KV cache.
+    type Kv: Send + Sync;
+    /// Memory that attention keeps between steps.
+    type AttentionMemory: Default + Send;
+
+    /// Stacks `parts` (one below the other) into weights of the given type.
+    ///
+    /// # Errors
+    /// No memory, or parts that do not fit each other.
+    fn matrix(
+        &self,
+        workers: &Self::Workers,
+        parts: &[TensorView<'_>],
+        dtype: DType,
+    ) -> Result<Self::Matrix, BackendError>;
+
+    /// A vector of these values.
+    ///
+    /// # Errors
+    /// No memory.
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, BackendError>;
+
+    /// Memory that a matrix takes.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> Bytes;
+
+    /// Makes `out` hold `rows x columns` values, of any content.
+    ///
+    /// # Errors
+    /// No memory.
+    fn shape(&self, rows: usize, columns: usize, out: &mut Self::Rows) -> Result<(), BackendError>;
+
+    /// Fills `out: [rows, columns]` with `values`.
+    ///
+    /// # Errors
+    /// As for all below: no memory, or a device's fault.
+    fn upload(
+        &self,
+        values: &[f32],
+        columns: usize,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// The values of `rows`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn download<'a>(&self, rows: &'a Self::Rows) -> Result<&'a [f32], BackendError>;
+
+    /// `out[t] = table[tokens[t]]`; the tokens are below the table's rows.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn embed(
+        &self,
+        table: &Self::Matrix,
+        tokens: &[u32],
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// `out[i] = x[rows[i]]`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn gather(
+        &self,
+        x: &Self::Rows,
+        rows: &[usize],
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// RMS norm of each row: weights and epsilon.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn norm(
+        &self,
+        workers: &Self::Workers,
+        x: &Self::Rows,
+        norm: (&Self::Vector, f32),
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// `out (+)= x w^T + bias`, the layer being weights and bias.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn linear(
+        &self,
+        workers: &Self::Workers,
+        x: &Self::Rows,
+        layer: (&Self::Matrix, Option<&Self::Vector>),
+        store: Store,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// `out = activation(gate) * up`, where each row of `both` is gate, then up.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn gate(
+        &self,
+        workers: &Self::Workers,
+        both: &Self::Rows,
+        activation: Activation,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Norm and rotary embedding of the heads in `rows: [T, (H + 2K) * D]`, in place; keys and values into the
+    /// cache's `layer`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn prepare_heads(
+        &self,
+        workers: &Self::Workers,
+        rows: &mut Self::Rows,
+        step: &HeadsStep<'_, Self>,
+        segments: &[Segment<'_>],
+        cache: (&mut Self::Kv, usize),
+    ) -> Result<(), BackendError>;
+
+    /// Attention of the segments' queries in `rows` over the cache's `layer`, `out: [N, H * D]`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    #[expect(clippy::too_many_arguments, reason = "who, on what, how, where to")]
+    fn attention(
+        &self,
+        workers: &Self::Workers,
+        rows: &Self::Rows,
+        step: &AttentionStep,
+        segments: &[Segment<'_>],
+        cache: (&Self::Kv, usize),
+        memory: &mut Self::AttentionMemory,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+}

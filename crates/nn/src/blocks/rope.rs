@@ -1,0 +1,105 @@
+//! Rotary position embedding: the angles of positions.
+
+use std::f64::consts::TAU;
+
+use model::spec::{RopeScaling, RopeSpec};
+
+/// The frequencies of one rope.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rope {
+    /// Of the rotated half: radians a position.
+    frequencies: Vec<f32>,
+}
+
+impl Rope {
+    /// The frequencies of `spec`, in f32 as the reference implementation has them: at far positions the rounding
+    /// of a frequency is a visible part of the angle.
+    pub(crate) fn new(spec: &RopeSpec) -> Self {
+        let frequencies = (0..spec.dims / 2)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / spec.dims as f32;
+                let frequency = 1.0 / (f64::from(spec.theta).powf(f64::from(exponent)) as f32);
+                scaled(frequency, spec.scaling)
+            })
+            .collect();
+        Self { frequencies }
+    }
+
+    /// How many of a head's dimensions turn.
+    pub(crate) fn dims(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// Appends cosines and sines for `positions`.
+    pub(crate) fn angles(
+        &self,
+        positions: std::ops::Range<usize>,
+        cos: &mut Vec<f32>,
+        sin: &mut Vec<f32>,
+    ) {
+        for position in positions {
+            for &frequency in &self.frequencies {
+                // The product is rounded to f32 as the reference does; sine and cosine of it are exact.
+                let angle = f64::from(frequency * position as f32);
+                let (of_sin, of_cos) = angle.sin_cos();
+                cos.push(of_cos as f32);
+                sin.push(of_sin as f32);
+            }
+        }
+    }
+}
+
+fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
+    match scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let original = original_context as f32;
+            let wavelength = (TAU / f64::from(frequency)) as f32;
+            if wavelength < original / high_freq_factor {
+                frequency
+            } else if wavelength > original / low_freq_factor {
+                frequency / factor
+            } else {
+                let smooth =
+                    (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                (1.0 - smooth) * (frequency / factor) + smooth * frequency
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(scaling: RopeScaling) -> RopeSpec {
+        RopeSpec { dims: 8, theta: 10_000.0, scaling }
+    }
+
+    #[test]
+    fn frequencies_fall_from_one_by_powers_of_theta() {
+        let rope = Rope::new(&spec(RopeScaling::None));
+        assert_eq!(rope.frequencies, [1.0, 0.1, 0.01, 0.001]);
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        rope.angles(2..3, &mut cos, &mut sin);
+        assert!((cos[1] - 0.2f32.cos()).abs() < 1e-7 && (sin[0] - 2f32.sin()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn llama3_keeps_short_waves_divides_long_ones_and_ramps_between() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 1000,
+        };
+        let [a, b, c, d] = Rope::new(&spec(scaling)).frequencies[..] else { panic!("four frequencies") };
+        assert_eq!((a, b), (1.0, 0.1));
+        // A wave of 628 positions lies between 250 and 1000: part of the way.
+        let smooth = (1000.0 / (std::f32::consts::TAU / 0.01) - 1.0) / 3.0;
+        assert!((c - ((1.0 - smooth) * 0.01 / 8.0 + smooth * 0.01)).abs() < 1e-8);
+        assert!((d - 0.001 / 8.0).abs() < 1e-10);
+        assert_eq!(Rope::new(&spec(RopeScaling::Linear { factor: 4.0 })).frequencies[0], 0.25);
+    }
+}

@@ -1,0 +1,118 @@
+//! The KV cache: pages of keys and values for all layers of a decoder.
+
+use base::Bytes;
+use kernels::{KvElement, KvPages, KvPagesError};
+use model::spec::{MixerSpec, ModelSpec};
+
+use crate::backend::Backend;
+use crate::cpu::Cpu;
+
+/// How keys and values are stored.
+///
+/// The default is `F32`: what was computed is what is read, so logits and greedy tokens are those of an f32
+/// reference, whatever the length. `F16` halves memory and traffic and moves a logit by about a thousandth of its
+/// size: the choice where memory bounds how many sequences run. `Bf16` keeps f32's range with eight bits of
+/// precision, for models whose keys leave f16's range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvDType {
+    /// IEEE 754 binary32.
+    #[default]
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+}
+
+impl KvDType {
+    fn element(self) -> KvElement {
+        match self {
+            Self::F32 => KvElement::F32,
+            Self::F16 => KvElement::F16,
+            Self::Bf16 => KvElement::Bf16,
+        }
+    }
+}
+
+/// Why there is no such cache.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a kv cache of {pages} pages of {page_tokens} tokens ({bytes})")]
+pub struct CacheError {
+    pages: usize,
+    page_tokens: usize,
+    bytes: Bytes,
+    #[source]
+    cause: KvPagesError,
+}
+
+/// Paged keys and values of many sequences. Which page belongs to whom is the caller's book-keeping: a forward
+/// pass reads and writes the pages that its spans name.
+pub struct KvCache<B: Backend = Cpu> {
+    pub(crate) kv: B::Kv,
+    /// (K, D) of each layer.
+    pub(crate) layers: Vec<(usize, usize)>,
+    pub(crate) pages: usize,
+    pub(crate) page_tokens: usize,
+    dtype: KvDType,
+}
+
+/// (K, D) of each layer.
+pub(crate) fn kv_shapes(spec: &ModelSpec) -> Vec<(usize, usize)> {
+    let shape = |mixer: &MixerSpec| match mixer {
+        MixerSpec::Attention(attention) => (attention.kv_heads, attention.head_dim),
+    };
+    spec.layers.iter().map(|layer| shape(&layer.mixer)).collect()
+}
+
+impl KvCache {
+    /// `pages` pages of `page_tokens` tokens each (a multiple of sixteen). Memory is taken from the machine as
+    /// pages are first written.
+    ///
+    /// # Errors
+    /// `page_tokens` is no positive multiple of sixteen, or there is no memory.
+    pub fn new(
+        spec: &ModelSpec,
+        pages: usize,
+        page_tokens: usize,
+        dtype: KvDType,
+    ) -> Result<Self, CacheError> {
+        let layers = kv_shapes(spec);
+        let kv = KvPages::new(&layers, pages, page_tokens, dtype.element()).map_err(|cause| {
+            let tokens = (pages as u64).saturating_mul(page_tokens as u64);
+            let bytes = Bytes(Self::bytes_per_token(spec, dtype).0.saturating_mul(tokens));
+            CacheError { pages, page_tokens, bytes, cause }
+        })?;
+        Ok(Self { kv, layers, pages, page_tokens, dtype })
+    }
+
+    /// Memory that a token takes in all layers.
+    pub fn bytes_per_token(spec: &ModelSpec, dtype: KvDType) -> Bytes {
+        let elements: usize = kv_shapes(spec).into_iter().map(KvPages::elements_per_token).sum();
+        Bytes((elements * dtype.element().size()) as u64)
+    }
+
+    /// Overwrites a page with zeros, so that nothing of the sequence that had it is left.
+    ///
+    /// # Panics
+    /// There is no such page.
+    pub fn wipe(&mut self, page: u32) {
+        self.kv.wipe(page);
+    }
+}
+
+impl<B: Backend> KvCache<B> {
+    /// How many pages there are.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Tokens in a page.
+    pub fn page_tokens(&self) -> usize {
+        self.page_tokens
+    }
+
+    /// How keys and values are stored.
+    pub fn dtype(&self) -> KvDType {
+        self.dtype
+    }
+}

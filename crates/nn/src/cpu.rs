@@ -1,0 +1,226 @@
+//! The CPU backend: every operation is one call of crate `kernels`.
+
+use base::Bytes;
+use kernels::{
+    AttentionScratch, AttentionShape, Buffer, HeadsShape, Isa, KvPages, PackedMatrix, Rotation, Team,
+    WeightBytes, WeightElement,
+};
+use model::checkpoint::{DType, TensorView};
+use model::spec::Activation;
+
+use crate::backend::{AttentionStep, Backend, BackendError, HeadsStep, Segment, Store};
+
+/// The CPU of this machine, with one of the instruction sets that it has.
+#[derive(Debug, Clone, Copy)]
+pub struct Cpu {
+    isa: Isa,
+}
+
+impl Cpu {
+    /// The CPU, used with `isa`.
+    pub fn new(isa: Isa) -> Self {
+        Self { isa }
+    }
+}
+
+/// Activations in memory that grows and never shrinks.
+#[derive(Debug, Default)]
+pub struct Rows {
+    memory: Option<Buffer<f32>>,
+    len: usize,
+    columns: usize,
+}
+
+impl Rows {
+    fn shape(&mut self, rows: usize, columns: usize) -> Result<(), BackendError> {
+        let len = rows * columns;
+        if self.memory.as_ref().is_none_or(|memory| memory.len() < len) {
+            // A half more than asked for, so that a step that is one row larger is not one more allocation.
+            let memory = Buffer::zeroed(len + len / 2);
+            self.memory = Some(memory.map_err(|cause| failed("allocating activations", cause))?);
+        }
+        (self.len, self.columns) = (len, columns);
+        Ok(())
+    }
+
+    fn values(&self) -> &[f32] {
+        self.memory.as_ref().map_or(&[], |memory| &memory[..self.len])
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        self.memory.as_mut().map_or(&mut [], |memory| &mut memory[..self.len])
+    }
+}
+
+fn failed(
+    operation: &'static str,
+    cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> BackendError {
+    BackendError { operation, cause: cause.into() }
+}
+
+fn element(dtype: DType) -> WeightElement {
+    match dtype {
+        DType::F32 => WeightElement::F32,
+        DType::F16 => WeightElement::F16,
+        DType::BF16 => WeightElement::Bf16,
+    }
+}
+
+impl Backend for Cpu {
+    type Workers = Team;
+    type Rows = Rows;
+    type Matrix = PackedMatrix;
+    type Vector = Vec<f32>;
+    type Kv = KvPages;
+    type AttentionMemory = AttentionScratch;
+
+    fn matrix(
+        &self,
+        workers: &Team,
+        parts: &[TensorView<'_>],
+        dtype: DType,
+    ) -> Result<PackedMatrix, BackendError> {
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|part| WeightBytes {
+                element: element(part.dtype),
+                rows: part.shape.first().copied().unwrap_or(0),
+                columns: part.shape.get(1).copied().unwrap_or(0),
+                bytes: part.bytes,
+            })
+            .collect();
+        PackedMatrix::pack(&parts, element(dtype), workers).map_err(|cause| failed("packing weights", cause))
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, BackendError> {
+        Ok(values)
+    }
+
+    fn matrix_bytes(&self, matrix: &PackedMatrix) -> Bytes {
+        Bytes(matrix.bytes() as u64)
+    }
+
+    fn shape(&self, rows: usize, columns: usize, out: &mut Rows) -> Result<(), BackendError> {
+        out.shape(rows, columns)
+    }
+
+    fn upload(&self, values: &[f32], columns: usize, out: &mut Rows) -> Result<(), BackendError> {
+        out.shape(values.len() / columns.max(1), columns)?;
+        out.values_mut().copy_from_slice(values);
+        Ok(())
+    }
+
+    fn download<'a>(&self, rows: &'a Rows) -> Result<&'a [f32], BackendError> {
+        Ok(rows.values())
+    }
+
+    fn embed(&self, table: &PackedMatrix, tokens: &[u32], out: &mut Rows) -> Result<(), BackendError> {
+        out.shape(tokens.len(), table.columns())?;
+        for (out, &token) in out.values_mut().chunks_exact_mut(table.columns()).zip(tokens) {
+            table.row(token as usize, out);
+        }
+        Ok(())
+    }
+
+    fn gather(&self, x: &Rows, rows: &[usize], out: &mut Rows) -> Result<(), BackendError> {
+        out.shape(rows.len(), x.columns)?;
+        for (out, row) in out.values_mut().chunks_exact_mut(x.columns).zip(rows) {
+            out.copy_from_slice(&x.values()[row * x.columns..][..x.columns]);
+        }
+        Ok(())
+    }
+
+    fn norm(
+        &self,
+        workers: &Team,
+        x: &Rows,
+        (weight, epsilon): (&Vec<f32>, f32),
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        out.shape(x.len / x.columns.max(1), x.columns)?;
+        kernels::rms_norm(workers, self.isa, x.values(), weight, epsilon, out.values_mut());
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        workers: &Team,
+        x: &Rows,
+        (weight, bias): (&PackedMatrix, Option<&Vec<f32>>),
+        store: Store,
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        let store = match store {
+            Store::Set => {
+                out.shape(x.len / x.columns.max(1), weight.rows())?;
+                kernels::Store::Set
+            }
+            Store::Add => kernels::Store::Add,
+        };
+        let bias = bias.map(Vec::as_slice);
+        kernels::linear(workers, self.isa, x.values(), weight, bias, store, out.values_mut());
+        Ok(())
+    }
+
+    fn gate(
+        &self,
+        workers: &Team,
+        both: &Rows,
+        activation: Activation,
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        let width = both.columns / 2;
+        out.shape(both.len / both.columns.max(1), width)?;
+        let activation = match activation {
+            Activation::Silu => kernels::Activation::Silu,
+            Activation::GeluTanh => kernels::Activation::GeluTanh,
+        };
+        kernels::gate(workers, self.isa, both.values(), width, activation, out.values_mut());
+        Ok(())
+    }
+
+    fn prepare_heads(
+        &self,
+        workers: &Team,
+        rows: &mut Rows,
+        step: &HeadsStep<'_, Self>,
+        segments: &[Segment<'_>],
+        (kv, layer): (&mut KvPages, usize),
+    ) -> Result<(), BackendError> {
+        let shape = HeadsShape {
+            heads: step.heads,
+            kv_heads: step.kv_heads,
+            head_dim: step.head_dim,
+            query_norm: step.query_norm.map(|(weight, epsilon)| (weight.as_slice(), epsilon)),
+            key_norm: step.key_norm.map(|(weight, epsilon)| (weight.as_slice(), epsilon)),
+            rotation: Rotation { dims: step.rotated, cos: step.cos.values(), sin: step.sin.values() },
+        };
+        kernels::prepare_heads(workers, self.isa, rows.values_mut(), &shape, segments, kv, layer);
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        workers: &Team,
+        rows: &Rows,
+        step: &AttentionStep,
+        segments: &[Segment<'_>],
+        cache: (&KvPages, usize),
+        memory: &mut AttentionScratch,
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        let shape = AttentionShape {
+            heads: step.heads,
+            kv_heads: step.kv_heads,
+            head_dim: step.head_dim,
+            scale: step.scale,
+            window: step.window,
+        };
+        let tokens = segments.iter().map(|segment| segment.tokens).sum();
+        out.shape(tokens, step.heads * step.head_dim)?;
+        let rows = rows.values();
+        kernels::attention(workers, self.isa, rows, &shape, segments, cache, memory, out.values_mut());
+        Ok(())
+    }
+}

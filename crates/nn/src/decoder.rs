@@ -1,0 +1,64 @@
+//! A whole decoder: its weights, and the forward pass over them.
+
+mod forward;
+mod load;
+
+use base::Bytes;
+use model::spec::ModelSpec;
+
+use crate::backend::Backend;
+use crate::blocks::{Attention, FeedForward, Linear, Norm, Rope};
+use crate::cpu::Cpu;
+
+pub use forward::{ForwardError, LogitRows, Logits, Scratch, Span};
+pub use load::{LoadError, LoadOptions, Weights};
+
+/// A decoder with its weights. Cheap to share: a forward pass changes nothing in it.
+pub struct Decoder<B: Backend = Cpu> {
+    spec: ModelSpec,
+    backend: B,
+    embedding: B::Matrix,
+    layers: Vec<Layer<B>>,
+    final_norm: Norm<B>,
+    /// Absent where the head is the embedding.
+    head: Option<Linear<B>>,
+    /// The distinct ropes of its layers.
+    ropes: Vec<Rope>,
+}
+
+struct Layer<B: Backend> {
+    mixer_norm: Norm<B>,
+    attention: Attention<B>,
+    feed_forward_norm: Norm<B>,
+    feed_forward: FeedForward<B>,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// What it is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Memory that its matrices take (vectors are a few kilobytes a layer and not counted).
+    pub fn weight_bytes(&self) -> Bytes {
+        let mut bytes = self.backend.matrix_bytes(&self.embedding);
+        for layer in &self.layers {
+            let Layer { attention, feed_forward, .. } = layer;
+            let linears =
+                [&attention.projection, &attention.output, &feed_forward.gate_up, &feed_forward.down];
+            for linear in linears {
+                bytes += self.backend.matrix_bytes(&linear.weight);
+            }
+        }
+        if let Some(head) = &self.head {
+            bytes += self.backend.matrix_bytes(&head.weight);
+        }
+        bytes
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for Decoder<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Decoder({}, {})", self.spec.family, self.weight_bytes())
+    }
+}

@@ -1,0 +1,347 @@
+//! The forward pass: a step over spans of many sequences.
+
+use super::{Decoder, Layer};
+use crate::backend::{Backend, BackendError, Segment, Store};
+use crate::blocks::{AttentionRows, FeedForwardRows};
+use crate::cache::{KvCache, kv_shapes};
+use crate::cpu::Cpu;
+
+/// Consecutive tokens of one sequence: a chunk of its prompt, or the one token that was sampled last.
+#[derive(Clone, Copy)]
+pub struct Span<'a> {
+    /// The tokens; at least one.
+    pub tokens: &'a [u32],
+    /// Position of the first of them in its sequence. Those before it are in the cache already.
+    pub position: usize,
+    /// The sequence's pages from position 0 on, covering `position + tokens.len()` tokens.
+    pub pages: &'a [u32],
+    /// Whose logits are wanted.
+    pub logits: LogitRows,
+}
+
+/// Which tokens of a span logits are wanted of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LogitRows {
+    /// None: a prompt chunk that is not the last.
+    None,
+    /// The last one's.
+    Last,
+    /// All.
+    All,
+}
+
+/// Why a step did not run. The cache may then hold some of the step's keys and values: the spans' positions count
+/// as not written.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// A span has no tokens.
+    #[error("span {span} has no tokens")]
+    Empty {
+        /// Which.
+        span: usize,
+    },
+    /// A token is not in the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocabulary}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// V.
+        vocabulary: usize,
+    },
+    /// A span ends behind the longest context.
+    #[error("a sequence of {tokens} tokens is longer than the context of {context}")]
+    Context {
+        /// Its length with this span.
+        tokens: usize,
+        /// The model's.
+        context: usize,
+    },
+    /// A span names too few pages.
+    #[error("span {span} names {found} pages where {needed} are needed")]
+    Pages {
+        /// Which.
+        span: usize,
+        /// For its tokens and those before.
+        needed: usize,
+        /// How many it names.
+        found: usize,
+    },
+    /// A span names a page that the cache does not have.
+    #[error("page {page} is outside the cache of {pages} pages")]
+    Page {
+        /// Which.
+        page: u32,
+        /// How many there are.
+        pages: usize,
+    },
+    /// Two spans would write the same page, so that one would find the other's tokens in it.
+    #[error("page {page} would be written by two spans")]
+    PageTwice {
+        /// Which.
+        page: u32,
+    },
+    /// The cache was made for another model.
+    #[error("the kv cache was made for another model")]
+    Cache,
+    /// The backend failed.
+    #[error("the step could not be computed")]
+    Backend(#[source] BackendError),
+}
+
+impl From<BackendError> for ForwardError {
+    fn from(cause: BackendError) -> Self {
+        Self::Backend(cause)
+    }
+}
+
+/// Memory that steps reuse. One for each thread that runs steps.
+pub struct Scratch<B: Backend = Cpu> {
+    x: B::Rows,
+    normed: B::Rows,
+    kept: B::Rows,
+    attention: AttentionRows<B>,
+    feed_forward: FeedForwardRows<B>,
+    /// Of each distinct rope: cosines and sines of the step's rows.
+    angles: Vec<(B::Rows, B::Rows)>,
+    host: (Vec<f32>, Vec<f32>),
+    logits: B::Rows,
+}
+
+impl Scratch {
+    /// No memory yet: it grows to what steps need.
+    pub fn new() -> Self {
+        Self::for_backend()
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    /// No memory yet, for any backend.
+    pub fn for_backend() -> Self {
+        Self {
+            x: B::Rows::default(),
+            normed: B::Rows::default(),
+            kept: B::Rows::default(),
+            attention: AttentionRows::default(),
+            feed_forward: FeedForwardRows::default(),
+            angles: Vec::new(),
+            host: (Vec::new(), Vec::new()),
+            logits: B::Rows::default(),
+        }
+    }
+}
+
+/// The logits of a step: `[N, V]`, in the order of the spans and, within a span, of its tokens.
+#[derive(Clone, Copy)]
+pub struct Logits<'a> {
+    values: &'a [f32],
+    vocabulary: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// N.
+    pub fn len(&self) -> usize {
+        self.values.len() / self.vocabulary
+    }
+
+    /// Whether no span asked for any.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// The `row`-th: V logits.
+    ///
+    /// # Panics
+    /// There is no such row.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.values[row * self.vocabulary..][..self.vocabulary]
+    }
+
+    /// All rows.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [f32]> {
+        self.values.chunks_exact(self.vocabulary)
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Runs one step: every span's tokens through all layers, their keys and values into the pages that the span
+    /// names, and gives the logits that were asked for.
+    ///
+    /// A row's logits depend on its own sequence alone, bit for bit: not on other spans, nor on how its prompt was
+    /// cut into steps. Nothing but the pages of the spans' own positions is written.
+    ///
+    /// # Errors
+    /// A span is wrong (see [`ForwardError`]; nothing has run then), or the backend failed.
+    pub fn forward<'s>(
+        &self,
+        workers: &B::Workers,
+        scratch: &'s mut Scratch<B>,
+        spans: &[Span<'_>],
+        kv: &mut KvCache<B>,
+    ) -> Result<Logits<'s>, ForwardError> {
+        self.check(spans, kv)?;
+        let vocabulary = self.spec.vocabulary;
+        let step = Step::of(spans);
+        if step.tokens.is_empty() {
+            return Ok(Logits { values: &[], vocabulary });
+        }
+        self.angles(spans, scratch)?;
+        self.backend.embed(&self.embedding, &step.tokens, &mut scratch.x)?;
+        let (last, layers) = self.layers.split_last().expect("a decoder has layers: loading refuses none");
+        for (at, layer) in layers.iter().enumerate() {
+            self.mix_in(layer, (workers, at), &step.segments, scratch, kv)?;
+            layer.attention.attend(
+                (&self.backend, workers),
+                &step.segments,
+                (&kv.kv, at),
+                &mut scratch.attention,
+                &mut scratch.x,
+            )?;
+            self.feed(layer, workers, scratch)?;
+        }
+        // Of the last layer everybody's keys and values are needed, but only those go on whose logits are wanted.
+        let at = layers.len();
+        self.mix_in(last, (workers, at), &step.segments, scratch, kv)?;
+        if step.wanted.is_empty() {
+            return Ok(Logits { values: &[], vocabulary });
+        }
+        if step.wanted_rows.len() < step.tokens.len() {
+            self.backend.gather(&scratch.x, &step.wanted_rows, &mut scratch.kept)?;
+            std::mem::swap(&mut scratch.x, &mut scratch.kept);
+        }
+        let cache = (&kv.kv, at);
+        let on = (&self.backend, workers);
+        last.attention.attend(on, &step.wanted, cache, &mut scratch.attention, &mut scratch.x)?;
+        self.feed(last, workers, scratch)?;
+        self.final_norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
+        let head = match &self.head {
+            Some(head) => (&head.weight, head.bias.as_ref()),
+            None => (&self.embedding, None),
+        };
+        self.backend.linear(workers, &scratch.normed, head, Store::Set, &mut scratch.logits)?;
+        Ok(Logits { values: self.backend.download(&scratch.logits)?, vocabulary })
+    }
+
+    fn mix_in(
+        &self,
+        layer: &Layer<B>,
+        (workers, at): (&B::Workers, usize),
+        segments: &[Segment<'_>],
+        scratch: &mut Scratch<B>,
+        kv: &mut KvCache<B>,
+    ) -> Result<(), BackendError> {
+        layer.mixer_norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
+        layer.attention.project(
+            (&self.backend, workers),
+            &scratch.normed,
+            &scratch.angles[layer.attention.rope],
+            segments,
+            (&mut kv.kv, at),
+            &mut scratch.attention,
+        )
+    }
+
+    fn feed(
+        &self,
+        layer: &Layer<B>,
+        workers: &B::Workers,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), BackendError> {
+        layer.feed_forward_norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
+        layer.feed_forward.apply(
+            (&self.backend, workers),
+            &scratch.normed,
+            &mut scratch.feed_forward,
+            &mut scratch.x,
+        )
+    }
+
+    /// The angles of every row's position, for each distinct rope.
+    fn angles(&self, spans: &[Span<'_>], scratch: &mut Scratch<B>) -> Result<(), BackendError> {
+        let (cos, sin) = &mut scratch.host;
+        scratch.angles.resize_with(self.ropes.len().max(scratch.angles.len()), Default::default);
+        for (rope, angles) in self.ropes.iter().zip(&mut scratch.angles) {
+            cos.clear();
+            sin.clear();
+            for span in spans {
+                rope.angles(span.position..span.position + span.tokens.len(), cos, sin);
+            }
+            self.backend.upload(cos, rope.dims() / 2, &mut angles.0)?;
+            self.backend.upload(sin, rope.dims() / 2, &mut angles.1)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, spans: &[Span<'_>], kv: &KvCache<B>) -> Result<(), ForwardError> {
+        if kv.layers != kv_shapes(&self.spec) {
+            return Err(ForwardError::Cache);
+        }
+        let mut written = Vec::with_capacity(spans.len());
+        for (at, span) in spans.iter().enumerate() {
+            if span.tokens.is_empty() {
+                return Err(ForwardError::Empty { span: at });
+            }
+            let vocabulary = self.spec.vocabulary;
+            if let Some(&token) = span.tokens.iter().find(|&&token| token as usize >= vocabulary) {
+                return Err(ForwardError::Token { token, vocabulary });
+            }
+            let tokens = span.position.saturating_add(span.tokens.len());
+            if tokens > self.spec.context {
+                return Err(ForwardError::Context { tokens, context: self.spec.context });
+            }
+            let needed = tokens.div_ceil(kv.page_tokens);
+            if span.pages.len() < needed {
+                return Err(ForwardError::Pages { span: at, needed, found: span.pages.len() });
+            }
+            if let Some(&page) = span.pages.iter().find(|&&page| page as usize >= kv.pages) {
+                return Err(ForwardError::Page { page, pages: kv.pages });
+            }
+            written.extend_from_slice(&span.pages[span.position / kv.page_tokens..needed]);
+        }
+        written.sort_unstable();
+        match written.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(ForwardError::PageTwice { page: pair[0] }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A step's spans as rows.
+struct Step<'a> {
+    tokens: Vec<u32>,
+    segments: Vec<Segment<'a>>,
+    /// The parts of segments whose logits are wanted.
+    wanted: Vec<Segment<'a>>,
+    wanted_rows: Vec<usize>,
+}
+
+impl<'a> Step<'a> {
+    fn of(spans: &[Span<'a>]) -> Self {
+        let mut step =
+            Self { tokens: Vec::new(), segments: Vec::new(), wanted: Vec::new(), wanted_rows: Vec::new() };
+        for span in spans {
+            let (row, tokens) = (step.tokens.len(), span.tokens.len());
+            let segment = Segment { row, tokens, position: span.position, pages: span.pages };
+            step.tokens.extend_from_slice(span.tokens);
+            step.segments.push(segment);
+            let skipped = match span.logits {
+                LogitRows::None => continue,
+                LogitRows::Last => tokens - 1,
+                LogitRows::All => 0,
+            };
+            step.wanted.push(Segment {
+                row: row + skipped,
+                tokens: tokens - skipped,
+                position: span.position + skipped,
+                ..segment
+            });
+            step.wanted_rows.extend(row + skipped..row + tokens);
+        }
+        step
+    }
+}

@@ -1,0 +1,255 @@
+//! Weights from a tensor source, checked against the spec and packed for the backend.
+
+use half::{bf16, f16};
+use kernels::{Isa, Team};
+use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView};
+use model::spec::{
+    AttentionSpec, FeedForwardSpec, LayerSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole,
+};
+
+use super::{Decoder, Layer};
+use crate::backend::{Backend, BackendError};
+use crate::blocks::{Attention, FeedForward, Linear, Norm, Rope};
+use crate::cpu::Cpu;
+
+/// Why a decoder cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The spec describes nothing that can run.
+    #[error("the model's configuration cannot run: {0}")]
+    Spec(String),
+    /// A tensor is not there.
+    #[error("a tensor is missing or unreadable")]
+    Tensor(#[source] CheckpointError),
+    /// A tensor has another shape than the spec says.
+    #[error("tensor {name} has shape {found:?} where the configuration needs {expected:?}")]
+    Shape {
+        /// As the checkpoint spells it.
+        name: String,
+        /// By the spec.
+        expected: Vec<usize>,
+        /// In the checkpoint.
+        found: Vec<usize>,
+    },
+    /// The backend could not take a tensor.
+    #[error("tensor {name} could not be loaded")]
+    Backend {
+        /// As the checkpoint spells it (the first of those that are stacked).
+        name: String,
+        /// Why.
+        #[source]
+        cause: BackendError,
+    },
+}
+
+/// How matrices are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Weights {
+    /// As the checkpoint stores them: nothing is rounded.
+    #[default]
+    Auto,
+    /// In f32: twice the memory of halves, and the same results bit for bit.
+    F32,
+    /// In bf16: f32 and f16 checkpoints are rounded to eight bits.
+    Bf16,
+}
+
+/// How to load.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// How matrices are kept in memory.
+    pub weights: Weights,
+    /// The instruction set to run with; the fastest of this machine where absent.
+    pub isa: Option<Isa>,
+}
+
+impl Decoder {
+    /// Loads the decoder that `spec` describes from `source` for the CPU. Tensors are copied (repacked): the
+    /// source may go afterwards.
+    ///
+    /// # Errors
+    /// The spec cannot run, a tensor is missing or has another shape than the spec says, or there is no memory.
+    pub fn load(
+        spec: &ModelSpec,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        team: &Team,
+    ) -> Result<Self, LoadError> {
+        let backend = Cpu::new(options.isa.unwrap_or_else(Isa::detect));
+        Self::load_with(backend, spec, source, options, team)
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Loads the decoder that `spec` describes from `source` for any backend.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_with(
+        backend: B,
+        spec: &ModelSpec,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        workers: &B::Workers,
+    ) -> Result<Self, LoadError> {
+        check(spec)?;
+        let mut loading = Loading { backend: &backend, workers, source, options, spec, ropes: Vec::new() };
+        let (v, e) = (spec.vocabulary, spec.hidden);
+        let embedding = loading.matrix(&[(TensorRole::Embedding, v)], e)?;
+        let layers = spec.layers.iter().enumerate();
+        let layers = layers.map(|(at, layer)| loading.layer(at, layer)).collect::<Result<_, _>>()?;
+        let final_norm = loading.norm(TensorRole::FinalNorm, e, &spec.final_norm)?;
+        let head = match spec.tied_head {
+            true => None,
+            false => Some(Linear { weight: loading.matrix(&[(TensorRole::Head, v)], e)?, bias: None }),
+        };
+        let ropes = loading.ropes;
+        Ok(Self { spec: spec.clone(), backend, embedding, layers, final_norm, head, ropes })
+    }
+}
+
+/// A spec may come from a file that anybody wrote: what the loops divide by or index with is checked once, here.
+fn check(spec: &ModelSpec) -> Result<(), LoadError> {
+    let wrong = |what: String| Err(LoadError::Spec(what));
+    if spec.hidden == 0 || spec.vocabulary == 0 || spec.context == 0 {
+        return wrong("hidden size, vocabulary and context must be positive".to_owned());
+    }
+    if spec.layers.is_empty() {
+        return wrong("it has no layers".to_owned());
+    }
+    for (at, layer) in spec.layers.iter().enumerate() {
+        let MixerSpec::Attention(attention) = &layer.mixer;
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = *attention;
+        if head_dim == 0 || kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
+            return wrong(format!(
+                "layer {at}: {heads} heads of {head_dim} over {kv_heads} kv heads (kv heads must divide heads)"
+            ));
+        }
+        if attention.rope.dims > head_dim || attention.rope.dims % 2 != 0 {
+            return wrong(format!("layer {at}: {} of {head_dim} dimensions rotate", attention.rope.dims));
+        }
+        let FeedForwardSpec::Gated { width, .. } = layer.feed_forward;
+        if width == 0 {
+            return wrong(format!("layer {at}: a feed-forward of width 0"));
+        }
+    }
+    Ok(())
+}
+
+struct Loading<'a, B: Backend> {
+    backend: &'a B,
+    workers: &'a B::Workers,
+    source: &'a dyn TensorSource,
+    options: &'a LoadOptions,
+    spec: &'a ModelSpec,
+    ropes: Vec<Rope>,
+}
+
+impl<'a, B: Backend> Loading<'a, B> {
+    fn layer(&mut self, at: usize, layer: &LayerSpec) -> Result<Layer<B>, LoadError> {
+        let e = self.spec.hidden;
+        let role = |tensor| TensorRole::Layer(at, tensor);
+        let MixerSpec::Attention(attention) = &layer.mixer;
+        let FeedForwardSpec::Gated { width, activation } = layer.feed_forward;
+        let gate_up = self.matrix(&[(role(LayerTensor::Gate), width), (role(LayerTensor::Up), width)], e)?;
+        let down = self.matrix(&[(role(LayerTensor::Down), e)], width)?;
+        Ok(Layer {
+            mixer_norm: self.norm(role(LayerTensor::MixerNorm), e, &layer.mixer_norm)?,
+            attention: self.attention(&role, attention)?,
+            feed_forward_norm: self.norm(role(LayerTensor::FeedForwardNorm), e, &layer.feed_forward_norm)?,
+            feed_forward: FeedForward {
+                gate_up: Linear { weight: gate_up, bias: None },
+                down: Linear { weight: down, bias: None },
+                activation,
+            },
+        })
+    }
+
+    fn attention(
+        &mut self,
+        role: &dyn Fn(LayerTensor) -> TensorRole,
+        spec: &AttentionSpec,
+    ) -> Result<Attention<B>, LoadError> {
+        use LayerTensor::{Key, KeyBias, KeyNorm, Output, OutputBias, Query, QueryBias, QueryNorm, Value, ValueBias};
+        let (e, d) = (self.spec.hidden, spec.head_dim);
+        let (queries, keys) = (spec.heads * d, spec.kv_heads * d);
+        let parts = [(role(Query), queries), (role(Key), keys), (role(Value), keys)];
+        let biases = [(role(QueryBias), queries), (role(KeyBias), keys), (role(ValueBias), keys)];
+        let projection = Linear {
+            weight: self.matrix(&parts, e)?,
+            bias: spec.qkv_bias.then(|| self.biases(&biases)).transpose()?,
+        };
+        let output = Linear {
+            weight: self.matrix(&[(role(Output), e)], queries)?,
+            bias: spec.output_bias.then(|| self.biases(&[(role(OutputBias), e)])).transpose()?,
+        };
+        let head_norm = |tensor| {
+            let norm = spec.qk_norm.as_ref();
+            norm.map(|norm| self.norm(role(tensor), d, norm)).transpose()
+        };
+        let (query_norm, key_norm) = (head_norm(QueryNorm)?, head_norm(KeyNorm)?);
+        let rope = Rope::new(&spec.rope);
+        let known = self.ropes.iter().position(|other| *other == rope);
+        let rope = known.unwrap_or_else(|| {
+            self.ropes.push(rope);
+            self.ropes.len() - 1
+        });
+        Ok(Attention { spec: spec.clone(), projection, output, query_norm, key_norm, rope })
+    }
+
+    fn tensor(&self, role: TensorRole, shape: &[usize]) -> Result<TensorView<'a>, LoadError> {
+        let tensor = self.source.tensor(role).map_err(LoadError::Tensor)?;
+        if tensor.shape != shape {
+            return Err(LoadError::Shape {
+                name: tensor.name.to_owned(),
+                expected: shape.to_vec(),
+                found: tensor.shape.to_vec(),
+            });
+        }
+        Ok(tensor)
+    }
+
+    /// The tensors of the given roles and rows, one below the other.
+    fn matrix(&self, parts: &[(TensorRole, usize)], columns: usize) -> Result<B::Matrix, LoadError> {
+        let tensors = parts.iter().map(|&(role, rows)| self.tensor(role, &[rows, columns]));
+        let tensors: Vec<_> = tensors.collect::<Result<_, _>>()?;
+        let first = tensors[0];
+        let dtype = match self.options.weights {
+            Weights::F32 => DType::F32,
+            Weights::Bf16 => DType::BF16,
+            Weights::Auto if tensors.iter().all(|tensor| tensor.dtype == first.dtype) => first.dtype,
+            Weights::Auto => DType::F32,
+        };
+        let matrix = self.backend.matrix(self.workers, &tensors, dtype);
+        matrix.map_err(|cause| LoadError::Backend { name: first.name.to_owned(), cause })
+    }
+
+    fn biases(&self, parts: &[(TensorRole, usize)]) -> Result<B::Vector, LoadError> {
+        let mut values = Vec::new();
+        let mut name = "";
+        for &(role, len) in parts {
+            let tensor = self.tensor(role, &[len])?;
+            name = tensor.name;
+            values.extend(elements(&tensor));
+        }
+        self.backend.vector(values).map_err(|cause| LoadError::Backend { name: name.to_owned(), cause })
+    }
+
+    fn norm(&self, role: TensorRole, len: usize, spec: &NormSpec) -> Result<Norm<B>, LoadError> {
+        let tensor = self.tensor(role, &[len])?;
+        let values = elements(&tensor).map(|x| x + spec.weight_offset).collect();
+        let weight = self.backend.vector(values);
+        let weight = weight.map_err(|cause| LoadError::Backend { name: tensor.name.to_owned(), cause })?;
+        Ok(Norm { weight, epsilon: spec.epsilon })
+    }
+}
+
+/// The values of a tensor.
+fn elements<'a>(tensor: &TensorView<'a>) -> impl Iterator<Item = f32> + use<'a> {
+    let dtype = tensor.dtype;
+    tensor.bytes.chunks_exact(dtype.size()).map(move |bytes| match dtype {
+        DType::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        DType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        DType::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+    })
+}
