@@ -192,3 +192,6 @@ impl TensorSource for Checkpoint<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

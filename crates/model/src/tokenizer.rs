@@ -6,6 +6,7 @@ mod stream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+pub(crate) use bytes::ByteLetters;
 pub use bytes::DecoderError;
 use bytes::TokenBytes;
 pub use stream::DecodeStream;

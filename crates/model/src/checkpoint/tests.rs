@@ -1,0 +1,247 @@
+//! Files that are whole, and every way in which one is not.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::family::spec_from_config;
+
+const CONFIG: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 12, "vocab_size": 10,
+    "max_position_embeddings": 64, "tie_word_embeddings": true}"#;
+
+fn spec() -> ModelSpec {
+    spec_from_config(CONFIG.as_bytes(), None).unwrap()
+}
+
+/// A file with `header` as it is and `data` zero bytes after it.
+fn raw(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+/// A file with `tensors`, all zero.
+fn file(tensors: &[(String, DType, Vec<usize>)]) -> Vec<u8> {
+    let (mut bytes, total) = safetensors_header(tensors);
+    bytes.resize(total as usize, 0);
+    bytes
+}
+
+fn needed() -> Vec<(String, DType, Vec<usize>)> {
+    expected_tensors(&spec()).into_iter().map(|(_, name, shape)| (name, DType::BF16, shape)).collect()
+}
+
+fn refusal(bytes: &[u8]) -> String {
+    let error = SafetensorsFile::parse("model.safetensors", bytes).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors"), "{error}");
+    error
+}
+
+#[test]
+fn tensors_are_found_where_they_lie() {
+    let tensors = [("a".to_owned(), DType::F32, vec![2, 1]), ("b".to_owned(), DType::BF16, vec![3])];
+    let mut bytes = file(&tensors);
+    let end = bytes.len();
+    bytes[end - 14..].copy_from_slice(&(0..14).collect::<Vec<u8>>());
+    let parsed = SafetensorsFile::parse("f", &bytes).unwrap();
+    assert_eq!(parsed.names().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(parsed.tensor("a").unwrap().bytes, [0, 1, 2, 3, 4, 5, 6, 7]);
+    let b = parsed.tensor("b").unwrap();
+    assert_eq!((b.dtype, b.shape, b.bytes), (DType::BF16, [3].as_slice(), [8, 9, 10, 11, 12, 13].as_slice()));
+    assert!(parsed.tensor("c").is_err());
+}
+
+#[test]
+fn a_whole_checkpoint_verifies_and_counts_its_parameters() {
+    let bytes = file(&needed());
+    let checkpoint =
+        Checkpoint::new(vec![SafetensorsFile::parse("model.safetensors", &bytes).unwrap()]).unwrap();
+    checkpoint.verify(&spec()).unwrap();
+    assert_eq!(parameters(&spec()) * 2, checkpoint.tensor_bytes());
+    let view = checkpoint.tensor(TensorRole::Layer(1, crate::spec::LayerTensor::Down)).unwrap();
+    assert_eq!((view.name, view.shape), ("model.layers.1.mlp.down_proj.weight", [8, 12].as_slice()));
+}
+
+#[test]
+fn a_missing_misshapen_or_strange_tensor_is_named_with_its_file() {
+    let check = |tensors: &[(String, DType, Vec<usize>)]| {
+        let bytes = file(tensors);
+        let parsed = SafetensorsFile::parse("model.safetensors", &bytes).unwrap();
+        Checkpoint::new(vec![parsed]).unwrap().verify(&spec()).unwrap_err().to_string()
+    };
+    let mut missing = needed();
+    let (name, ..) = missing.remove(5);
+    let error = check(&missing);
+    assert!(error.contains(&name) && error.contains("missing in model.safetensors"), "{error}");
+
+    let mut misshapen = needed();
+    misshapen[3].2.reverse();
+    misshapen[3].2.push(1);
+    let error = check(&misshapen);
+    assert!(error.contains(&misshapen[3].0) && error.contains("config.json asks for"), "{error}");
+
+    let mut strange = needed();
+    strange.push(("model.layers.2.mlp.up_proj.weight".to_owned(), DType::BF16, vec![1]));
+    let error = check(&strange);
+    assert!(error.contains("model.layers.2.mlp.up_proj.weight") && error.contains("no place"), "{error}");
+}
+
+#[test]
+fn leftovers_of_older_exporters_are_tolerated() {
+    let mut tensors = needed();
+    tensors.push(("lm_head.weight".to_owned(), DType::BF16, vec![10, 8]));
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), DType::F32, vec![2]));
+    let bytes = file(&tensors);
+    let parsed = SafetensorsFile::parse("f", &bytes).unwrap();
+    Checkpoint::new(vec![parsed]).unwrap().verify(&spec()).unwrap();
+}
+
+#[test]
+fn a_type_that_weights_may_not_have_is_refused_when_it_is_asked_for() {
+    let header = r#"{"q": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}"#;
+    let bytes = raw(header, 4);
+    let parsed = SafetensorsFile::parse("f", &bytes).unwrap();
+    let error = parsed.tensor("q").unwrap_err().to_string();
+    assert!(error.contains("\"q\"") && error.contains("I8") && error.contains("BF16"), "{error}");
+}
+
+#[test]
+fn a_truncated_file_says_how_much_is_there_and_how_much_should_be() {
+    assert!(refusal(b"").contains("should have 8 bytes and has 0"));
+    let bytes = raw("{}", 0);
+    assert!(refusal(&bytes[..9]).contains("should have 10 bytes and has 9"));
+    let bytes = file(&needed());
+    let error = refusal(&bytes[..bytes.len() - 1]);
+    assert!(error.contains("model.norm.weight") && error.contains("ends at byte"), "{error}");
+}
+
+#[test]
+fn a_header_that_is_too_long_or_no_json_is_refused() {
+    let mut bytes = raw("{}", 0);
+    bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(refusal(&bytes).contains("18446744073709551615 bytes"));
+    bytes[..8].copy_from_slice(&100_000_000u64.to_le_bytes());
+    assert!(refusal(&bytes).contains("truncated"));
+    for header in ["", "x", "[]", "null", "{\"a\": 1}", "{\"a\": {}}", "{\"\\ud800\": {}}", "{} {}"] {
+        assert!(refusal(&raw(header, 0)).contains("bad header"), "{header}");
+    }
+    let deep = "[".repeat(100_000);
+    assert!(refusal(&raw(&format!("{{\"__metadata__\": {deep}"), 0)).contains("bad header"));
+}
+
+fn entry(dtype: &str, shape: Value, begin: u64, end: u64) -> Value {
+    json!({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]})
+}
+
+#[test]
+fn an_entry_that_makes_no_sense_is_refused_with_the_tensors_name() {
+    let cases = [
+        (entry("F32", json!([2]), 0, 9), "ends at byte 9"),
+        (entry("F32", json!([2]), 8, 0), "begins at 8, after its end"),
+        (entry("F32", json!([3]), 0, 8), "takes 12 bytes, but lies in 8"),
+        (entry("F32", json!([u64::MAX, 8]), 0, 8), "overflows"),
+        (entry("F32", json!([1u64 << 62]), 0, 8), "overflows"),
+        (entry("F32", json!([0, u64::MAX]), 0, 8), "takes 0 bytes, but lies in 8"),
+        (entry("Q4_K", json!([2]), 0, 8), "no type that can be read"),
+        (entry("F32", json!([1, 1, 1, 1, 1, 1, 1, 1, 2]), 0, 8), "9 sides"),
+        (entry("F32", json!([2]), u64::MAX - 7, u64::MAX), "ends at byte"),
+    ];
+    for (entry, detail) in cases {
+        let error = refusal(&raw(&json!({"w": entry}).to_string(), 8));
+        assert!(error.contains("\"w\"") && error.contains(detail), "{error}");
+    }
+    let error = refusal(&raw(r#"{"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 8]}}"#, 8));
+    assert!(error.contains("\"w\""), "{error}");
+}
+
+#[test]
+fn tensors_that_overlap_leave_holes_or_come_twice_are_refused() {
+    let two = |a: (u64, u64), b: (u64, u64)| {
+        let header = json!({"a": entry("U8", json!([a.1 - a.0]), a.0, a.1), "b": entry("U8", json!([b.1 - b.0]), b.0, b.1)});
+        refusal(&raw(&header.to_string(), 8))
+    };
+    assert!(two((0, 4), (3, 8)).contains("\"b\": begins at 3, which overlaps"));
+    assert!(two((0, 3), (4, 8)).contains("\"b\": begins at 4, which leaves a hole"));
+    assert!(two((0, 2), (2, 6)).contains("2 bytes after its last tensor"));
+    let twice = r#"{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+        "a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}"#;
+    assert!(refusal(&raw(twice, 8)).contains("\"a\": comes twice"));
+}
+
+#[test]
+fn an_index_leads_to_its_files_and_nowhere_else() {
+    let (a, b) = (needed()[..4].to_vec(), needed()[4..].to_vec());
+    let map: serde_json::Map<String, Value> = a
+        .iter()
+        .map(|(name, ..)| (name.clone(), json!("a.safetensors")))
+        .chain(b.iter().map(|(name, ..)| (name.clone(), json!("b.safetensors"))))
+        .collect();
+    let index = ShardIndex::parse("index", json!({"weight_map": map}).to_string().as_bytes()).unwrap();
+    assert_eq!(index.files(), ["a.safetensors", "b.safetensors"]);
+    let (a_bytes, b_bytes) = (file(&a), file(&b));
+    let parse = |name: &str, bytes| SafetensorsFile::parse(name, bytes).unwrap();
+    let files = vec![parse("a.safetensors", &a_bytes), parse("b.safetensors", &b_bytes)];
+    Checkpoint::sharded(&index, files).unwrap().verify(&spec()).unwrap();
+
+    let swapped = vec![parse("b.safetensors", &a_bytes), parse("a.safetensors", &b_bytes)];
+    assert!(Checkpoint::sharded(&index, swapped).unwrap_err().to_string().contains("index says"));
+    let short = Checkpoint::sharded(&index, vec![parse("a.safetensors", &a_bytes)]).unwrap_err().to_string();
+    assert!(short.contains("missing in b.safetensors"), "{short}");
+    let twice = Checkpoint::new(vec![parse("a.safetensors", &a_bytes), parse("c", &a_bytes)])
+        .unwrap_err()
+        .to_string();
+    assert!(twice.contains("in both a.safetensors and c"), "{twice}");
+    assert!(matches!(Checkpoint::new(Vec::new()), Err(CheckpointError::NoFiles)));
+
+    for name in ["../secret", "/etc/passwd", "", ".", "a\\b", "c:x"] {
+        let text = json!({"weight_map": {"w": name}}).to_string();
+        let error = ShardIndex::parse("index", text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("index") && error.contains("\"w\""), "{error}");
+    }
+    for text in ["", "{}", "{\"weight_map\": {}}", "{\"weight_map\": {\"w\": 1}}"] {
+        assert!(ShardIndex::parse("index", text.as_bytes()).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = SafetensorsFile::parse("f", &bytes);
+        let length = (bytes.len() as u64).to_le_bytes();
+        let framed: Vec<u8> = length.into_iter().chain(bytes).collect();
+        prop_assert!(SafetensorsFile::parse("f", &framed).is_err());
+    }
+
+    #[test]
+    fn a_damaged_header_is_refused_or_its_tensors_still_fit(at in 0usize..4000, with in any::<u8>(), cut in any::<bool>()) {
+        let mut bytes = file(&needed());
+        let at = at % bytes.len();
+        bytes[at] = with;
+        if cut {
+            bytes.truncate(at);
+        }
+        if let Ok(parsed) = SafetensorsFile::parse("f", &bytes) {
+            for name in parsed.names() {
+                if let Ok(view) = parsed.tensor(name) {
+                    prop_assert_eq!(view.bytes.len(), view.shape.iter().product::<usize>() * view.dtype.size());
+                }
+            }
+            let _ = Checkpoint::new(vec![parsed]).map(|checkpoint| checkpoint.verify(&spec()));
+        }
+    }
+
+    #[test]
+    fn a_written_header_reads_back(shapes in prop::collection::vec(prop::collection::vec(0usize..5, 0..4), 0..8)) {
+        let tensors: Vec<_> =
+            shapes.into_iter().enumerate().map(|(n, shape)| (format!("t\"{n}"), DType::F16, shape)).collect();
+        let bytes = file(&tensors);
+        let parsed = SafetensorsFile::parse("f", &bytes).unwrap();
+        for (name, dtype, shape) in &tensors {
+            let view = parsed.tensor(name).unwrap();
+            prop_assert_eq!((view.dtype, view.shape), (*dtype, shape.as_slice()));
+        }
+        prop_assert_eq!((bytes.len() as u64 - parsed.tensor_bytes()) % 64, 0);
+    }
+}
