@@ -1,0 +1,90 @@
+//! Every knob of an engine, declared once.
+
+use base::{Bytes, Micros};
+use serde::{Deserialize, Serialize};
+
+/// How an engine computes. What is absent is chosen from the model and the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Threads that compute together; as many as there are cores where absent. More than there are only wait for
+    /// each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Memory for keys and values; enough for [`EngineConfig::KV_CONTEXTS`] full contexts where absent, but at most
+    /// a quarter of the memory that is available.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_bytes: Option<Bytes>,
+    /// The longest context to serve; the model's where absent. Lowered to what the KV memory holds where that is chosen
+    /// here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<u32>,
+    /// Requests computed together at most. Each one more slows the others a little and raises what all get together.
+    pub batch_max: u32,
+    /// Requests that wait for a place among those at most: enough that a place never stays empty for a round trip to the
+    /// coordinator, few enough that the coordinator's queue, which is fair, does the queueing.
+    pub waiting_max: u32,
+    /// Tokens in one step at most. Bounds scratch memory and how long a running stream can be held up; below about
+    /// a hundred, prefill is bound by memory instead of arithmetic.
+    pub step_tokens_max: u32,
+    /// Tokens in a page of the KV cache: what is wasted at a sequence's end, and the grain of prefix reuse.
+    pub page_tokens: u32,
+    /// How weights are held in memory.
+    pub weights: WeightFormat,
+    /// How keys and values are held in memory.
+    pub kv: KvFormat,
+    /// A request whose reader takes nothing for so long is given up.
+    pub pause_us_max: Micros,
+}
+
+/// How weights are held in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightFormat {
+    /// As they are stored, where there are kernels for it (f16 becomes f32, which holds it exactly).
+    #[default]
+    Auto,
+    /// 32-bit floats: exact for every stored format, twice the memory and time of bf16.
+    F32,
+    /// bfloat16: half the memory; rounds f32 and f16 weights.
+    Bf16,
+}
+
+/// How keys and values are held in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvFormat {
+    /// What is best on this machine.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+}
+
+impl EngineConfig {
+    /// Full contexts that the KV cache holds where nothing else is said and memory allows it. As many as the default batch
+    /// has places: a full batch of full contexts runs without preemption.
+    pub const KV_CONTEXTS: u64 = 16;
+    /// The part of available memory that the KV cache takes at most, where nothing else is said: other programs, other
+    /// instances and the page cache live on the rest.
+    pub const KV_MEMORY_PART: f64 = 0.25;
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            kv_bytes: None,
+            context: None,
+            batch_max: 16,
+            waiting_max: 16,
+            step_tokens_max: 256,
+            page_tokens: 16,
+            weights: WeightFormat::default(),
+            kv: KvFormat::default(),
+            pause_us_max: Micros::from_secs(120),
+        }
+    }
+}

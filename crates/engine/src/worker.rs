@@ -1,0 +1,305 @@
+//! The engine's thread: takes in, plans, computes, draws, delivers, and settles; step by step.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base::{AttemptId, Micros};
+use batch::{Account, Arrival, Batch, Cause, Drawn, Ended, Plan};
+
+use crate::answer::{Answer, Terms};
+use crate::compute::{Compute, Work};
+use crate::desk::{Accepted, Desk, Intake};
+use crate::speed::Speed;
+
+/// How soon to look again whether a slow reader has room: sinks cannot ring. Short against what a person notices, long
+/// against what looking costs.
+const PAUSED_LOOK: Duration = Duration::from_millis(2);
+/// How long to wait for work at most. Work rings; this only bounds what a lost ring could cost.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+
+/// Time since the engine's start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    pub(crate) fn now(self) -> Micros {
+        self.origin.elapsed().into()
+    }
+}
+
+/// What the engine's thread owns.
+pub(crate) struct Worker<C> {
+    desk: Arc<Desk>,
+    terms: Arc<Terms>,
+    clock: Clock,
+    batch: Batch,
+    compute: C,
+    speed: Speed,
+    answers: HashMap<AttemptId, Answer>,
+    /// How long to wait for work before the next step.
+    wait: Option<Duration>,
+    /// Attempts that ended and that the desk does not know of yet.
+    ended: Vec<AttemptId>,
+    steps: u64,
+    computed_tokens: u64,
+    cached_tokens: u64,
+    preemptions: u64,
+}
+
+impl<C: Compute> Worker<C> {
+    pub(crate) fn new(
+        desk: Arc<Desk>,
+        terms: Arc<Terms>,
+        clock: Clock,
+        batch: Batch,
+        compute: C,
+        speed: Speed,
+    ) -> Self {
+        Self {
+            desk,
+            terms,
+            clock,
+            batch,
+            compute,
+            speed,
+            answers: HashMap::new(),
+            wait: Some(IDLE_WAIT),
+            ended: Vec::new(),
+            steps: 0,
+            computed_tokens: 0,
+            cached_tokens: 0,
+            preemptions: 0,
+        }
+    }
+
+    /// Serves until the desk says stop. Whatever happens, every answer gets its end.
+    pub(crate) fn run(mut self) {
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let why = match served {
+            Ok(()) => "the engine has stopped",
+            Err(_) => {
+                tracing::error!("an engine broke down");
+                "the engine broke down; restart the provider and report its log"
+            }
+        };
+        self.close(why);
+    }
+
+    fn serve(&mut self) {
+        loop {
+            let intake = self.desk.take(self.wait);
+            if intake.stopping {
+                self.turn_away(intake, "the engine is stopping");
+                return;
+            }
+            self.take_in(intake);
+            self.step();
+            self.settle();
+        }
+    }
+
+    fn take_in(&mut self, intake: Intake) {
+        for accepted in intake.arrivals {
+            self.accept(accepted);
+        }
+        let now = self.clock.now();
+        for attempt in intake.cancels {
+            if let Some(ended) = self.batch.end(now, attempt, Cause::Cancelled) {
+                self.finish(&ended);
+            }
+        }
+        for question in intake.questions {
+            let logits = self.compute.logits(&question.tokens, question.all);
+            // Whoever asked may have given up.
+            let _ = question.answer.send(logits);
+        }
+    }
+
+    fn accept(&mut self, accepted: Accepted) {
+        let Accepted { attempt, at, job, sink } = accepted;
+        let answer = Answer::new(&job.ask, &job.prompt, &job.generated, &self.terms, sink);
+        let (prompt_tokens, generated) = (job.prompt.len(), job.generated.len());
+        let mut tokens = job.prompt;
+        tokens.extend(job.generated);
+        let done = if answer.stopped() {
+            Some(Cause::Stop)
+        } else if generated >= job.ask.max_tokens as usize {
+            Some(Cause::Length)
+        } else {
+            None
+        };
+        if let Some(cause) = done {
+            // An earlier attempt delivered all of it, but was lost before it could say so.
+            let account = Account {
+                prompt_tokens: prompt_tokens as u32,
+                generated_tokens: generated as u32,
+                ..Account::default()
+            };
+            answer.finish(&Ended { attempt, cause, account });
+            self.ended.push(attempt);
+            return;
+        }
+        let deadline = (job.ask.deadline_us > 0).then(|| at.saturating_add(Micros(job.ask.deadline_us)));
+        let generated_max = job.ask.max_tokens as usize;
+        match self
+            .batch
+            .submit(at, Arrival { attempt, tokens, prompt: prompt_tokens, generated_max, deadline })
+        {
+            Ok(()) => {
+                self.answers.insert(attempt, answer);
+            }
+            Err(refusal) => {
+                // The desk has checked all of this: it and the batch would have to disagree.
+                tracing::error!(%attempt, %refusal, "an accepted attempt was refused");
+                answer.fail(&refusal.to_string());
+                self.ended.push(attempt);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let answers = &self.answers;
+        let mut plan = self.batch.plan(self.clock.now(), self.speed.prefill_beside_decode(), |attempt| {
+            answers.get(&attempt).is_none_or(Answer::has_room)
+        });
+        self.compute.wipe(&plan.wipe);
+        for ended in std::mem::take(&mut plan.ended) {
+            self.finish(&ended);
+        }
+        if plan.spans.is_empty() {
+            self.compute.wipe(&self.batch.drain_wipes());
+            self.wait = Some(self.idle_wait(&plan));
+            return;
+        }
+        self.wait = None;
+        let started = self.clock.now();
+        match self.compute(&plan) {
+            Ok((drawn, damaged)) => {
+                let (tokens, decoding) = (plan.tokens, plan.decoding);
+                self.speed.observe(tokens, decoding, self.clock.now().saturating_sub(started));
+                self.steps += 1;
+                self.computed_tokens += tokens as u64;
+                self.hand_out(plan, &drawn, &damaged);
+            }
+            Err(message) => self.fail_step(&plan, &message),
+        }
+    }
+
+    fn idle_wait(&self, plan: &Plan) -> Duration {
+        let deadline = plan.next_deadline.map(|at| Duration::from(at.saturating_sub(self.clock.now())));
+        let look = if plan.paused { PAUSED_LOOK } else { IDLE_WAIT };
+        deadline.map_or(look, |deadline| deadline.min(look))
+    }
+
+    /// Computes a plan and draws its tokens; the attempts among them whose logits are damaged.
+    fn compute(&mut self, plan: &Plan) -> Result<(Vec<Drawn>, Vec<AttemptId>), String> {
+        let (batch, answers, terms) = (&self.batch, &mut self.answers, &self.terms);
+        let work: Vec<Work<'_>> = plan
+            .spans
+            .iter()
+            .map(|span| Work {
+                tokens: batch.tokens(span),
+                position: span.start,
+                pages: batch.pages(span),
+                draws: span.draws,
+            })
+            .collect();
+        let rows = self.compute.step(&work)?;
+        let drawing = plan.spans.iter().filter(|span| span.draws);
+        let mut drawn = Vec::new();
+        let mut damaged = Vec::new();
+        for (span, row) in drawing.zip(rows.chunks_exact(terms.vocabulary)) {
+            let answer = answers.get_mut(&span.attempt).expect("every sequence has its answer");
+            drawn.push(answer.draw(row, terms).unwrap_or_else(|_| {
+                damaged.push(span.attempt);
+                Drawn::Stop
+            }));
+        }
+        Ok((drawn, damaged))
+    }
+
+    /// Gives what was drawn to the batch and the answers' sinks.
+    fn hand_out(&mut self, plan: Plan, drawn: &[Drawn], damaged: &[AttemptId]) {
+        let drawing: Vec<AttemptId> =
+            plan.spans.iter().filter(|span| span.draws).map(|span| span.attempt).collect();
+        let ended = self.batch.commit(self.clock.now(), plan, drawn);
+        for ended in &ended {
+            if damaged.contains(&ended.attempt) {
+                self.fail(ended.attempt, &crate::sampling::NotFinite.to_string());
+            } else {
+                self.finish(ended);
+            }
+        }
+        for attempt in drawing {
+            if let Some(answer) = self.answers.get_mut(&attempt) {
+                answer.deliver();
+            }
+        }
+    }
+
+    /// A step that could not be computed ends what was in it, and nothing else.
+    fn fail_step(&mut self, plan: &Plan, message: &str) {
+        tracing::error!(message, "a step failed");
+        let now = self.clock.now();
+        for span in &plan.spans {
+            self.batch.end(now, span.attempt, Cause::Stop);
+            self.fail(span.attempt, message);
+        }
+    }
+
+    fn finish(&mut self, ended: &Ended) {
+        self.cached_tokens += u64::from(ended.account.cached_tokens);
+        self.preemptions += u64::from(ended.account.preemptions);
+        if let Some(answer) = self.answers.remove(&ended.attempt) {
+            answer.finish(ended);
+        }
+        self.ended.push(ended.attempt);
+    }
+
+    fn fail(&mut self, attempt: AttemptId, message: &str) {
+        if let Some(answer) = self.answers.remove(&attempt) {
+            answer.fail(message);
+        }
+        self.ended.push(attempt);
+    }
+
+    fn settle(&mut self) {
+        let load = self.batch.load();
+        let (speed, steps, computed) = (self.speed, self.steps, self.computed_tokens);
+        let (cached, preemptions) = (self.cached_tokens, self.preemptions);
+        self.desk.settle(&self.ended, load.pages_needed as u64, |report| {
+            report.running = load.running as u32;
+            report.prefill_tokens_waiting = load.prefill_tokens as u64;
+            report.prefill_tokens_per_s = speed.prefill_tokens_per_s();
+            report.decode_tokens_per_s = speed.decode_tokens_per_s();
+            report.steps = steps;
+            report.computed_tokens = computed;
+            report.cached_tokens = cached;
+            report.preemptions = preemptions;
+        });
+        self.ended.clear();
+    }
+
+    fn close(mut self, why: &str) {
+        let intake = self.desk.close(why);
+        for (_, answer) in self.answers.drain() {
+            // A sink that panics must not keep the others from their end.
+            let _ = catch_unwind(AssertUnwindSafe(|| answer.fail(why)));
+        }
+        self.turn_away(intake, why);
+    }
+
+    fn turn_away(&self, intake: Intake, why: &str) {
+        for mut accepted in intake.arrivals {
+            let _ = catch_unwind(AssertUnwindSafe(|| accepted.sink.failed(why)));
+        }
+    }
+}
