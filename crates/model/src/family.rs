@@ -32,6 +32,12 @@ pub fn names() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.name).collect()
 }
 
+/// How `config.json` spells the family called `name`: its architecture and its model type.
+pub(crate) fn identity(name: &str) -> Option<(&'static str, &'static str)> {
+    let family = FAMILIES.iter().find(|family| family.name == name)?;
+    Some((family.architecture, family.model_type))
+}
+
 /// Reads `config.json` and, where there is one, `generation_config.json`, whose stop tokens win.
 ///
 /// # Errors

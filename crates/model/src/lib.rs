@@ -8,5 +8,6 @@ pub mod checkpoint;
 pub mod family;
 pub mod kit;
 pub mod spec;
+pub mod synth;
 pub mod template;
 pub mod tokenizer;

@@ -18,6 +18,16 @@ pub enum TokenizerError {
     /// The file is not a tokenizer.
     #[error("tokenizer.json is not readable: {0}")]
     Unreadable(String),
+    /// An added token whose number is not the one that the file says: the model would see another token.
+    #[error("tokenizer.json: added token {content:?} says that its id is {id}, but it can only be {found}")]
+    Misnumbered {
+        /// How it is spelled.
+        content: String,
+        /// As the file says.
+        id: u32,
+        /// As the library numbers it.
+        found: u32,
+    },
     /// The file's decoder is of a kind that this build cannot undo token by token.
     #[error("tokenizer.json: {0}")]
     Decoder(#[from] DecoderError),
@@ -57,6 +67,28 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
     }
 }
 
+/// `tokenizers` numbers added tokens that the vocabulary lacks in their order, whatever ids the file gives them.
+fn check_numbers(inner: &tokenizers::Tokenizer, json: &[u8]) -> Result<(), TokenizerError> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    let file: File = serde_json::from_slice(json).map_err(|e| TokenizerError::Unreadable(e.to_string()))?;
+    for Added { id, content } in file.added_tokens {
+        match inner.token_to_id(&content) {
+            Some(found) if found != id => return Err(TokenizerError::Misnumbered { content, id, found }),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl Tokenizer {
     /// Reads a `tokenizer.json`. Truncation and padding that it may ask for are left out: they belong to training.
     ///
@@ -67,6 +99,7 @@ impl Tokenizer {
             guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(TokenizerError::Unreadable)?;
         guarded(|| inner.with_truncation(None).map(|_| ())).map_err(TokenizerError::Unreadable)?;
         inner.with_padding(None);
+        check_numbers(&inner, json)?;
         let bytes = TokenBytes::new(&inner)?;
         Ok(Self { parts: Arc::new(Parts { inner, bytes }) })
     }

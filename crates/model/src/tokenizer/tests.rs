@@ -162,8 +162,17 @@ fn a_merge_of_unknown_tokens_is_refused() {
 }
 
 #[test]
+fn an_added_token_that_would_get_another_number_is_refused() {
+    let mut json = byte_level();
+    json["added_tokens"][0]["id"] = json!(300);
+    let error = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("\"<|end|>\"") && error.contains("300") && error.contains("261"), "{error}");
+}
+
+#[test]
 fn an_absurd_token_number_is_refused_before_memory_is_asked_for() {
     let mut json = byte_level();
+    json["added_tokens"] = json!([]);
     json["model"]["vocab"]["absurd"] = json!(u32::MAX);
     let error = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
     assert!(error.contains("4294967295") && error.contains("limit"), "{error}");
