@@ -63,7 +63,10 @@ pub struct AttentionScratch {
 ///
 /// # Panics
 /// Lengths do not fit each other, a span has rows or pages that are not there, or the cache is of another shape.
-#[expect(clippy::too_many_arguments, reason = "two of them say how to run, one is memory, five are the operation")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two of them say how to run, one is memory, five are the operation"
+)]
 pub fn attention(
     team: &Team,
     isa: Isa,
@@ -77,10 +80,18 @@ pub fn attention(
     let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
     assert!(width > 0 && rows.len().is_multiple_of(width), "{} elements are no rows of {width}", rows.len());
     let layout = kv.layout(layer);
-    assert_eq!((layout.place.kv_heads, layout.place.head_dim), (shape.kv_heads, shape.head_dim), "another cache");
+    assert_eq!(
+        (layout.place.kv_heads, layout.place.head_dim),
+        (shape.kv_heads, shape.head_dim),
+        "another cache"
+    );
     check_spans(spans, rows.len() / width, kv);
     let tokens: usize = spans.iter().map(|span| span.tokens).sum();
-    assert_eq!(out.len(), tokens * shape.heads * shape.head_dim, "a row of heads for each of {tokens} tokens");
+    assert_eq!(
+        out.len(),
+        tokens * shape.heads * shape.head_dim,
+        "a row of heads for each of {tokens} tokens"
+    );
     let AttentionScratch { workers, before } = scratch;
     workers.resize_with(team.workers().max(workers.len()), State::default);
     let tiles = count_tiles(shape, spans, before);

@@ -46,7 +46,10 @@ impl<T: sealed::Zeroable> Buffer<T> {
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize / 2);
         let Some(bytes) = bytes else {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, format!("{len} elements do not fit memory")));
+            return Err(io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                format!("{len} elements do not fit memory"),
+            ));
         };
         if bytes == 0 {
             return Ok(Self { start: NonNull::dangling(), len, memory: Memory::None });
@@ -54,7 +57,8 @@ impl<T: sealed::Zeroable> Buffer<T> {
         if bytes >= MAPPED_FROM_BYTES {
             return Self::mapped(len, bytes);
         }
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).expect("a power of two and less than a megabyte");
+        let layout =
+            Layout::from_size_align(bytes, ALIGNMENT).expect("a power of two and less than a megabyte");
         // SAFETY: the layout's size is not zero.
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(memory.cast::<T>()) else { handle_alloc_error(layout) };

@@ -58,11 +58,18 @@ pub fn prepare_heads(
     assert!(width > 0 && rows.len().is_multiple_of(width), "{} elements are no rows of {width}", rows.len());
     let count = rows.len() / width;
     let layout = kv.layout(layer);
-    assert_eq!((layout.place.kv_heads, layout.place.head_dim), (shape.kv_heads, shape.head_dim), "another cache");
+    assert_eq!(
+        (layout.place.kv_heads, layout.place.head_dim),
+        (shape.kv_heads, shape.head_dim),
+        "another cache"
+    );
     check_spans(spans, count, kv);
     let half = shape.rotation.dims / 2;
     assert!(2 * half <= shape.head_dim, "{half} pairs turn in a head of {}", shape.head_dim);
-    assert!(shape.rotation.cos.len() == count * half && shape.rotation.sin.len() == count * half, "an angle each");
+    assert!(
+        shape.rotation.cos.len() == count * half && shape.rotation.sin.len() == count * half,
+        "an angle each"
+    );
     let job = Prepare { isa, rows: SharedMut::new(rows), width, shape, spans, layout };
     match &mut kv.elements {
         KvElements::F32(elements) => job.run::<KvF32>(team, count, &SharedMut::new(elements)),

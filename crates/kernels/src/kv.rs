@@ -190,10 +190,7 @@ impl KvLayout {
     /// Dimension 0 of the key at `slot`; dimension d is `d * page_tokens` further.
     #[inline(always)]
     pub(crate) fn key(&self, page: u32, head: usize, slot: usize) -> usize {
-        page as usize * self.page_len
-            + self.place.keys
-            + head * self.place.head_dim * self.page_tokens
-            + slot
+        page as usize * self.page_len + self.place.keys + head * self.place.head_dim * self.page_tokens + slot
     }
 
     /// The value at `slot`: `head_dim` elements, the next slot's `value_stride` further.

@@ -19,14 +19,16 @@ mod lanes;
 mod mapped;
 mod math;
 mod matmul;
+#[cfg(test)]
+mod numbers;
 mod pack;
 mod rows;
 mod shared;
 mod team;
 
 pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};
-pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use buffer::Buffer;
+pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use isa::{Isa, features};
 pub use kv::{KvElement, KvPages, KvPagesError};
 pub use mapped::MappedFile;

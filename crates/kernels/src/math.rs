@@ -109,10 +109,14 @@ mod tests {
             for i in -400..400 {
                 let x = f64::from(i) * 0.05;
                 let silu = x / (1.0 + (-x).exp());
-                assert!((f64::from(at(isa, Which::Silu, x as f32)) - silu).abs() <= 1e-6 * (1.0 + silu.abs()));
+                assert!(
+                    (f64::from(at(isa, Which::Silu, x as f32)) - silu).abs() <= 1e-6 * (1.0 + silu.abs())
+                );
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 let gelu = 0.5 * x * (1.0 + u.tanh());
-                assert!((f64::from(at(isa, Which::Gelu, x as f32)) - gelu).abs() <= 1e-6 * (1.0 + gelu.abs()));
+                assert!(
+                    (f64::from(at(isa, Which::Gelu, x as f32)) - gelu).abs() <= 1e-6 * (1.0 + gelu.abs())
+                );
             }
         }
     }

@@ -54,7 +54,8 @@ pub fn linear(
     let out = SharedMut::new(out);
     let job = |_, _| {
         while let Some(panels) = parts.take() {
-            let part = Part { x: x.as_ptr(), rows, k, n, bias, add: store == Store::Add, out: out.as_ptr(), panels };
+            let part =
+                Part { x: x.as_ptr(), rows, k, n, bias, add: store == Store::Add, out: out.as_ptr(), panels };
             match &w.panels {
                 Panels::F32(w) => isa.dispatch(Product::<F32> { part, w }),
                 Panels::F16(w) => isa.dispatch(Product::<F16> { part, w }),
@@ -159,7 +160,11 @@ impl<W: Weight> Kernel for Product<'_, W> {
             for panel in part.panels.clone() {
                 let len = panel_len(part.k);
                 let panel_rows = PANEL_ROWS.min(part.n - panel * PANEL_ROWS);
-                let panel = Panel::<W> { w: w[panel * len..][..len].as_ptr(), row: panel * PANEL_ROWS, rows: panel_rows };
+                let panel = Panel::<W> {
+                    w: w[panel * len..][..len].as_ptr(),
+                    row: panel * PANEL_ROWS,
+                    rows: panel_rows,
+                };
                 // SAFETY: the panel is inside the weights, the rows are inside the activations and the output,
                 // whose sizes `linear` has checked; the caller vouches for the instructions.
                 unsafe { panel_by_rows::<L, W>(&part, &panel, first, until) }
@@ -309,7 +314,13 @@ unsafe fn add_up<L: Lanes, const R: usize>(sums: &[L::V; R], out: &mut [f32; R])
 }
 
 #[inline(always)]
-unsafe fn finish<const R: usize>(part: &Part<'_>, panel: &Panel<impl Weight>, first: usize, row: usize, out: &[f32; R]) {
+unsafe fn finish<const R: usize>(
+    part: &Part<'_>,
+    panel: &Panel<impl Weight>,
+    first: usize,
+    row: usize,
+    out: &[f32; R],
+) {
     for (r, &sum) in out.iter().enumerate().take(panel.rows.saturating_sub(first)) {
         let column = panel.row + first + r;
         let sum = part.bias.map_or(sum, |bias| sum + bias[column]);

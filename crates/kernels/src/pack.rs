@@ -333,7 +333,8 @@ mod tests {
         let part = |rows, columns, bytes| WeightBytes { element: WeightElement::F32, rows, columns, bytes };
         let short = PackedMatrix::pack(&[part(2, 3, &[0; 23])], WeightElement::F32, &team).unwrap_err();
         assert_eq!(short.to_string(), "23 bytes where the shape needs 24");
-        let unlike = PackedMatrix::pack(&[part(1, 2, &[0; 8]), part(1, 1, &[0; 4])], WeightElement::F32, &team);
+        let unlike =
+            PackedMatrix::pack(&[part(1, 2, &[0; 8]), part(1, 1, &[0; 4])], WeightElement::F32, &team);
         assert_eq!(unlike.unwrap_err().to_string(), "1 columns below a matrix of 2 columns");
         let absurd = PackedMatrix::pack(&[part(usize::MAX, 2, &[0; 8])], WeightElement::F32, &team);
         assert!(matches!(absurd, Err(PackError::Size { .. })));

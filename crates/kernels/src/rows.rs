@@ -40,7 +40,12 @@ pub fn rms_norm(team: &Team, isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, 
 /// # Panics
 /// Lengths do not fit each other.
 pub fn gate(team: &Team, isa: Isa, both: &[f32], width: usize, activation: Activation, out: &mut [f32]) {
-    assert!(width > 0 && both.len().is_multiple_of(2 * width), "{} elements are no rows of {}", both.len(), 2 * width);
+    assert!(
+        width > 0 && both.len().is_multiple_of(2 * width),
+        "{} elements are no rows of {}",
+        both.len(),
+        2 * width
+    );
     assert_eq!(both.len(), 2 * out.len(), "half as many outputs as inputs");
     let out = SharedMut::new(out);
     for_rows(team, both.len() / (2 * width), 4 * width, &|row| {

@@ -141,7 +141,9 @@ impl Shared {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(worker, workers))) {
                 *lock(&self.panic) = Some(panic);
             }
-            if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1 && self.caller_asleep.load(Ordering::SeqCst) {
+            if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1
+                && self.caller_asleep.load(Ordering::SeqCst)
+            {
                 drop(lock(&self.sleep));
                 self.caller_wake.notify_one();
             }

@@ -111,12 +111,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// As for all below: no memory, or a device's fault.
-    fn upload(
-        &self,
-        values: &[f32],
-        columns: usize,
-        out: &mut Self::Rows,
-    ) -> Result<(), BackendError>;
+    fn upload(&self, values: &[f32], columns: usize, out: &mut Self::Rows) -> Result<(), BackendError>;
 
     /// The values of `rows`.
     ///
@@ -128,23 +123,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// See [`Backend::upload`].
-    fn embed(
-        &self,
-        table: &Self::Matrix,
-        tokens: &[u32],
-        out: &mut Self::Rows,
-    ) -> Result<(), BackendError>;
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<(), BackendError>;
 
     /// `out[i] = x[rows[i]]`.
     ///
     /// # Errors
     /// See [`Backend::upload`].
-    fn gather(
-        &self,
-        x: &Self::Rows,
-        rows: &[usize],
-        out: &mut Self::Rows,
-    ) -> Result<(), BackendError>;
+    fn gather(&self, x: &Self::Rows, rows: &[usize], out: &mut Self::Rows) -> Result<(), BackendError>;
 
     /// RMS norm of each row: weights and epsilon.
     ///

@@ -14,7 +14,5 @@ mod decoder;
 
 pub use cache::{CacheError, KvCache, KvDType};
 pub use cpu::Cpu;
-pub use decoder::{
-    Decoder, ForwardError, LoadError, LoadOptions, LogitRows, Logits, Scratch, Span, Weights,
-};
+pub use decoder::{Decoder, ForwardError, LoadError, LoadOptions, LogitRows, Logits, Scratch, Span, Weights};
 pub use kernels::{Isa, MappedFile, Team, features};

@@ -126,7 +126,8 @@ impl<E: KvStored> Tile<'_, E> {
         let mut block = Block { start, from, until, keys: [nowhere; VECTORS], values: [nowhere; VECTORS] };
         for vector in block.vectors() {
             let position = start + vector * LANES;
-            let (page, slot) = (self.at.span.pages[position / layout.page_tokens], position % layout.page_tokens);
+            let (page, slot) =
+                (self.at.span.pages[position / layout.page_tokens], position % layout.page_tokens);
             let key = layout.key(page, self.at.kv_head, slot);
             let value = layout.value(page, self.at.kv_head, slot);
             // The last key's sixteen positions and the last of sixteen values end inside the cache.

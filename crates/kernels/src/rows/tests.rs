@@ -1,1 +1,76 @@
-//! Tests.
+//! Norms and gates against exact arithmetic and, bit for bit, against the scalar twin.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::numbers::{bits, numbers};
+
+fn normed(isa: Isa, threads: usize, x: &[f32], weight: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len()];
+    rms_norm(&Team::new(threads), isa, x, weight, 1e-5, &mut out);
+    out
+}
+
+fn gated(isa: Isa, threads: usize, both: &[f32], width: usize, activation: Activation) -> Vec<f32> {
+    let mut out = vec![f32::NAN; both.len() / 2];
+    gate(&Team::new(threads), isa, both, width, activation, &mut out);
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_norm_is_the_definitions_in_every_path(seed in 0u64..1000, rows in 1usize..4, columns in 1usize..200) {
+        let (x, weight) = (numbers(seed, rows * columns), numbers(seed + 1, columns));
+        let twin = normed(Isa::twin(), 1, &x, &weight);
+        for isa in Isa::available() {
+            let got = normed(isa, 2, &x, &weight);
+            if isa != Isa::portable() {
+                prop_assert_eq!(bits(&got), bits(&twin), "{:?}", isa);
+            }
+            for (row, (x, got)) in x.chunks(columns).zip(got.chunks(columns)).enumerate() {
+                let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / columns as f64;
+                for (column, &got) in got.iter().enumerate() {
+                    let exact = f64::from(x[column]) / (mean + 1e-5).sqrt() * f64::from(weight[column]);
+                    prop_assert!((f64::from(got) - exact).abs() <= 2e-6 * (1.0 + exact.abs()), "row {}", row);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gate_is_the_definitions_in_every_path(seed in 0u64..1000, rows in 1usize..4, width in 1usize..100) {
+        let both: Vec<f32> = numbers(seed, rows * 2 * width).iter().map(|x| x * 9.0).collect();
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let twin = gated(Isa::twin(), 1, &both, width, activation);
+            for isa in Isa::available() {
+                let got = gated(isa, 2, &both, width, activation);
+                if isa != Isa::portable() {
+                    prop_assert_eq!(bits(&got), bits(&twin), "{:?}", isa);
+                }
+                for (at, &got) in got.iter().enumerate() {
+                    let (row, column) = (at / width, at % width);
+                    let x = f64::from(both[row * 2 * width + column]);
+                    let up = f64::from(both[row * 2 * width + width + column]);
+                    let u = match activation {
+                        Activation::Silu => x,
+                        Activation::GeluTanh => 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)),
+                    };
+                    let exact = x / (1.0 + (-u).exp()) * up;
+                    prop_assert!((f64::from(got) - exact).abs() <= 1e-5 * (1.0 + exact.abs()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_rows_shared_out_are_those_of_one_worker() {
+    let (x, weight) = (numbers(1, 300 * 100), numbers(2, 100));
+    for isa in Isa::available() {
+        assert_eq!(bits(&normed(isa, 3, &x, &weight)), bits(&normed(isa, 1, &x, &weight)));
+        let gate = |threads| gated(isa, threads, &x, 50, Activation::Silu);
+        assert_eq!(bits(&gate(3)), bits(&gate(1)));
+    }
+}

@@ -31,12 +31,7 @@ impl Rope {
     }
 
     /// Appends cosines and sines for `positions`.
-    pub(crate) fn angles(
-        &self,
-        positions: std::ops::Range<usize>,
-        cos: &mut Vec<f32>,
-        sin: &mut Vec<f32>,
-    ) {
+    pub(crate) fn angles(&self, positions: std::ops::Range<usize>, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
         for position in positions {
             for &frequency in &self.frequencies {
                 // The product is rounded to f32 as the reference does; sine and cosine of it are exact.
@@ -61,8 +56,7 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
             } else if wavelength > original / low_freq_factor {
                 frequency / factor
             } else {
-                let smooth =
-                    (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 (1.0 - smooth) * (frequency / factor) + smooth * frequency
             }
         }

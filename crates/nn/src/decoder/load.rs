@@ -170,7 +170,9 @@ impl<'a, B: Backend> Loading<'a, B> {
         role: &dyn Fn(LayerTensor) -> TensorRole,
         spec: &AttentionSpec,
     ) -> Result<Attention<B>, LoadError> {
-        use LayerTensor::{Key, KeyBias, KeyNorm, Output, OutputBias, Query, QueryBias, QueryNorm, Value, ValueBias};
+        use LayerTensor::{
+            Key, KeyBias, KeyNorm, Output, OutputBias, Query, QueryBias, QueryNorm, Value, ValueBias,
+        };
         let (e, d) = (self.spec.hidden, spec.head_dim);
         let (queries, keys) = (spec.heads * d, spec.kv_heads * d);
         let parts = [(role(Query), queries), (role(Key), keys), (role(Value), keys)];
