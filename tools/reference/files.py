@@ -14,6 +14,7 @@ def write_json(path: Path, value) -> None:
 
 def write_tensors(path: Path, tensors: dict) -> None:
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def digests(path: Path) -> dict:

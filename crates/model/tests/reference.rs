@@ -80,3 +80,41 @@ fn what_each_checkpoint_is_for_is_in_its_spec() {
     assert_eq!(attention(&windowed, 0).head_dim, 16);
     assert!(spec("qwen3-bf16-tied-sharded").tied_head);
 }
+
+/// FNV-1a, 64 bits, as `expected.json` and `bundled.json` have it.
+fn fnv1a64(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+#[test]
+fn the_bundled_models_fixture_is_of_its_weights_and_its_chats_become_the_same_tokens() {
+    let folder = fixtures().join("../../../../models/bundled");
+    let expected = json(&fixtures().join("bundled.json"));
+    for (name, made_of) in [
+        ("model.safetensors", &expected["weights"]["model.safetensors"]),
+        ("tokenizer.json", &expected["tokenizer"]),
+    ] {
+        let found = fnv1a64(&fs::read(folder.join(name)).unwrap());
+        assert_eq!(
+            found, made_of["fnv1a64"],
+            "models/bundled/{name} is not what the fixtures were made from: run python tools/reference/make.py bundled"
+        );
+    }
+    let open = kit(&folder).open().unwrap();
+    verified(&folder, &open.spec);
+    assert_eq!(parameters(&open.spec), expected["parameters"].as_u64().unwrap());
+    let cases = expected["cases"].as_array().unwrap();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let messages = case["messages"].as_array().unwrap();
+        let extra = model::template::ChatExtra::default();
+        assert_eq!(open.render_chat(messages, None, true, &extra).unwrap(), case["text"]);
+        let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
+        assert_eq!(open.encode_chat(messages, None, &extra).unwrap(), tokens);
+        let answer: Vec<u32> = serde_json::from_value(case["greedy"].clone()).unwrap();
+        assert_eq!(open.tokenizer.decode(&answer, true), case["answer"]);
+    }
+}

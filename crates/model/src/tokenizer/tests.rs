@@ -143,12 +143,10 @@ fn a_decoder_that_is_no_text_models_is_refused_by_name() {
 
 #[test]
 fn a_tokenizer_without_a_required_part_is_refused() {
-    for missing in ["model"] {
-        let mut json = byte_level();
-        json.as_object_mut().unwrap().remove(missing);
-        let error = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
-        assert!(error.starts_with("tokenizer.json is not readable"), "{error}");
-    }
+    let mut json = byte_level();
+    json.as_object_mut().unwrap().remove("model");
+    let error = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(error.starts_with("tokenizer.json is not readable"), "{error}");
     for text in ["", "null", "[]", "{}", "{\"model\": {}}", "{\"model\": {\"type\": \"BPE\"}}", "\u{0}"] {
         assert!(Tokenizer::from_json(text.as_bytes()).is_err(), "{text}");
     }
