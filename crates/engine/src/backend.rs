@@ -1,31 +1,186 @@
 //! The model on this machine's CPU: weights, KV cache, scratch and threads, all owned by the engine's thread.
 
+use std::time::{Duration, Instant};
+
+use base::Rng;
+use batch::Limits;
+use model::checkpoint::CheckpointError;
+use nn::{CacheError, Decoder, KvCache, KvDType, LogitRows, Scratch, Span, Team, Weights};
+
+use crate::capacity::{self, Capacity};
 use crate::compute::{Compute, Work};
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, KvFormat, WeightFormat};
 use crate::engine::{Ready, StartError};
 use crate::load::LoadedModel;
+use crate::machine;
+use crate::speed::Speed;
 
-/// Why a model cannot be computed.
+/// Prompts of the self-test, shortest first: the next one runs only where the last was quick enough.
+const TEST_PROMPTS: [usize; 2] = [32, 128];
+/// How long a part of the self-test may take before it is cut short. The figures are priors; observation replaces them.
+const TEST_SPAN: Duration = Duration::from_millis(20);
+/// Decode steps of the self-test at most.
+const TEST_DECODES: usize = 8;
+
+/// Why a model cannot be computed here.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// Nothing to compute with.
-    #[error("this build cannot compute")]
-    None,
+    /// The weights.
+    #[error("the weights cannot be used")]
+    Checkpoint(#[from] CheckpointError),
+    /// The weights, or memory for them.
+    #[error("the weights cannot be loaded")]
+    Load(#[from] nn::LoadError),
+    /// The KV cache.
+    #[error("the kv cache cannot be had")]
+    Cache(#[from] CacheError),
 }
 
-pub(crate) struct Cpu;
+/// A decoder and all that it computes with.
+pub(crate) struct Cpu {
+    team: Team,
+    decoder: Decoder,
+    scratch: Scratch,
+    kv: KvCache,
+    step_tokens_max: usize,
+}
 
-pub(crate) fn open(_model: &LoadedModel, _config: &EngineConfig) -> Result<Ready<Cpu>, StartError> {
-    Err(BackendError::None.into())
+/// Loads the weights, takes the memory, and measures the speed.
+pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<Cpu>, StartError> {
+    let spec = model.spec();
+    let team = Team::new(config.threads.unwrap_or_else(machine::cores).max(1));
+    let weights = match config.weights {
+        WeightFormat::Auto => Weights::Auto,
+        WeightFormat::F32 => Weights::F32,
+        WeightFormat::Bf16 => Weights::Bf16,
+    };
+    let options = nn::LoadOptions { weights, ..nn::LoadOptions::default() };
+    let checkpoint = model.checkpoint().map_err(BackendError::from)?;
+    let decoder = Decoder::load(spec, &checkpoint, &options, &team).map_err(BackendError::from)?;
+    let dtype = match config.kv {
+        KvFormat::Auto => KvDType::default(),
+        KvFormat::F32 => KvDType::F32,
+        KvFormat::F16 => KvDType::F16,
+        KvFormat::Bf16 => KvDType::Bf16,
+    };
+    let context = u32::try_from(spec.context).unwrap_or(u32::MAX);
+    let per_token = KvCache::bytes_per_token(spec, dtype);
+    let Capacity { pages, context, notice } =
+        capacity::size(config, context, per_token, machine::memory()).map_err(StartError::from)?;
+    let limits = Limits {
+        pages,
+        page_tokens: config.page_tokens,
+        context,
+        running_max: config.batch_max,
+        waiting_max: config.waiting_max,
+        step_tokens_max: config.step_tokens_max,
+        pause_us_max: config.pause_us_max,
+    };
+    limits.check()?;
+    let kv =
+        KvCache::new(spec, pages as usize, config.page_tokens as usize, dtype).map_err(BackendError::from)?;
+    let step_tokens_max = config.step_tokens_max as usize;
+    let mut compute = Cpu { team, decoder, scratch: Scratch::new(), kv, step_tokens_max };
+    let speed = self_test(&mut compute, &limits, spec.vocabulary);
+    Ok(Ready { compute, limits, speed, notice })
 }
 
 impl Compute for Cpu {
-    fn wipe(&mut self, _pages: &[u32]) {}
-    fn step(&mut self, _work: &[Work<'_>]) -> Result<&[f32], String> {
-        Err("this build cannot compute".to_owned())
+    fn wipe(&mut self, pages: &[u32]) {
+        for &page in pages {
+            self.kv.wipe(page);
+        }
     }
-    fn logits(&mut self, _tokens: &[u32], _all: bool) -> Result<Vec<Vec<f32>>, String> {
-        Err("this build cannot compute".to_owned())
+
+    fn step(&mut self, work: &[Work<'_>]) -> Result<Vec<&[f32]>, String> {
+        let span =
+            |work: &Work<'_>| -> LogitRows { if work.draws { LogitRows::Last } else { LogitRows::None } };
+        let spans: Vec<Span<'_>> = work
+            .iter()
+            .map(|work| Span {
+                tokens: work.tokens,
+                position: work.position,
+                pages: work.pages,
+                logits: span(work),
+            })
+            .collect();
+        let logits = self.decoder.forward(&self.team, &mut self.scratch, &spans, &mut self.kv);
+        Ok(logits.map_err(in_words)?.rows().collect())
     }
+
+    fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String> {
+        let page_tokens = self.kv.page_tokens();
+        let pages = tokens.len().div_ceil(page_tokens);
+        let mut kv =
+            KvCache::new(self.decoder.spec(), pages, page_tokens, self.kv.dtype()).map_err(in_words)?;
+        let pages: Vec<u32> = (0..pages as u32).collect();
+        let mut rows = Vec::new();
+        for (chunk, at) in tokens.chunks(self.step_tokens_max).zip((0..).step_by(self.step_tokens_max)) {
+            let last = at + chunk.len() == tokens.len();
+            let logits = match (all, last) {
+                (true, _) => LogitRows::All,
+                (false, true) => LogitRows::Last,
+                (false, false) => LogitRows::None,
+            };
+            let span = Span { tokens: chunk, position: at, pages: &pages, logits };
+            let logits =
+                self.decoder.forward(&self.team, &mut self.scratch, &[span], &mut kv).map_err(in_words)?;
+            rows.extend(logits.rows().map(<[f32]>::to_vec));
+        }
+        Ok(rows)
+    }
+}
+
+/// An error and its causes, for whoever gets only a text.
+fn in_words(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Prefills and decodes for some tens of milliseconds, on random tokens in pages that nobody has yet.
+fn self_test(compute: &mut Cpu, limits: &Limits, vocabulary: usize) -> Speed {
+    let mut speed = Speed::default();
+    let mut rng = Rng::new(limits.pages.into());
+    let mut token = || rng.below(vocabulary as u64) as u32;
+    let room = limits.context.min(limits.step_tokens_max) as usize;
+    let pages: Vec<u32> = (0..limits.pages_for(limits.context as usize) as u32).collect();
+    let mut filled = 0;
+    for length in TEST_PROMPTS.map(|length| length.min(room)) {
+        let tokens: Vec<u32> = (0..length).map(|_| token()).collect();
+        // Once to warm up (memory is taken from the machine as it is first written), once to measure.
+        let mut took = Duration::MAX;
+        for _ in 0..2 {
+            took = took.min(timed_step(compute, &tokens, 0, &pages));
+        }
+        speed = Speed::default();
+        speed.observe(tokens.len(), 0, took.into());
+        filled = length;
+        if took > TEST_SPAN / 4 {
+            break;
+        }
+    }
+    let started = Instant::now();
+    for position in (filled..limits.context as usize).take(TEST_DECODES) {
+        let took = timed_step(compute, &[token()], position, &pages);
+        speed.observe(1, 1, took.into());
+        if started.elapsed() > TEST_SPAN {
+            break;
+        }
+    }
+    compute.wipe(&pages[..limits.pages_for((filled + TEST_DECODES).min(limits.context as usize))]);
+    speed
+}
+
+fn timed_step(compute: &mut Cpu, tokens: &[u32], position: usize, pages: &[u32]) -> Duration {
+    let started = Instant::now();
+    // A failure here shows again with the first request, where somebody can be told.
+    let _ = compute.step(&[Work { tokens, position, pages, draws: true }]);
+    started.elapsed()
 }

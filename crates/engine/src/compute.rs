@@ -16,8 +16,8 @@ pub(crate) struct Work<'a> {
 pub(crate) trait Compute {
     /// Overwrites pages.
     fn wipe(&mut self, pages: &[u32]);
-    /// Computes a step: the logits of each piece of work that draws, in order, `[draws, V]`.
-    fn step(&mut self, work: &[Work<'_>]) -> Result<&[f32], String>;
+    /// Computes a step: the logits, `[V]`, of each piece of work that draws, in order.
+    fn step(&mut self, work: &[Work<'_>]) -> Result<Vec<&[f32]>, String>;
     /// Logits of `tokens` from position 0, of all positions or the last, beside the cache.
     fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String>;
 }

@@ -27,7 +27,7 @@ pub struct EngineConfig {
     /// Tokens in one step at most. Bounds scratch memory and how long a running stream can be held up; below about
     /// a hundred, prefill is bound by memory instead of arithmetic.
     pub step_tokens_max: u32,
-    /// Tokens in a page of the KV cache: what is wasted at a sequence's end, and the grain of prefix reuse.
+    /// Tokens in a page of the KV cache, a multiple of 16: what is wasted at a sequence's end, and the grain of prefix reuse.
     pub page_tokens: u32,
     /// How weights are held in memory.
     pub weights: WeightFormat,
@@ -54,13 +54,16 @@ pub enum WeightFormat {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvFormat {
-    /// What is best on this machine.
+    /// The most exact there is kernels for, on every machine the same: an answer that moves to another machine goes on
+    /// exactly as it would have here.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
-    /// 16-bit floats.
+    /// 16-bit floats: half the memory, so twice the requests, and logits that differ in the third digit.
     F16,
+    /// bfloat16: half the memory, for models whose keys leave the range of 16-bit floats.
+    Bf16,
 }
 
 impl EngineConfig {

@@ -3,24 +3,26 @@
 use std::io;
 use std::path::Path;
 
+use nn::MappedFile;
+
 /// A file of weights.
 pub(crate) enum FileBytes {
     /// Inside the program.
     Bundled(&'static [u8]),
-    /// In memory.
-    Read(Vec<u8>),
+    /// On disk, read as it is used.
+    Mapped(MappedFile),
 }
 
 impl FileBytes {
-    /// Opens the file at `path`.
+    /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        std::fs::read(path).map(Self::Read)
+        MappedFile::open(path).map(Self::Mapped)
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bundled(bytes) => bytes,
-            Self::Read(bytes) => bytes,
+            Self::Mapped(file) => file.bytes(),
         }
     }
 }

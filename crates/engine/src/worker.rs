@@ -216,7 +216,7 @@ impl<C: Compute> Worker<C> {
         let drawing = plan.spans.iter().filter(|span| span.draws);
         let mut drawn = Vec::new();
         let mut damaged = Vec::new();
-        for (span, row) in drawing.zip(rows.chunks_exact(terms.vocabulary)) {
+        for (span, row) in drawing.zip(rows) {
             let answer = answers.get_mut(&span.attempt).expect("every sequence has its answer");
             drawn.push(answer.draw(row, terms).unwrap_or_else(|_| {
                 damaged.push(span.attempt);
