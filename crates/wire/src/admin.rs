@@ -128,3 +128,34 @@ pub struct KeyList {
     /// Every key, revoked ones included, oldest first.
     pub keys: Vec<KeyInfo>,
 }
+
+/// `GET /api/segments`: where the time of finished requests went, since the start or the last `DELETE`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SegmentReport {
+    /// Over how long.
+    pub window_us: u64,
+    /// Requests that ended with an answer.
+    pub completed: u64,
+    /// Requests that ended otherwise (refused, failed, cancelled); they count in the segments that they reached.
+    pub other: u64,
+    /// By name: `parse`, `reserve`, `queue`, `route`, `encrypt`, `dispatch`, `first_token`, `stream`, `settle`, and
+    /// `tokenize` beside those nine.
+    pub segments: std::collections::BTreeMap<String, SegmentStats>,
+}
+
+/// One segment's distribution, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct SegmentStats {
+    /// How many requests passed through it.
+    pub count: u64,
+    /// Exact.
+    pub mean_us: f64,
+    /// Within 1 %.
+    pub p50_us: f64,
+    /// Within 1 %.
+    pub p95_us: f64,
+    /// Within 1 %.
+    pub p99_us: f64,
+    /// Exact.
+    pub max_us: f64,
+}

@@ -21,6 +21,8 @@ pub struct ChatRequest {
     /// What was said, oldest first: objects with `role` (system, user, assistant), `content` (a string, text parts
     /// joined) and `name` where given; ready for a chat template.
     pub messages: Vec<Value>,
+    /// Further variables for the chat template (extension `chat_template_kwargs`, under vLLM's name).
+    pub template_variables: Map<String, Value>,
     /// How to generate.
     pub generation: Generation,
 }
@@ -126,6 +128,13 @@ impl ChatRequest {
             Some(_) => return Err(RequestError::unsupported("tool_choice", NO_TOOLS)),
         }
         fields.ignore(&["parallel_tool_calls"], &mut generation.ignored);
+        let template_variables = match fields.take("chat_template_kwargs") {
+            None => Map::new(),
+            Some(Value::Object(map)) => map,
+            Some(other) => {
+                return Err(wrong_type("chat_template_kwargs".to_owned(), "an object", &other));
+            }
+        };
         fields.only("modalities", &json!(["text"]), "answers are text; leave it out or give [\"text\"]")?;
         fields.refuse("audio", "answers are text")?;
         fields.refuse("web_search_options", "nothing is fetched from the web")?;
@@ -140,7 +149,7 @@ impl ChatRequest {
             }
         }
         fields.end()?;
-        Ok(Self { model, messages, generation })
+        Ok(Self { model, messages, template_variables, generation })
     }
 }
 

@@ -1,0 +1,84 @@
+//! The HTTP API: which handler stands where, and what every answer has.
+
+mod auth;
+mod body;
+mod chat;
+mod completions;
+mod keys;
+mod models;
+mod prepare;
+mod probes;
+mod segments;
+mod status;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{delete, get, post};
+use base::RequestId;
+
+use crate::core::Core;
+use crate::metrics::Metrics;
+use crate::problem::{Problem, ProblemCode};
+use crate::uplink;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Every path.
+pub(crate) fn router(core: Arc<Core>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/health", get(probes::health))
+        .route("/ready", get(probes::ready))
+        .route("/metrics", get(probes::metrics))
+        .route("/api/status", get(status::show))
+        .route("/api/keys", get(keys::list).post(keys::create))
+        .route("/api/keys/{id}", delete(keys::revoke))
+        .route("/api/segments", get(segments::show).delete(segments::reset))
+        .route("/api/uplink", get(uplink::serve))
+        .fallback(nothing_there)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&core), identify))
+        .with_state(core)
+}
+
+async fn nothing_there(uri: Uri) -> Problem {
+    Problem::Path { path: uri.path().chars().take(200).collect() }
+}
+
+async fn not_allowed(method: Method, uri: Uri) -> Problem {
+    Problem::Method {
+        method: method.as_str().chars().take(32).collect(),
+        path: uri.path().chars().take(200).collect(),
+    }
+}
+
+/// Gives every call an identity, which its answer names, and counts what failed.
+async fn identify(State(core): State<Arc<Core>>, mut request: Request, next: Next) -> Response {
+    let id: RequestId = core.request_id();
+    request.extensions_mut().insert(id);
+    let mut response = next.run(request).await;
+    let value = HeaderValue::from_str(&id.to_string()).expect("identities are ASCII");
+    response.headers_mut().insert(REQUEST_ID, value);
+    if let Some(ProblemCode(code)) = response.extensions().get() {
+        Metrics::count(&core.metrics.problems, code);
+        let status = response.status().as_u16();
+        tracing::debug!(request = %id, status, code, "a call failed");
+    }
+    response
+}
+
+/// Changes when the same seed may give another answer: with the program, and with the model's kit.
+fn fingerprint(served: &crate::pools::Served) -> String {
+    let kit = served.kit().map(|kit| kit.hash);
+    let kit = kit.as_deref().and_then(|hash| hash.get(..10)).unwrap_or("0");
+    format!("fp_{}_{kit}", env!("CARGO_PKG_VERSION").replace('.', "_"))
+}

@@ -1,0 +1,154 @@
+//! What every part of a running coordinator shares.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{AttemptId, RequestId, Rng};
+use parking_lot::Mutex;
+use store::Store;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wire::control::FromCoordinator;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::machines::{After, Machines, line};
+use crate::metrics::Metrics;
+use crate::pools::{About, Notice, Pools};
+use crate::segments::Segments;
+use crate::uplink::kit::Kits;
+use crate::uplink::session::Session;
+
+/// A running coordinator.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) kits: Arc<Kits>,
+    pub(crate) machines: Machines,
+    pub(crate) metrics: Metrics,
+    pub(crate) segments: Segments,
+    /// Hash of the token with which machines join.
+    pub(crate) join_hash: [u8; 32],
+    /// Places for requests.
+    pub(crate) places: Arc<Semaphore>,
+    /// Places for connections that have not proved themselves.
+    pub(crate) handshakes: Semaphore,
+    /// Places for rendering and tokenizing away from the async threads.
+    pub(crate) tokenizers: Semaphore,
+    /// Nothing new is taken.
+    pub(crate) draining: CancellationToken,
+    /// Everything ends.
+    pub(crate) end: CancellationToken,
+    /// Every task that must end before the coordinator does.
+    pub(crate) tasks: TaskTracker,
+    rng: Mutex<Rng>,
+}
+
+impl Core {
+    pub(crate) fn new(config: Config, store: Arc<dyn Store>, join_token: &str) -> Self {
+        let clock = Clock::start();
+        let mut rng = Rng::new(u64::from_le_bytes(trust::random_bytes()));
+        let pools = Arc::new(Pools::new(config.pool, clock, rng.fork(1)));
+        let kits = Arc::new(Kits::default());
+        let machines = Machines::new(
+            Arc::clone(&pools),
+            Arc::clone(&kits),
+            clock,
+            config.uplink.machines_max,
+            config.uplink.kit_bytes_max.0,
+        );
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let tokenizers = match config.requests.tokenizers_max {
+            0 => cores,
+            some => some,
+        };
+        Self {
+            clock,
+            store,
+            pools,
+            kits,
+            machines,
+            metrics: Metrics::new(),
+            segments: Segments::new(),
+            join_hash: trust::hash_secret(join_token),
+            places: Arc::new(Semaphore::new(config.requests.running_max.min(Semaphore::MAX_PERMITS))),
+            handshakes: Semaphore::new(config.uplink.handshakes_max.min(Semaphore::MAX_PERMITS)),
+            tokenizers: Semaphore::new(tokenizers.min(Semaphore::MAX_PERMITS)),
+            draining: CancellationToken::new(),
+            end: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            rng: Mutex::new(rng),
+            config,
+        }
+    }
+
+    pub(crate) fn request_id(&self) -> RequestId {
+        RequestId::random(&mut self.rng.lock())
+    }
+
+    pub(crate) fn attempt_id(&self) -> AttemptId {
+        AttemptId::random(&mut self.rng.lock())
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        // Half the range, so that clients which read JSON numbers as signed can send it back.
+        self.rng.lock().next_u64() >> 1
+    }
+
+    /// Does what a change among the machines asks for.
+    pub(crate) fn carry_out(self: &Arc<Self>, session: Option<&Arc<Session>>, after: After) {
+        for served in after.new_pools {
+            let core = Arc::clone(self);
+            self.tasks.spawn(async move {
+                served.tick(core.end.clone(), |notices| core.tell(notices)).await;
+            });
+        }
+        if let Some(session) = session {
+            session.expect_kits(after.asked);
+            for message in after.messages {
+                session.lanes.control(message);
+            }
+        }
+        self.tell(after.notices);
+        self.metrics.machines.set(i64::try_from(self.machines.connected()).unwrap_or(i64::MAX));
+    }
+
+    /// Logs what pools said, and tells the machines that it is about.
+    pub(crate) fn tell(&self, notices: Vec<Notice>) {
+        for notice in notices {
+            let line = line(&notice);
+            let (machine, instance) = (notice.machine, notice.instance);
+            match notice.about {
+                About::Standing(_) => {
+                    tracing::info!(%machine, %instance, standing = line, "an instance's standing changed");
+                }
+                About::Suspect(_) | About::Rejected(_) => {
+                    Metrics::count(&self.metrics.uplink_faults, "report");
+                    tracing::warn!(%machine, %instance, detail = line, "a machine reported what cannot be");
+                }
+            }
+            if let Some(session) = self.machines.session(machine) {
+                session.lanes.control(FromCoordinator::Standing { lines: vec![line] });
+            }
+        }
+    }
+
+    /// Tells every machine that this coordinator goes, and ends their connections.
+    pub(crate) fn goodbye(&self) {
+        for session in self.machines.sessions() {
+            session.lanes.control(FromCoordinator::Goodbye {
+                reason: "the coordinator is shutting down".to_owned(),
+                retry_after_us: 500_000,
+            });
+            session.lanes.close.cancel();
+        }
+    }
+}
+
+/// A span as the runtime has it.
+pub(crate) fn span(micros: base::Micros) -> Duration {
+    Duration::from(micros)
+}

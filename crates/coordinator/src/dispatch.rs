@@ -1,0 +1,391 @@
+//! The one way of every request: reserved, queued, sealed, sent, answered, settled; with exactly one terminal.
+//!
+//! A request has a task of its own. What it says goes to its caller through a bounded channel of [`Event`]s, whatever
+//! API the caller speaks; when the caller's end of the channel is gone, the task gives up the attempt and settles.
+
+mod attempt;
+mod gate;
+mod ledger;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use base::{MachineId, Micros, RequestId, Tokens};
+use fleet::{Ask, Enqueue, Priority};
+use store::{KeyInfo, Outcome};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use wire::chunk::{FinishReason, TokenLogprob};
+use wire::job;
+use wire::openai::response::Usage;
+
+use crate::core::{Core, span};
+use crate::metrics::{Ended, Metrics};
+use crate::pools::{Decision, Grant, Served};
+use crate::problem::Problem;
+use crate::segments::{Segment, Timings};
+use ledger::Open;
+
+/// Events that may wait for the connection. Small: what waits for a slow client waits in its attempt's channel,
+/// whose bound is a knob.
+const EVENTS_WAITING_MAX: usize = 32;
+
+/// How often a request may be turned away for want of room that its pool believed in, before that counts as failure.
+const BOUNCES_MAX: u32 = 64;
+
+/// A request that is ready to be served. Not `Debug`: it holds a prompt.
+pub(crate) struct Work {
+    pub(crate) request: RequestId,
+    /// Which API it came through, for metrics.
+    pub(crate) api: &'static str,
+    pub(crate) key: KeyInfo,
+    pub(crate) served: Arc<Served>,
+    /// How to generate.
+    pub(crate) ask: job::Ask,
+    pub(crate) prompt: Vec<u32>,
+    /// Tokens that there are: none from beyond is believed.
+    pub(crate) vocabulary: u32,
+    /// When its wait in the queue ends, where the caller said so.
+    pub(crate) deadline: Option<Micros>,
+    pub(crate) timings: Timings,
+    pub(crate) arrived: Instant,
+    /// Its place among the requests that may be here.
+    pub(crate) _place: OwnedSemaphorePermit,
+}
+
+/// What a request's caller is told, in this order: `Waiting` any number of times, `Started`, `Delta`s, and then
+/// `Finished` and `Settled`, or at any point `Failed`, which is the last.
+pub(crate) enum Event {
+    /// It has waited long, and waits still.
+    Waiting,
+    /// The first token came: from here on the answer belongs to one machine.
+    Started(Timings),
+    /// More of the answer.
+    Delta(Delta),
+    /// The answer is whole.
+    Finished(Finished),
+    /// And settled: every segment is known.
+    Settled(Timings),
+    /// There will be no (more) answer.
+    Failed(Problem),
+}
+
+/// More of an answer. Not `Debug`.
+pub(crate) struct Delta {
+    pub(crate) text: String,
+    pub(crate) logprobs: Option<Vec<TokenLogprob>>,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Finished {
+    pub(crate) reason: FinishReason,
+    pub(crate) usage: Usage,
+}
+
+/// Why a request ends without its whole answer.
+pub(crate) enum Stop {
+    /// Its caller is told.
+    Failed(Problem, Outcome),
+    /// Its caller is gone.
+    CallerGone,
+}
+
+impl Stop {
+    fn failed(problem: Problem) -> Self {
+        let outcome = match &problem {
+            Problem::Refused(_) | Problem::Busy { .. } | Problem::Draining => Outcome::Refused,
+            Problem::Expired => Outcome::Expired,
+            Problem::SlowReader { .. } => Outcome::Cancelled,
+            _ => Outcome::Failed,
+        };
+        Self::Failed(problem, outcome)
+    }
+}
+
+/// Why a wait ended before what it waited for.
+enum Interrupt {
+    CallerGone,
+    /// The coordinator ends.
+    Ending,
+    /// The whole time of the request is over.
+    Expired,
+    /// The limit of this wait is over.
+    Limit,
+}
+
+impl Interrupt {
+    /// As the request's end; `limit` says what the wait's own limit means.
+    fn stop(&self, limit: impl FnOnce() -> Stop) -> Stop {
+        match self {
+            Self::CallerGone => Stop::CallerGone,
+            Self::Ending => Stop::failed(Problem::Draining),
+            Self::Expired => Stop::failed(Problem::Expired),
+            Self::Limit => limit(),
+        }
+    }
+}
+
+/// How an attempt ended.
+enum AttemptEnd {
+    /// With its whole answer.
+    Completed(Finished),
+    /// Before its first token, by no fault of the request: it may go on elsewhere.
+    Again {
+        /// Whether the machine is to be avoided from now on.
+        exclude: bool,
+    },
+    /// And the request with it.
+    Stop(Stop),
+}
+
+/// Serves a request; its caller reads the events. Dropping the receiver cancels it.
+pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
+    let (to, from) = mpsc::channel(EVENTS_WAITING_MAX);
+    let core_of_task = Arc::clone(core);
+    core.tasks.spawn(async move {
+        let request = Serving {
+            core: core_of_task,
+            work,
+            events: to,
+            journal: Vec::new(),
+            started: false,
+            tried: 0,
+            bounces: 0,
+            excluded: Vec::new(),
+        };
+        Box::pin(request.run()).await;
+    });
+    from
+}
+
+/// A request on its way.
+struct Serving {
+    core: Arc<Core>,
+    work: Work,
+    events: mpsc::Sender<Event>,
+    /// Tokens delivered so far: with the prompt, what makes the request resumable elsewhere.
+    journal: Vec<u32>,
+    /// Whether the caller was told of a first token: from there on there is no other machine for it.
+    started: bool,
+    tried: u32,
+    bounces: u32,
+    excluded: Vec<MachineId>,
+}
+
+impl Serving {
+    async fn run(mut self) {
+        self.core.metrics.running.inc();
+        let ended = self.answer().await;
+        self.core.metrics.running.dec();
+        let outcome = match &ended {
+            Ok(()) => Outcome::Completed,
+            Err(Stop::CallerGone) => Outcome::Cancelled,
+            Err(Stop::Failed(_, outcome)) => *outcome,
+        };
+        self.record(outcome);
+        if let Err(Stop::Failed(problem, _)) = ended {
+            let limit = span(self.core.config.requests.reader_us_max);
+            // Whoever does not read its own error loses it.
+            let _ = tokio::time::timeout(limit, self.events.send(Event::Failed(problem))).await;
+        }
+    }
+
+    /// Everything between arrival and settlement.
+    async fn answer(&mut self) -> Result<(), Stop> {
+        // Refusals that are certain cost no write to the disk.
+        if let Some(refusal) = self.work.served.refused_now(&self.enqueue()) {
+            return Err(Stop::failed(Problem::Refused(refusal)));
+        }
+        let start = Instant::now();
+        let open = match Open::reserve(&self.core, &self.work).await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::error!(%error, "a reservation failed");
+                return Err(Stop::failed(Problem::Store { detail: error.to_string() }));
+            }
+        };
+        self.work.timings.since(Segment::Reserve, start);
+        let ended = self.attempts().await;
+        let ended = match ended {
+            // The caller has its answer before the ledger: what follows is the ledger's time alone.
+            Ok(finished) => self.send(Event::Finished(finished)).await,
+            Err(stop) => Err(stop),
+        };
+        let outcome = match &ended {
+            Ok(()) => Outcome::Completed,
+            Err(Stop::CallerGone) => Outcome::Cancelled,
+            Err(Stop::Failed(_, outcome)) => *outcome,
+        };
+        let start = Instant::now();
+        // An answer that never began cost its caller nothing.
+        let prompt_tokens = if self.started { self.prompt_tokens() } else { 0 };
+        open.settle(prompt_tokens, self.generated(), outcome).await;
+        self.work.timings.since(Segment::Settle, start);
+        if ended.is_ok() {
+            let _ = self.events.send(Event::Settled(self.work.timings.clone())).await;
+        }
+        ended
+    }
+
+    /// One attempt after the other, until one answers.
+    async fn attempts(&mut self) -> Result<Finished, Stop> {
+        loop {
+            let grant = self.place().await?;
+            let machine = grant.machine;
+            match self.attempt(grant).await {
+                AttemptEnd::Completed(finished) => return Ok(finished),
+                AttemptEnd::Stop(stop) => return Err(stop),
+                AttemptEnd::Again { exclude: true } => {
+                    self.tried += 1;
+                    self.excluded.push(machine);
+                }
+                AttemptEnd::Again { exclude: false } => {
+                    self.bounces += 1;
+                    if self.bounces > BOUNCES_MAX {
+                        self.excluded.push(machine);
+                        self.tried += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn enqueue(&self) -> Enqueue {
+        let max_tokens = Tokens(self.work.ask.max_tokens);
+        let mut ask = Ask::new(self.work.request, Tokens(self.prompt_tokens()), max_tokens);
+        ask.excluded.extend(self.excluded.iter().copied());
+        Enqueue {
+            ask,
+            account: self.work.key.account,
+            weight: 1,
+            priority: Priority::Normal,
+            deadline: self.work.deadline,
+            again: self.tried + self.bounces > 0,
+            tried: self.tried,
+        }
+    }
+
+    /// Waits for an instance.
+    async fn place(&mut self) -> Result<Grant, Stop> {
+        let start = Instant::now();
+        let (decision, notices) = self.work.served.enqueue(self.enqueue());
+        self.core.tell(notices);
+        let decided = self.wait(decision, None).await;
+        let waited = start.elapsed();
+        match decided {
+            Ok(Ok(Decision::Granted(grant))) => {
+                self.work.timings.add(Segment::Route, grant.decided_in);
+                self.work.timings.add(Segment::Queue, waited.saturating_sub(grant.decided_in));
+                Ok(grant)
+            }
+            Ok(Ok(Decision::Refused(refusal))) => {
+                self.work.timings.add(Segment::Queue, waited);
+                Err(Stop::failed(Problem::Refused(refusal)))
+            }
+            Ok(Err(_)) => Err(Stop::failed(Problem::Internal("the pool forgot this request"))),
+            Err(interrupt) => {
+                self.work.timings.add(Segment::Queue, waited);
+                self.core.tell(self.work.served.withdraw(self.work.request));
+                Err(interrupt.stop(|| Stop::failed(Problem::Internal("a wait without a limit reached it"))))
+            }
+        }
+    }
+
+    /// Waits for `what`, but no longer than the caller, the coordinator, the request's time and `limit` allow. A
+    /// caller that waits for its first token is told so from time to time.
+    async fn wait<T>(
+        &self,
+        what: impl Future<Output = T>,
+        limit: Option<tokio::time::Instant>,
+    ) -> Result<T, Interrupt> {
+        let total = match self.core.config.requests.total_us_max {
+            Micros::ZERO => None,
+            total => Some(tokio::time::Instant::from_std(self.work.arrived + span(total))),
+        };
+        let first = match (limit, total) {
+            (Some(limit), Some(total)) => Some(limit.min(total)),
+            (one, other) => one.or(other),
+        };
+        let over = async {
+            match first {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let every = span(self.core.config.requests.keepalive_us);
+        let comments = async {
+            if self.started {
+                return std::future::pending().await;
+            }
+            loop {
+                let since = self.work.arrived.elapsed();
+                let beats = since.as_micros() / every.as_micros().max(1) + 1;
+                let next = self.work.arrived + every * u32::try_from(beats).unwrap_or(u32::MAX);
+                tokio::time::sleep_until(next.into()).await;
+                // A full channel has enough to tell.
+                let _ = self.events.try_send(Event::Waiting);
+            }
+        };
+        tokio::select! {
+            biased;
+            out = what => Ok(out),
+            () = self.events.closed() => Err(Interrupt::CallerGone),
+            () = self.core.end.cancelled() => Err(Interrupt::Ending),
+            () = over => {
+                let expired = total.is_some_and(|total| total <= tokio::time::Instant::now());
+                Err(if expired { Interrupt::Expired } else { Interrupt::Limit })
+            }
+            () = comments => Err(Interrupt::CallerGone),
+        }
+    }
+
+    /// Tells the caller; a caller that does not read for too long loses the rest.
+    async fn send(&self, event: Event) -> Result<(), Stop> {
+        let event = match self.events.try_send(event) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Stop::CallerGone),
+            Err(mpsc::error::TrySendError::Full(event)) => event,
+        };
+        let limit = self.core.config.requests.reader_us_max;
+        match tokio::time::timeout(span(limit), self.events.send(event)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Stop::CallerGone),
+            Err(_) => Err(Stop::failed(Problem::SlowReader {
+                detail: "nothing was read for requests.reader_us_max",
+            })),
+        }
+    }
+
+    fn prompt_tokens(&self) -> u32 {
+        u32::try_from(self.work.prompt.len()).unwrap_or(u32::MAX)
+    }
+
+    fn generated(&self) -> u32 {
+        u32::try_from(self.journal.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Counts the request, once, at its end.
+    fn record(&self, outcome: Outcome) {
+        let metrics = &self.core.metrics;
+        self.core.segments.record(&self.work.timings, outcome == Outcome::Completed);
+        metrics.segments(&self.work.timings);
+        metrics.requests.get_or_create(&Ended { api: self.work.api, outcome: outcome.as_str() }).inc();
+        if self.started {
+            let model = Metrics::of_model(&self.work.served.name);
+            metrics.prompt_tokens.get_or_create(&model).inc_by(self.prompt_tokens().into());
+            metrics.generated_tokens.get_or_create(&model).inc_by(self.generated().into());
+        }
+        tracing::info!(
+            request = %self.work.request,
+            api = self.work.api,
+            model = %self.work.served.name,
+            outcome = outcome.as_str(),
+            prompt_tokens = self.prompt_tokens(),
+            generated_tokens = self.generated(),
+            tried = self.tried,
+            total_us = u64::try_from(self.work.arrived.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "a request ended"
+        );
+    }
+}

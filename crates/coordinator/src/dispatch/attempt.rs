@@ -1,0 +1,303 @@
+//! One attempt: sealed to its machine, sent, and its chunks brought to the caller.
+
+use std::time::Instant;
+
+use base::{AttemptId, InstanceId, Micros, Tokens};
+use bytes::Bytes;
+use fleet::{Input, Outcome};
+use std::sync::Arc;
+use wire::chunk::{Chunk, FinishReason};
+use wire::control::FromCoordinator;
+use wire::frame::{self, FrameHeader, FrameKind};
+use wire::job::Job;
+use wire::openai::response::Usage;
+
+use super::gate::Gate;
+use super::{AttemptEnd, Delta, Event, Finished, Interrupt, Serving, Stop};
+use crate::core::span;
+use crate::metrics::Metrics;
+use crate::pools::Grant;
+use crate::problem::Problem;
+use crate::segments::Segment;
+use crate::uplink::attempts::{Ended, FromMachine, Receiving};
+use crate::uplink::lanes::DataFrame;
+use crate::uplink::session::{Session, is_full};
+
+/// An attempt in flight.
+struct Flight {
+    id: AttemptId,
+    instance: InstanceId,
+    session: Arc<Session>,
+    receiving: Receiving,
+    gate: Gate,
+    /// When it was sealed.
+    sealed: Instant,
+    /// When the first token came.
+    first: Option<Instant>,
+}
+
+/// What came of a wait for the machine.
+enum Heard {
+    Chunk(Chunk),
+    End(AttemptEnd),
+}
+
+impl Serving {
+    pub(super) async fn attempt(&mut self, grant: Grant) -> AttemptEnd {
+        let instance = grant.instance;
+        let Some(session) = self.core.machines.session(grant.machine) else {
+            return self.ended(instance, Outcome::Lost, "lost");
+        };
+        let id = self.core.attempt_id();
+        let capacity = self.core.config.uplink.chunks_waiting_max.min(self.work.ask.max_tokens as usize + 8);
+        let Some(receiving) = session.attempts.open(id, capacity) else {
+            return self.ended(instance, Outcome::Lost, "lost");
+        };
+        let (frame, gate, sealed) = match self.seal(&session, id) {
+            Ok(sealed) => sealed,
+            Err(end) => {
+                session.attempts.end(id, Ended::Terminal);
+                let machine_fault = matches!(end, AttemptEnd::Again { .. });
+                let outcome = if machine_fault { Outcome::Faulted } else { Outcome::Cancelled };
+                self.end_in_pool(instance, outcome, "unsealable");
+                return end;
+            }
+        };
+        let mut flight = Flight { id, instance, session, receiving, gate, sealed, first: None };
+        let frame = DataFrame { bytes: frame, about: Arc::clone(&flight.receiving.shared) };
+        let limit = tokio::time::Instant::now() + span(self.core.config.requests.first_token_us_max);
+        let lanes = flight.session.lanes.clone();
+        match self.wait(lanes.data(frame), Some(limit)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => {
+                flight.session.attempts.end(id, Ended::GivenUp);
+                return self.ended(instance, Outcome::Lost, "lost");
+            }
+            Err(interrupt) => return self.give_up(&flight, &interrupt),
+        }
+        // The next attempt's keys are made while this one is computed.
+        flight.session.restock();
+        loop {
+            let chunk = match self.hear(&mut flight).await {
+                Heard::Chunk(chunk) => chunk,
+                Heard::End(end) => return end,
+            };
+            if let Some(end) = self.take(&mut flight, chunk).await {
+                return end;
+            }
+        }
+    }
+
+    /// Seals the job to the machine.
+    fn seal(&mut self, session: &Session, id: AttemptId) -> Result<(Bytes, Gate, Instant), AttemptEnd> {
+        let start = Instant::now();
+        let mut ask = self.work.ask.clone();
+        ask.deadline_us = match self.core.config.requests.total_us_max {
+            Micros::ZERO => 0,
+            total => total.0.saturating_sub(Micros::from(self.work.arrived.elapsed()).0).max(1),
+        };
+        let job = Job { ask, prompt: std::mem::take(&mut self.work.prompt), generated: self.journal.clone() };
+        let plain = job.encode();
+        self.work.prompt = job.prompt;
+        let Ok(prepared) = session.prepared() else {
+            tracing::warn!(machine = %session.machine, "a machine's sealing key cannot be used");
+            return Err(AttemptEnd::Again { exclude: true });
+        };
+        let (sealed, opener) = prepared.seal(id, &plain);
+        let payload = frame::sealed_attempt(&sealed.encapsulated, &sealed.ciphertext);
+        let bytes = frame::encode(FrameHeader::of_attempt(FrameKind::Attempt, id, 0), &payload);
+        if bytes.len() as u64 > self.core.config.uplink.data_bytes_max.0 {
+            let problem = Problem::Internal("the prompt does not fit in uplink.data_bytes_max: raise it");
+            return Err(AttemptEnd::Stop(Stop::failed(problem)));
+        }
+        let sealed = self.work.timings.since(Segment::Encrypt, start);
+        let gate = Gate {
+            opener,
+            max_tokens: self.work.ask.max_tokens,
+            vocabulary: self.work.vocabulary,
+            logprobs: self.work.ask.logprobs.is_some(),
+        };
+        Ok((bytes.into(), gate, sealed))
+    }
+
+    /// The next chunk that can be believed, or how the attempt ended.
+    async fn hear(&mut self, flight: &mut Flight) -> Heard {
+        // Most chunks of a running stream are here already: no timer is touched for them.
+        let heard = match flight.receiving.from.try_recv() {
+            Ok(heard) => Some(heard),
+            Err(_) => {
+                let config = &self.core.config.requests;
+                let most = if self.started { config.pause_us_max } else { config.first_token_us_max };
+                let limit = tokio::time::Instant::now() + span(most);
+                match self.wait(flight.receiving.from.recv(), Some(limit)).await {
+                    Ok(heard) => heard,
+                    Err(interrupt) => return Heard::End(self.give_up(flight, &interrupt)),
+                }
+            }
+        };
+        match heard {
+            Some(FromMachine::Chunk { counter, payload }) => {
+                match flight.gate.pass(counter, &payload, self.generated()) {
+                    Ok(chunk) => Heard::Chunk(chunk),
+                    Err(violation) => {
+                        Metrics::count(&self.core.metrics.chunk_violations, violation.name());
+                        let machine = flight.session.machine;
+                        tracing::warn!(%machine, attempt = %flight.id, %violation, "an answer is not believed");
+                        self.cancel(flight);
+                        let detail = "it sent a chunk that cannot be believed";
+                        Heard::End(self.failed(flight.instance, Outcome::Faulted, "violation", detail))
+                    }
+                }
+            }
+            Some(FromMachine::Refused(reason)) => {
+                flight.session.attempts.end(flight.id, Ended::Terminal);
+                let full = is_full(reason);
+                let end = self.failed(flight.instance, Outcome::Refused(reason), "refused", "it refused");
+                Heard::End(match end {
+                    AttemptEnd::Again { .. } => AttemptEnd::Again { exclude: !full },
+                    other => other,
+                })
+            }
+            Some(FromMachine::Failed) => {
+                flight.session.attempts.end(flight.id, Ended::Terminal);
+                Heard::End(self.failed(flight.instance, Outcome::Faulted, "failed", "its engine failed"))
+            }
+            None if flight.receiving.overflowed() => {
+                flight.session.lanes.control(FromCoordinator::Cancel { attempt: flight.id });
+                self.end_in_pool(flight.instance, Outcome::Cancelled, "overflow");
+                let detail = "more of the answer waited for it than uplink.chunks_waiting_max";
+                Heard::End(AttemptEnd::Stop(Stop::failed(Problem::SlowReader { detail })))
+            }
+            None => Heard::End(self.failed(flight.instance, Outcome::Lost, "lost", "its connection ended")),
+        }
+    }
+
+    /// Brings a chunk to the caller; gives the attempt's end where it was the last.
+    async fn take(&mut self, flight: &mut Flight, chunk: Chunk) -> Option<AttemptEnd> {
+        let finish = chunk.finish;
+        if let Some(finish) = &finish
+            && let Some(end) = self.end_without_answer(flight, finish.reason, chunk.tokens.is_empty())
+        {
+            return Some(end);
+        }
+        if !self.started && (!chunk.tokens.is_empty() || finish.is_some()) {
+            self.first_token(flight);
+            if let Err(stop) = self.send(Event::Started(self.work.timings.clone())).await {
+                return Some(self.stop(flight, finish.is_some(), stop));
+            }
+        }
+        self.journal.extend_from_slice(&chunk.tokens);
+        if !chunk.tokens.is_empty() || !chunk.text.is_empty() {
+            let delta = Delta {
+                text: chunk.text,
+                logprobs: chunk.logprobs.filter(|_| self.work.ask.logprobs.is_some()),
+            };
+            if let Err(stop) = self.send(Event::Delta(delta)).await {
+                return Some(self.stop(flight, finish.is_some(), stop));
+            }
+        }
+        let finish = finish?;
+        let first = flight.first.unwrap_or(flight.sealed);
+        self.work.timings.since(Segment::Stream, first);
+        flight.session.attempts.end(flight.id, Ended::Terminal);
+        if flight.receiving.from.try_recv().is_ok() {
+            // The answer is whole and stands, but its machine does not keep to the rules.
+            Metrics::count(&self.core.metrics.chunk_violations, "after_terminal");
+            self.end_in_pool(flight.instance, Outcome::Faulted, "violation");
+        } else {
+            self.end_in_pool(flight.instance, Outcome::Completed, "completed");
+        }
+        let cached = finish.cached_tokens.min(self.prompt_tokens());
+        let usage = Usage::new(self.prompt_tokens(), self.generated(), cached);
+        Some(AttemptEnd::Completed(Finished { reason: finish.reason, usage }))
+    }
+
+    /// A finish that is no answer: cancelled though nobody cancelled it, or over time before anything came.
+    fn end_without_answer(
+        &mut self,
+        flight: &Flight,
+        reason: FinishReason,
+        no_tokens: bool,
+    ) -> Option<AttemptEnd> {
+        match reason {
+            FinishReason::Cancelled => {
+                flight.session.attempts.end(flight.id, Ended::Terminal);
+                Some(self.failed(flight.instance, Outcome::Faulted, "failed", "it gave the answer up"))
+            }
+            FinishReason::Expired if no_tokens && self.journal.is_empty() => {
+                flight.session.attempts.end(flight.id, Ended::Terminal);
+                self.end_in_pool(flight.instance, Outcome::Cancelled, "expired");
+                Some(AttemptEnd::Stop(Stop::failed(Problem::Expired)))
+            }
+            FinishReason::Stop | FinishReason::Length | FinishReason::Expired => None,
+        }
+    }
+
+    /// The point of no return: from here on the answer belongs to this machine.
+    fn first_token(&mut self, flight: &mut Flight) {
+        let now = Instant::now();
+        let written = flight.receiving.shared.written.get().copied().unwrap_or(now).max(flight.sealed);
+        self.work.timings.add(Segment::Dispatch, written - flight.sealed);
+        self.work.timings.add(Segment::FirstToken, now.saturating_duration_since(written));
+        flight.first = Some(now);
+        self.started = true;
+        self.core.tell(self.work.served.handle(Input::FirstToken { request: self.work.request }));
+    }
+
+    /// The machine failed the attempt: another may do better, unless the answer has begun.
+    fn failed(
+        &mut self,
+        instance: InstanceId,
+        outcome: Outcome,
+        label: &'static str,
+        detail: &'static str,
+    ) -> AttemptEnd {
+        self.end_in_pool(instance, outcome, label);
+        if self.started {
+            let tokens = self.generated();
+            return AttemptEnd::Stop(Stop::failed(Problem::StreamLost { tokens, detail }));
+        }
+        AttemptEnd::Again { exclude: true }
+    }
+
+    fn ended(&mut self, instance: InstanceId, outcome: Outcome, label: &'static str) -> AttemptEnd {
+        self.failed(instance, outcome, label, "its connection ended")
+    }
+
+    /// A wait ended before the machine's answer did.
+    fn give_up(&mut self, flight: &Flight, interrupt: &Interrupt) -> AttemptEnd {
+        self.cancel(flight);
+        if matches!(interrupt, Interrupt::Limit) {
+            return self.failed(flight.instance, Outcome::Faulted, "silent", "it fell silent");
+        }
+        self.end_in_pool(flight.instance, Outcome::Cancelled, "cancelled");
+        AttemptEnd::Stop(interrupt.stop(|| Stop::CallerGone))
+    }
+
+    /// The caller is gone, or reads no more, while the machine computes (or has just finished).
+    fn stop(&mut self, flight: &Flight, finished: bool, stop: Stop) -> AttemptEnd {
+        if finished {
+            flight.session.attempts.end(flight.id, Ended::Terminal);
+            self.end_in_pool(flight.instance, Outcome::Completed, "completed");
+        } else {
+            self.cancel(flight);
+            self.end_in_pool(flight.instance, Outcome::Cancelled, "cancelled");
+        }
+        AttemptEnd::Stop(stop)
+    }
+
+    /// Tells the machine that the answer is no longer wanted.
+    fn cancel(&self, flight: &Flight) {
+        if flight.session.attempts.end(flight.id, Ended::GivenUp) {
+            flight.session.lanes.control(FromCoordinator::Cancel { attempt: flight.id });
+        }
+    }
+
+    fn end_in_pool(&self, instance: InstanceId, outcome: Outcome, label: &'static str) {
+        Metrics::count(&self.core.metrics.attempts, label);
+        let generated = Tokens(self.generated());
+        let request = self.work.request;
+        let input = Input::AttemptEnded { request, instance, outcome, generated };
+        self.core.tell(self.work.served.handle(input));
+    }
+}

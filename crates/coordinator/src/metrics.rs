@@ -1,0 +1,150 @@
+//! What is counted for Prometheus. Label values come from closed sets: never a text that a client sent.
+
+use base::ModelName;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::segments::{Segment, Timings};
+
+/// What a counter counts, from a closed set.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Kind {
+    pub(crate) kind: &'static str,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Ended {
+    pub(crate) api: &'static str,
+    pub(crate) outcome: &'static str,
+}
+
+/// A model that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfModel {
+    pub(crate) model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfSegment {
+    segment: &'static str,
+}
+
+/// 10 µs to 100 s, in steps of 1, 2, 5.
+const SECONDS: [f64; 22] = [
+    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+    10.0, 20.0, 50.0, 100.0,
+];
+
+/// All metrics of a coordinator.
+pub(crate) struct Metrics {
+    registry: Registry,
+    segment_seconds: [Histogram; Segment::ALL.len()],
+    /// Requests by API and outcome.
+    pub(crate) requests: Family<Ended, Counter>,
+    /// Failed calls by their error's code.
+    pub(crate) problems: Family<Kind, Counter>,
+    /// Attempts by outcome.
+    pub(crate) attempts: Family<Kind, Counter>,
+    /// Messages from providers that make no sense.
+    pub(crate) uplink_faults: Family<Kind, Counter>,
+    /// Providers that were not let in.
+    pub(crate) uplink_refusals: Family<Kind, Counter>,
+    /// Chunks that broke the rules of an answer.
+    pub(crate) chunk_violations: Family<Kind, Counter>,
+    /// Tokens of prompts.
+    pub(crate) prompt_tokens: Family<OfModel, Counter>,
+    /// Tokens of answers.
+    pub(crate) generated_tokens: Family<OfModel, Counter>,
+    /// Connected machines.
+    pub(crate) machines: Gauge,
+    /// Requests in the coordinator now.
+    pub(crate) running: Gauge,
+    /// Requests that wait, by model. Set when read.
+    pub(crate) queued: Family<OfModel, Gauge>,
+    /// Instances that take requests, by model. Set when read.
+    pub(crate) eligible: Family<OfModel, Gauge>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("phalanx");
+        let seconds = Family::<OfSegment, Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        registry.register_with_unit(
+            "request_segment",
+            "Where requests' time goes",
+            Unit::Seconds,
+            seconds.clone(),
+        );
+        let segment_seconds = std::array::from_fn(|i| {
+            seconds.get_or_create(&OfSegment { segment: Segment::ALL[i].name() }).clone()
+        });
+        let mut all = Self {
+            segment_seconds,
+            requests: Family::default(),
+            problems: Family::default(),
+            attempts: Family::default(),
+            uplink_faults: Family::default(),
+            uplink_refusals: Family::default(),
+            chunk_violations: Family::default(),
+            prompt_tokens: Family::default(),
+            generated_tokens: Family::default(),
+            machines: Gauge::default(),
+            running: Gauge::default(),
+            queued: Family::default(),
+            eligible: Family::default(),
+            registry,
+        };
+        all.register();
+        all
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("requests", "Requests by API and outcome", self.requests.clone());
+        registry.register("problems", "Failed calls by their error's code", self.problems.clone());
+        registry.register("attempts", "Attempts by outcome", self.attempts.clone());
+        registry.register("uplink_faults", "Senseless messages from providers", self.uplink_faults.clone());
+        registry.register("uplink_refusals", "Providers that were not let in", self.uplink_refusals.clone());
+        registry.register(
+            "chunk_violations",
+            "Chunks that broke an answer's rules",
+            self.chunk_violations.clone(),
+        );
+        registry.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
+        registry.register("generated_tokens", "Tokens of answers", self.generated_tokens.clone());
+        registry.register("machines", "Connected machines", self.machines.clone());
+        registry.register("requests_running", "Requests being served now", self.running.clone());
+        registry.register("queued", "Requests that wait, by model", self.queued.clone());
+        registry.register("eligible_instances", "Instances that take requests", self.eligible.clone());
+    }
+
+    /// Takes in one ended request's segments.
+    pub(crate) fn segments(&self, timings: &Timings) {
+        for segment in Segment::ALL {
+            if let Some(span) = timings.get(segment) {
+                self.segment_seconds[segment as usize].observe(span.as_secs_f64());
+            }
+        }
+    }
+
+    pub(crate) fn count(family: &Family<Kind, Counter>, kind: &'static str) {
+        family.get_or_create(&Kind { kind }).inc();
+    }
+
+    pub(crate) fn of_model(model: &ModelName) -> OfModel {
+        OfModel { model: model.as_str().to_owned() }
+    }
+
+    /// In Prometheus' text form.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        encode(&mut out, &self.registry).expect("writing to a string succeeds");
+        out
+    }
+}

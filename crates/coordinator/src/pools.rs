@@ -1,0 +1,278 @@
+//! Every model's pool behind its own lock: inputs in, effects carried to whoever waits for them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base::{InstanceId, MachineId, Micros, ModelName, RequestId, Rng};
+use fleet::{Effect, Enqueue, Ineligible, Input, Policy, Pool, Refusal, Suspect};
+use model::kit::OpenKit;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, unix_s};
+
+/// Models at a time. Each is offered by a machine that proved itself; this bounds a machine gone wrong.
+const MODELS_MAX: usize = 4096;
+
+/// What a pool decided for a waiting request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Decision {
+    /// Send it there.
+    Granted(Grant),
+    /// Tell its caller.
+    Refused(Refusal),
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Grant {
+    pub(crate) instance: InstanceId,
+    pub(crate) machine: MachineId,
+    /// How long the decision took, waiting for the pool's lock included.
+    pub(crate) decided_in: Duration,
+}
+
+/// Something that a pool says about an instance, for logs and for its machine.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Notice {
+    pub(crate) machine: MachineId,
+    pub(crate) instance: InstanceId,
+    pub(crate) model: ModelName,
+    pub(crate) about: About,
+}
+
+/// What is said.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum About {
+    Standing(Option<Ineligible>),
+    Suspect(Suspect),
+    Rejected(&'static str),
+}
+
+/// A kit and its hash.
+#[derive(Clone)]
+pub(crate) struct KitOf {
+    pub(crate) hash: Arc<str>,
+    pub(crate) kit: Arc<OpenKit>,
+}
+
+struct State {
+    pool: Pool,
+    waiting: HashMap<RequestId, oneshot::Sender<Decision>>,
+    kit: Option<KitOf>,
+    /// When the ticker wakes next.
+    alarm: Option<Micros>,
+}
+
+/// One model, as long as the coordinator runs.
+pub(crate) struct Served {
+    pub(crate) name: ModelName,
+    /// When it was first served, seconds since 1970.
+    pub(crate) created_unix: u64,
+    clock: Clock,
+    state: Mutex<State>,
+    sooner: Notify,
+}
+
+impl Served {
+    fn new(name: ModelName, policy: Policy, rng: Rng, clock: Clock) -> Self {
+        Self {
+            name: name.clone(),
+            created_unix: unix_s(),
+            clock,
+            state: Mutex::new(State {
+                pool: Pool::new(name, policy, rng),
+                waiting: HashMap::new(),
+                kit: None,
+                alarm: None,
+            }),
+            sooner: Notify::new(),
+        }
+    }
+
+    /// Gives the pool an input, carries its decisions to those who wait, and gives back what it says of instances.
+    pub(crate) fn handle(&self, input: Input) -> Vec<Notice> {
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        self.step(&mut state, input, start)
+    }
+
+    fn step(&self, state: &mut State, input: Input, start: Instant) -> Vec<Notice> {
+        let mut effects = Vec::new();
+        state.pool.handle(self.clock.now(), input, &mut effects);
+        let mut notices = Vec::new();
+        // A grant whose request is gone without a word is taken back, which may grant its place to another.
+        let mut lost = Vec::new();
+        while !effects.is_empty() || !lost.is_empty() {
+            for effect in std::mem::take(&mut effects) {
+                if let Some(request) = self.carry(state, effect, start, &mut notices) {
+                    lost.push(request);
+                }
+            }
+            for request in std::mem::take(&mut lost) {
+                state.pool.handle(self.clock.now(), Input::Withdraw { request }, &mut effects);
+            }
+        }
+        let next = state.pool.next_deadline();
+        if next.is_some_and(|next| state.alarm.is_none_or(|alarm| next < alarm)) {
+            state.alarm = next;
+            self.sooner.notify_one();
+        }
+        notices
+    }
+
+    /// Carries out one effect; gives the request back whose decision nobody waits for.
+    fn carry(
+        &self,
+        state: &mut State,
+        effect: Effect,
+        start: Instant,
+        notices: &mut Vec<Notice>,
+    ) -> Option<RequestId> {
+        let mut say = |machine, instance, about| {
+            notices.push(Notice { machine, instance, model: self.name.clone(), about });
+        };
+        match effect {
+            Effect::Dispatch { request, instance, machine, .. } => {
+                let grant = Grant { instance, machine, decided_in: start.elapsed() };
+                let waiting = state.waiting.remove(&request);
+                let told = waiting.is_some_and(|to| to.send(Decision::Granted(grant)).is_ok());
+                return (!told).then_some(request);
+            }
+            Effect::Refuse { request, refusal } => {
+                if let Some(to) = state.waiting.remove(&request) {
+                    // A caller that went away needs no refusal.
+                    let _ = to.send(Decision::Refused(refusal));
+                }
+            }
+            Effect::Standing { instance, machine, ineligible } => {
+                say(machine, instance, About::Standing(ineligible));
+            }
+            Effect::Suspect { instance, machine, suspect } => say(machine, instance, About::Suspect(suspect)),
+            Effect::Rejected { instance, machine, reason } => say(machine, instance, About::Rejected(reason)),
+        }
+        None
+    }
+
+    /// Puts a request into the pool; the decision comes through the receiver.
+    pub(crate) fn enqueue(&self, enqueue: Enqueue) -> (oneshot::Receiver<Decision>, Vec<Notice>) {
+        let start = Instant::now();
+        let (to, from) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.waiting.insert(enqueue.ask.request, to);
+        let notices = self.step(&mut state, Input::Enqueue(enqueue), start);
+        (from, notices)
+    }
+
+    /// The refusal that a request would get at once, counted as demand; nothing where it would be let in.
+    pub(crate) fn refused_now(&self, enqueue: &Enqueue) -> Option<Refusal> {
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        // Time first, so that the pool's answer and what it then does agree.
+        let _ = self.step(&mut state, Input::Tick, start);
+        let refusal = state.pool.preflight(self.clock.now(), enqueue).err()?;
+        let _ = self.step(&mut state, Input::Enqueue(enqueue.clone()), start);
+        let _ = self.step(&mut state, Input::Withdraw { request: enqueue.ask.request }, start);
+        Some(refusal)
+    }
+
+    /// Takes a request out of the pool, wherever it is.
+    pub(crate) fn withdraw(&self, request: RequestId) -> Vec<Notice> {
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        state.waiting.remove(&request);
+        self.step(&mut state, Input::Withdraw { request }, start)
+    }
+
+    /// Looks at the pool.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&Pool, Micros) -> T) -> T {
+        let state = self.state.lock();
+        at(&state.pool, self.clock.now())
+    }
+
+    /// What prompts are rendered and tokenized with.
+    pub(crate) fn kit(&self) -> Option<KitOf> {
+        self.state.lock().kit.clone()
+    }
+
+    /// Sets the kit to that of the contents which the pool serves, found by `open`.
+    pub(crate) fn refresh_kit(&self, open: impl FnOnce(&str) -> Option<Arc<OpenKit>>) {
+        let mut state = self.state.lock();
+        let same = state.pool.instances().find(|i| i.contents == fleet::instance::Contents::Same);
+        let Some(hash) = same.map(|i| i.model.kit_sha256.clone()) else { return };
+        if state.kit.as_ref().is_some_and(|kit| *kit.hash == *hash) {
+            return;
+        }
+        if let Some(kit) = open(&hash) {
+            state.kit = Some(KitOf { hash: hash.into(), kit });
+        }
+    }
+
+    /// Gives the pool its time until `end`; `told` takes what it says.
+    pub(crate) async fn tick(&self, end: CancellationToken, told: impl Fn(Vec<Notice>)) {
+        loop {
+            let alarm = self.state.lock().alarm;
+            let sleep = async {
+                match alarm {
+                    Some(at) => tokio::time::sleep_until(self.clock.instant(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = end.cancelled() => return,
+                () = self.sooner.notified() => continue,
+                () = sleep => {}
+            }
+            let notices = {
+                let start = Instant::now();
+                let mut state = self.state.lock();
+                state.alarm = None;
+                self.step(&mut state, Input::Tick, start)
+            };
+            told(notices);
+        }
+    }
+}
+
+/// Every model that is or was served.
+pub(crate) struct Pools {
+    by_model: RwLock<BTreeMap<ModelName, Arc<Served>>>,
+    policy: Policy,
+    clock: Clock,
+    rng: Mutex<Rng>,
+}
+
+impl Pools {
+    pub(crate) fn new(policy: Policy, clock: Clock, rng: Rng) -> Self {
+        Self { by_model: RwLock::default(), policy, clock, rng: Mutex::new(rng) }
+    }
+
+    pub(crate) fn get(&self, name: &ModelName) -> Option<Arc<Served>> {
+        self.by_model.read().get(name).cloned()
+    }
+
+    /// The pool for `name`, and whether it is new; nothing where there are too many.
+    pub(crate) fn get_or_create(&self, name: &ModelName) -> Option<(Arc<Served>, bool)> {
+        if let Some(served) = self.get(name) {
+            return Some((served, false));
+        }
+        let mut by_model = self.by_model.write();
+        if let Some(served) = by_model.get(name) {
+            return Some((Arc::clone(served), false));
+        }
+        if by_model.len() >= MODELS_MAX {
+            return None;
+        }
+        let rng = self.rng.lock().fork(by_model.len() as u64);
+        let served = Arc::new(Served::new(name.clone(), self.policy, rng, self.clock));
+        by_model.insert(name.clone(), Arc::clone(&served));
+        Some((served, true))
+    }
+
+    /// By name.
+    pub(crate) fn all(&self) -> Vec<Arc<Served>> {
+        self.by_model.read().values().cloned().collect()
+    }
+}

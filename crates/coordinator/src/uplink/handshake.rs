@@ -1,0 +1,147 @@
+//! Who is there: a hello with a token, a challenge, a proof.
+
+use axum::extract::ws::{Message, WebSocket};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use wire::control::{FromCoordinator, FromProvider, Hello, PROTOCOL, RefusalCode, Refused, Welcome};
+
+use crate::core::Core;
+
+/// What this coordinator can do beyond the protocol; offered to providers that can do it too.
+const CAPABILITIES: [&str; 0] = [];
+
+/// A machine that proved itself.
+pub(crate) struct Admitted {
+    pub(crate) hello: Hello,
+    pub(crate) sealing_key: Vec<u8>,
+}
+
+/// Why there is no session.
+pub(crate) enum Failed {
+    /// The provider is told this.
+    Refused(Refused),
+    /// There is nobody to tell.
+    Gone,
+}
+
+fn refused(code: RefusalCode, reason: impl Into<String>, remedy: impl Into<String>) -> Failed {
+    Failed::Refused(Refused { code, reason: reason.into(), remedy: remedy.into() })
+}
+
+pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Admitted, Failed> {
+    let hello = match next(core, socket).await? {
+        FromProvider::Hello(hello) => hello,
+        _ => return Err(unexpected("hello")),
+    };
+    if hello.protocol != PROTOCOL {
+        let newer = if hello.protocol > PROTOCOL { "coordinator" } else { "provider" };
+        return Err(refused(
+            RefusalCode::BadProtocol,
+            format!("the provider speaks protocol {} and the coordinator {PROTOCOL}", hello.protocol),
+            format!("update Phalanx on the {newer}'s machine"),
+        ));
+    }
+    if !trust::secrets_equal(&trust::hash_secret(&hello.token), &core.join_hash) {
+        return Err(refused(
+            RefusalCode::BadToken,
+            "the join token is not this coordinator's",
+            "take the token that `phalanx coordinator` printed at its start, and give it with --token",
+        ));
+    }
+    if hello.name.is_empty() || hello.name.len() > 200 || hello.name.chars().any(char::is_control) {
+        return Err(refused(
+            RefusalCode::BadMessage,
+            "the machine's name is empty, longer than 200 bytes or has control characters",
+            "give another one with --name",
+        ));
+    }
+    let signing_key = key(&hello.signing_key, "signing")?;
+    let sealing_key = key(&hello.sealing_key, "sealing")?;
+    let nonce: [u8; trust::NONCE_BYTES] = trust::random_bytes();
+    let challenge = FromCoordinator::Challenge { nonce: STANDARD.encode(nonce) };
+    socket.send(Message::Text(challenge.encode().into())).await.map_err(|_| Failed::Gone)?;
+    let signature = match next(core, socket).await? {
+        FromProvider::Proof { signature } => signature,
+        _ => return Err(unexpected("proof")),
+    };
+    let registration = trust::Registration {
+        nonce: &nonce,
+        protocol: hello.protocol,
+        token: &hello.token,
+        machine: hello.machine,
+        incarnation: hello.incarnation,
+        name: &hello.name,
+        agent: &hello.agent,
+        signing_key: &signing_key,
+        sealing_key: &sealing_key,
+        capabilities: &hello.capabilities,
+    };
+    let proof = STANDARD.decode(&signature).unwrap_or_default();
+    if registration.check(&proof).is_err() {
+        return Err(refused(
+            RefusalCode::BadIdentity,
+            "the signature does not prove that the machine's key is its own",
+            "delete the provider's identity file, so that it makes a new one",
+        ));
+    }
+    Ok(Admitted { hello, sealing_key })
+}
+
+/// The terms of a session.
+pub(crate) fn welcome(core: &Core, hello: &Hello) -> Welcome {
+    let uplink = &core.config.uplink;
+    let both = |name: &&str| hello.capabilities.iter().any(|theirs| theirs == name);
+    Welcome {
+        capabilities: CAPABILITIES.iter().filter(|c| both(c)).map(|c| (*c).to_owned()).collect(),
+        control_bytes_max: uplink.control_bytes_max,
+        data_bytes_max: uplink.data_bytes_max,
+        heartbeat_us: uplink.heartbeat_us.0,
+        silence_us_max: uplink.silence_us_max.0,
+    }
+}
+
+/// The next message; pings and types that this build does not know are passed over.
+async fn next(core: &Core, socket: &mut WebSocket) -> Result<FromProvider, Failed> {
+    loop {
+        let text = match socket.recv().await {
+            Some(Ok(Message::Text(text))) => text,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Binary(_))) => {
+                return Err(garbage("a binary message before the handshake's end"));
+            }
+            Some(Ok(Message::Close(_))) | None => return Err(Failed::Gone),
+            Some(Err(_)) => return Err(garbage("bytes that are no WebSocket message")),
+        };
+        if text.len() as u64 > core.config.uplink.control_bytes_max.0 {
+            return Err(garbage("a message longer than uplink.control_bytes_max"));
+        }
+        match FromProvider::decode(&text) {
+            Ok(FromProvider::Unknown) => {}
+            Ok(message) => return Ok(message),
+            Err(_) => return Err(garbage("a text that is no message of this protocol")),
+        }
+    }
+}
+
+fn garbage(what: &str) -> Failed {
+    refused(RefusalCode::BadMessage, what, "connect with `phalanx provider` of the coordinator's version")
+}
+
+fn unexpected(wanted: &str) -> Failed {
+    refused(
+        RefusalCode::BadMessage,
+        format!("another message than '{wanted}'"),
+        "update Phalanx on the provider's machine",
+    )
+}
+
+fn key(text: &str, what: &str) -> Result<Vec<u8>, Failed> {
+    match STANDARD.decode(text) {
+        Ok(key) if key.len() == 32 => Ok(key),
+        _ => Err(refused(
+            RefusalCode::BadIdentity,
+            format!("the {what} key is not 32 bytes in base64"),
+            "delete the provider's identity file, so that it makes a new one",
+        )),
+    }
+}

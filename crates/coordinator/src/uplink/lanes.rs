@@ -1,0 +1,110 @@
+//! The way to a provider: two lanes into one socket, control before data, each bounded.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::{CloseFrame, Message};
+use bytes::Bytes;
+use futures_util::{Sink, SinkExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use wire::control::FromCoordinator;
+
+use super::attempts::Shared;
+
+/// Control messages that may wait. They are small and rare (a cancel for each attempt at most): a peer that leaves
+/// so many unread is not reading.
+const CONTROL_WAITING_MAX: usize = 1024;
+
+/// Attempts that may wait for the socket. Each holds a prompt; whoever comes when it is full waits, which is what
+/// back-pressure means.
+const DATA_WAITING_MAX: usize = 32;
+
+/// A frame for the data lane.
+pub(crate) struct DataFrame {
+    /// Header and payload.
+    pub(crate) bytes: Bytes,
+    /// Learns when it was written.
+    pub(crate) about: Arc<Shared>,
+}
+
+/// The sending ends.
+#[derive(Clone)]
+pub(crate) struct Lanes {
+    control: mpsc::Sender<FromCoordinator>,
+    data: mpsc::Sender<DataFrame>,
+    /// Ends the connection, after what waits on the control lane was written.
+    pub(crate) close: CancellationToken,
+}
+
+/// The receiving ends.
+pub(crate) struct LaneEnds {
+    control: mpsc::Receiver<FromCoordinator>,
+    data: mpsc::Receiver<DataFrame>,
+    close: CancellationToken,
+}
+
+/// The connection is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+impl Lanes {
+    pub(crate) fn new() -> (Self, LaneEnds) {
+        let (control, control_end) = mpsc::channel(CONTROL_WAITING_MAX);
+        let (data, data_end) = mpsc::channel(DATA_WAITING_MAX);
+        let close = CancellationToken::new();
+        let ends = LaneEnds { control: control_end, data: data_end, close: close.clone() };
+        (Self { control, data, close }, ends)
+    }
+
+    /// Queues a control message. A full lane ends the connection: its peer does not read.
+    pub(crate) fn control(&self, message: FromCoordinator) {
+        if self.control.try_send(message).is_err() {
+            self.close.cancel();
+        }
+    }
+
+    /// Queues a data frame; waits while the lane is full.
+    pub(crate) async fn data(&self, frame: DataFrame) -> Result<(), Gone> {
+        self.data.send(frame).await.map_err(|_| Gone)
+    }
+}
+
+/// Writes both lanes into `sink` until the connection is closed or fails. Between messages it pings, so that the
+/// peer hears something at least every `ping`; no single write may take longer than `write_max`.
+pub(crate) async fn write<S>(mut sink: S, mut ends: LaneEnds, ping: Duration, write_max: Duration)
+where
+    S: Sink<Message> + Unpin,
+{
+    let mut pings = tokio::time::interval(ping);
+    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let (message, about) = tokio::select! {
+            biased;
+            Some(message) = ends.control.recv() => (Message::Text(message.encode().into()), None),
+            () = ends.close.cancelled() => break,
+            Some(frame) = ends.data.recv() => (Message::Binary(frame.bytes), Some(frame.about)),
+            _ = pings.tick() => (Message::Ping(Bytes::new()), None),
+        };
+        if !matches!(tokio::time::timeout(write_max, sink.send(message)).await, Ok(Ok(()))) {
+            ends.close.cancel();
+            return;
+        }
+        if let Some(about) = about {
+            // Set once: an attempt has one frame.
+            let _ = about.written.set(Instant::now());
+        }
+    }
+    ends.control.close();
+    let rest = async {
+        while let Some(message) = ends.control.recv().await {
+            if sink.send(Message::Text(message.encode().into())).await.is_err() {
+                return;
+            }
+        }
+        let goodbye = CloseFrame { code: axum::extract::ws::close_code::NORMAL, reason: "closed".into() };
+        let _ = sink.send(Message::Close(Some(goodbye))).await;
+        let _ = sink.close().await;
+    };
+    let _ = tokio::time::timeout(write_max, rest).await;
+}

@@ -1,0 +1,283 @@
+//! One provider's session: what it says is brought to pools and requests; what makes no sense is counted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::Message;
+use base::MachineId;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use parking_lot::Mutex;
+use trust::{PreparedAttempt, TrustError};
+use wire::control::{AttemptRefusal, FromProvider, RefusalCode, Refused};
+use wire::frame::{self, FrameHeader, FrameKind};
+
+use super::attempts::{Attempts, Delivery, FromMachine};
+use super::handshake::Admitted;
+use super::kit::Pieces;
+use super::lanes::{LaneEnds, Lanes};
+use crate::core::{Core, span};
+use crate::metrics::Metrics;
+
+/// Key agreements made ahead for a machine. One is used for each attempt, and made anew after it was sent: a burst
+/// of so many attempts waits for none.
+const PREPARED_MAX: usize = 4;
+
+/// A connected provider.
+pub(crate) struct Session {
+    pub(crate) machine: MachineId,
+    pub(crate) name: String,
+    pub(crate) lanes: Lanes,
+    pub(crate) attempts: Attempts,
+    sealing_key: Vec<u8>,
+    prepared: Mutex<Vec<PreparedAttempt>>,
+    /// Kits that it was asked for, by their frames' subject.
+    kits: Mutex<HashMap<u128, Pieces>>,
+}
+
+/// How a session ended.
+pub(crate) struct Left {
+    /// Whether the machine may be back by itself.
+    pub(crate) lost: bool,
+    /// For the log.
+    pub(crate) reason: &'static str,
+    /// What it is told.
+    pub(crate) refused: Option<Refused>,
+}
+
+impl Left {
+    fn lost(reason: &'static str) -> Self {
+        Self { lost: true, reason, refused: None }
+    }
+}
+
+impl Session {
+    pub(crate) fn new(admitted: &Admitted) -> (Self, LaneEnds) {
+        let (lanes, ends) = Lanes::new();
+        let session = Self {
+            machine: admitted.hello.machine,
+            name: admitted.hello.name.clone(),
+            lanes,
+            attempts: Attempts::default(),
+            sealing_key: admitted.sealing_key.clone(),
+            prepared: Mutex::default(),
+            kits: Mutex::default(),
+        };
+        (session, ends)
+    }
+
+    /// Fresh keys for one attempt, made ahead where some are left.
+    pub(crate) fn prepared(&self) -> Result<PreparedAttempt, TrustError> {
+        let ready = self.prepared.lock().pop();
+        ready.map_or_else(|| PreparedAttempt::new(&self.sealing_key), Ok)
+    }
+
+    /// Makes keys ahead until there are enough.
+    pub(crate) fn restock(&self) {
+        while self.prepared.lock().len() < PREPARED_MAX {
+            // A key that cannot be used is found out, and told, when an attempt needs it.
+            let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return };
+            self.prepared.lock().push(fresh);
+        }
+    }
+
+    pub(crate) fn expect_kits(&self, asked: Vec<(String, usize)>) {
+        let mut kits = self.kits.lock();
+        for (hash, total) in asked {
+            if let Some(header) = FrameHeader::of_kit(&hash, 0) {
+                kits.insert(header.subject, Pieces::new(hash, total));
+            }
+        }
+    }
+}
+
+/// What one message came to.
+enum Step {
+    Fine,
+    /// Something that should not be, but harms nobody yet.
+    Fault(&'static str),
+    /// The connection cannot go on.
+    Garbage(&'static str),
+    Leave(Left),
+}
+
+/// Reads until the connection ends.
+pub(crate) async fn read<S>(core: &Arc<Core>, session: &Arc<Session>, mut stream: S) -> Left
+where
+    S: Stream<Item = Result<Message, axum::Error>> + Unpin,
+{
+    let silence: Duration = span(core.config.uplink.silence_us_max);
+    let mut faults = 0;
+    loop {
+        let message = tokio::select! {
+            message = tokio::time::timeout(silence, stream.next()) => message,
+            () = session.lanes.close.cancelled() => return Left::lost("closed from this side"),
+        };
+        let step = match message {
+            Err(_) => return Left::lost("silent for too long"),
+            Ok(None | Some(Ok(Message::Close(_)))) => return Left::lost("it closed the connection"),
+            Ok(Some(Err(error))) => broken(&error),
+            Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => Step::Fine,
+            Ok(Some(Ok(Message::Text(text)))) => control(core, session, &text),
+            Ok(Some(Ok(Message::Binary(bytes)))) => data(core, session, &bytes),
+        };
+        match step {
+            Step::Fine => {}
+            Step::Leave(left) => return left,
+            Step::Fault(kind) => {
+                Metrics::count(&core.metrics.uplink_faults, kind);
+                tracing::warn!(machine = %session.machine, kind, "a provider sent what makes no sense");
+                faults += 1;
+                if faults > core.config.uplink.faults_max {
+                    return garbage("too many senseless messages");
+                }
+            }
+            Step::Garbage(kind) => {
+                Metrics::count(&core.metrics.uplink_faults, kind);
+                tracing::warn!(machine = %session.machine, kind, "a provider sent garbage");
+                return garbage(kind);
+            }
+        }
+    }
+}
+
+fn garbage(kind: &'static str) -> Left {
+    let refused = Refused {
+        code: RefusalCode::BadMessage,
+        reason: format!("the connection cannot go on: {kind}"),
+        remedy: "update Phalanx on the provider's machine, or look at what changes its traffic".to_owned(),
+    };
+    Left { lost: true, reason: kind, refused: Some(refused) }
+}
+
+/// A WebSocket that broke: by the network's fault, or by what came over it.
+fn broken(error: &axum::Error) -> Step {
+    use std::error::Error as _;
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.is::<std::io::Error>() {
+            return Step::Leave(Left::lost("the connection broke"));
+        }
+        cause = inner.source();
+    }
+    let text = error.to_string();
+    if text.contains("without closing handshake") || text.contains("closed") {
+        return Step::Leave(Left::lost("the connection broke"));
+    }
+    Step::Garbage("websocket")
+}
+
+fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
+    if text.len() as u64 > core.config.uplink.control_bytes_max.0 {
+        return Step::Fault("control_too_long");
+    }
+    let Ok(message) = FromProvider::decode(text) else { return Step::Garbage("control_unreadable") };
+    match message {
+        FromProvider::Hello(_) | FromProvider::Proof { .. } => return Step::Fault("handshake_again"),
+        FromProvider::Register(register) => {
+            session.restock();
+            let after = core.machines.register(session, register);
+            core.carry_out(Some(session), after);
+        }
+        FromProvider::Heartbeat(heartbeat) => return reports(core, session, heartbeat.instances),
+        FromProvider::InstanceChanged(report) => return reports(core, session, vec![report]),
+        FromProvider::AttemptRefused { attempt, reason, message } => {
+            let note: String = message.chars().filter(|c| !c.is_control()).take(200).collect();
+            tracing::info!(machine = %session.machine, %attempt, ?reason, note, "an attempt was refused");
+            return delivered(core, session.attempts.deliver(attempt, FromMachine::Refused(reason)));
+        }
+        FromProvider::AttemptFailed { attempt, message } => {
+            let note: String = message.chars().filter(|c| !c.is_control()).take(200).collect();
+            tracing::warn!(machine = %session.machine, %attempt, note, "an attempt failed");
+            return delivered(core, session.attempts.deliver(attempt, FromMachine::Failed));
+        }
+        FromProvider::Draining => {
+            let after = core.machines.draining(session);
+            core.carry_out(Some(session), after);
+        }
+        FromProvider::Goodbye { .. } => {
+            return Step::Leave(Left { lost: false, reason: "it said goodbye", refused: None });
+        }
+        FromProvider::Unknown => {}
+    }
+    Step::Fine
+}
+
+fn reports(core: &Arc<Core>, session: &Arc<Session>, reports: Vec<wire::control::InstanceReport>) -> Step {
+    let (after, strangers) = core.machines.report(session, reports);
+    core.carry_out(Some(session), after);
+    if strangers > 0 { Step::Fault("report_of_unknown_instance") } else { Step::Fine }
+}
+
+fn data(core: &Arc<Core>, session: &Arc<Session>, bytes: &Bytes) -> Step {
+    let Ok((header, payload)) = frame::decode(bytes) else { return Step::Garbage("frame_unreadable") };
+    match header.kind {
+        FrameKind::Attempt => Step::Fault("frame_of_wrong_kind"),
+        FrameKind::Chunk => {
+            let payload = bytes.slice_ref(payload);
+            let what = FromMachine::Chunk { counter: header.counter, payload };
+            delivered(core, session.attempts.deliver(header.attempt(), what))
+        }
+        FrameKind::Kit => kit_piece(core, session, header, payload),
+    }
+}
+
+/// Whether a frame about an attempt was in order.
+fn delivered(core: &Core, delivery: Delivery) -> Step {
+    match delivery {
+        Delivery::Taken | Delivery::Late => Step::Fine,
+        Delivery::Overflow => {
+            Metrics::count(&core.metrics.attempts, "overflow");
+            Step::Fine
+        }
+        Delivery::AfterTerminal => {
+            Metrics::count(&core.metrics.chunk_violations, "after_terminal");
+            Step::Fault("frame_after_terminal")
+        }
+        Delivery::Foreign => {
+            Metrics::count(&core.metrics.chunk_violations, "foreign_attempt");
+            Step::Fault("frame_of_foreign_attempt")
+        }
+    }
+}
+
+fn kit_piece(core: &Arc<Core>, session: &Arc<Session>, header: FrameHeader, piece: &[u8]) -> Step {
+    let whole = {
+        let mut kits = session.kits.lock();
+        let Some(pieces) = kits.get_mut(&header.subject) else { return Step::Fault("kit_not_asked_for") };
+        match pieces.add(header.counter, piece) {
+            Ok(None) => return Step::Fine,
+            Ok(Some(bytes)) => kits.remove(&header.subject).map(|pieces| (pieces.hash, bytes)),
+            Err(error) => {
+                let kind = match error {
+                    super::kit::PieceError::Order => "kit_out_of_order",
+                    super::kit::PieceError::TooLong => "kit_too_long",
+                    super::kit::PieceError::OtherHash => "kit_other_hash",
+                };
+                return Step::Garbage(kind);
+            }
+        }
+    };
+    let Some((hash, bytes)) = whole else { return Step::Fine };
+    let core_of_task = Arc::clone(core);
+    core.tasks.spawn(async move {
+        let core = core_of_task;
+        let kits = Arc::clone(&core.kits);
+        let name = hash.clone();
+        let opened = tokio::task::spawn_blocking(move || kits.open(&name, &bytes)).await;
+        if opened.is_err() {
+            tracing::error!(kit = hash, "opening a kit panicked");
+            core.kits.fail(&hash, "it could not be opened; see the coordinator's log");
+        }
+        for (session, after) in core.machines.admit_all() {
+            core.carry_out(Some(&session), after);
+        }
+    });
+    Step::Fine
+}
+
+/// Whether a refusal is only that there is no room now.
+pub(crate) fn is_full(reason: AttemptRefusal) -> bool {
+    matches!(reason, AttemptRefusal::NoSlot | AttemptRefusal::NoKvRoom)
+}
