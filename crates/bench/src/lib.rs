@@ -1,1 +1,10 @@
-//! (being written)
+//! Benches that anyone can run: the ten scenarios on real processes, and one engine alone.
+//!
+//! Each prints a table (or JSON), its assertions, and whether they hold. What it is *not*: a timed test; nothing here
+//! decides whether a build is good, and `--quick` runs each bench at its smallest size without asserting speed.
+//! Start with [`scenarios::run`] and [`engine::run`].
+
+pub mod engine;
+mod machine;
+pub mod scenarios;
+mod spread;

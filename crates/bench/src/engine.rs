@@ -1,0 +1,201 @@
+//! One engine alone: loading, prefill, decode at growing batches, a long prompt beside running streams, memory, and
+//! what part of the machine's read bandwidth decode reaches.
+
+mod measure;
+mod report;
+mod run;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use base::{ModelName, Rng};
+use engine::{Engine, EngineConfig, LoadOptions, ModelSource};
+
+use crate::engine::report::{BatchPoint, EngineReport, Mixed};
+use crate::engine::run::{Bench, Start};
+use crate::machine::Machine;
+use crate::scenarios::{Assertion, print};
+use crate::spread::median;
+
+/// What to measure.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// A folder with a model in the Hugging Face layout, or `bundled`.
+    #[arg(long, default_value = "bundled", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Threads that compute [default: one for each core].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// The largest batch of the sweep.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub batch: u32,
+    /// Tokens of the prompt that prefill is measured with.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt: u32,
+    /// Tokens that decode is measured over.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
+    pub tokens: u32,
+    /// How often each is measured; the median is reported.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// The smallest size: whether it works at all.
+    #[arg(long)]
+    pub quick: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Measures and prints the report; whether every check held. Computes on the calling thread's time: keep it off an
+/// async runtime.
+///
+/// # Errors
+/// A model that cannot be loaded, an engine that does not start, or an answer that does not come.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let report = measure(&if options.quick { options.smallest() } else { options.clone() })?;
+    print(&if options.json { serde_json::to_string_pretty(&report)? } else { report.table() })?;
+    Ok(report.pass)
+}
+
+impl Options {
+    fn smallest(&self) -> Self {
+        Self { batch: 2, prompt: 32, tokens: 8, runs: 1, ..self.clone() }
+    }
+
+    fn source(&self) -> ModelSource {
+        match self.model.to_str() {
+            Some("bundled") => ModelSource::Bundled,
+            _ => ModelSource::Folder(self.model.clone()),
+        }
+    }
+}
+
+fn measure(options: &Options) -> anyhow::Result<EngineReport> {
+    let machine = Machine::here();
+    let source = options.source();
+    let name = ModelName::new("bench");
+    let config = EngineConfig {
+        threads: options.threads.map(|threads| threads as usize),
+        batch_max: options.batch.max(EngineConfig::default().batch_max),
+        ..EngineConfig::default()
+    };
+    let begun = Instant::now();
+    let model =
+        engine::load(&source, &LoadOptions::default()).with_context(|| format!("loading {source}"))?;
+    let load_s = begun.elapsed().as_secs_f64();
+    let (family, parameters) = (model.spec().family, model.parameters());
+    let (weight_bytes, vocabulary) = (model.weight_bytes().0, model.spec().vocabulary as u32);
+    let engine = Engine::start(name.clone(), model, config).with_context(|| format!("starting {source}"))?;
+    let start_s = begun.elapsed().as_secs_f64() - load_s;
+    let mut bench = Bench { engine, name, vocabulary, rng: Rng::new(1), attempts: 0 };
+    bench.answers(vec![Start::new(4, 1)])?;
+    let first_token_s = begun.elapsed().as_secs_f64();
+
+    let limits = bench.engine.load_now();
+    // Room for the answer beside the prompt.
+    let prompt = options.prompt.min(limits.context.0.saturating_sub(options.tokens + 1)).max(1);
+    let prefills: Vec<f64> =
+        (0..options.runs).map(|_| bench.prefill(prompt)).collect::<anyhow::Result<_>>()?;
+    let mut batches = Vec::new();
+    for batch in sweep(options.batch) {
+        let runs = (0..options.runs)
+            .map(|_| bench.decode(batch, options.tokens))
+            .collect::<anyhow::Result<Vec<f64>>>()?;
+        let tokens_per_s = median(&runs);
+        batches.push(BatchPoint { batch, tokens_per_s, per_request: tokens_per_s / f64::from(batch) });
+    }
+    let equal = bench.equal_at_any_batch(options.batch, options.tokens)?;
+    let mixed = mixed(&mut bench, options)?;
+    bench.engine.stop();
+
+    // Before the buffer of the bandwidth's measurement is there.
+    let peak_rss_bytes = measure::peak_rss_bytes();
+    let threads = options.threads.map_or(machine.cores, |threads| threads as usize);
+    let read_bandwidth_bytes_per_s = measure::read_bandwidth(threads, options.quick);
+    let decode_tokens_per_s = batches.first().map_or(0.0, |point| point.tokens_per_s);
+    let assertions = vec![Assertion::new(
+        "the same tokens in a batch as alone",
+        equal,
+        format!("greedy, alone and among {}", options.batch),
+    )];
+    Ok(EngineReport {
+        version: env!("CARGO_PKG_VERSION"),
+        machine,
+        model: source.to_string(),
+        family,
+        parameters,
+        weight_bytes,
+        threads,
+        runs: options.runs,
+        load_s,
+        start_s,
+        first_token_s,
+        prompt_tokens: prompt,
+        prefill_tokens_per_s: median(&prefills),
+        decode_tokens_per_s,
+        batches,
+        mixed,
+        context: limits.context.0,
+        kv_tokens: limits.kv_tokens,
+        peak_rss_bytes,
+        read_bandwidth_bytes_per_s,
+        decode_bandwidth_part: decode_tokens_per_s * weight_bytes as f64 / read_bandwidth_bytes_per_s,
+        pass: assertions.iter().all(|assertion| assertion.pass),
+        assertions,
+    })
+}
+
+/// 1, 2, 4, ... up to and including `max`.
+fn sweep(max: u32) -> Vec<u32> {
+    let mut batches: Vec<u32> = std::iter::successors(Some(1u32), |batch| batch.checked_mul(2))
+        .take_while(|batch| *batch < max)
+        .collect();
+    batches.push(max);
+    batches
+}
+
+/// Time between tokens of running streams, undisturbed and while a long prompt is prefilled.
+fn mixed(bench: &mut Bench, options: &Options) -> anyhow::Result<Mixed> {
+    let limits = bench.engine.load_now();
+    let streams = options.batch.min(4);
+    let long = (8 * options.prompt).min(4000).min(limits.context.0 / 2);
+    let alone = bench.between_tokens(streams, options.tokens, None)?;
+    let disturbed = bench.between_tokens(streams, options.tokens, Some(long))?;
+    Ok(Mixed { streams, long_prompt_tokens: long, alone, disturbed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_doubles_up_to_its_end() {
+        assert_eq!(sweep(1), [1]);
+        assert_eq!(sweep(8), [1, 2, 4, 8]);
+        assert_eq!(sweep(6), [1, 2, 4, 6]);
+    }
+
+    #[test]
+    fn the_bundled_model_is_measured_at_the_smallest_size() {
+        let options = Options {
+            model: "bundled".into(),
+            threads: Some(1),
+            batch: 8,
+            prompt: 512,
+            tokens: 64,
+            runs: 5,
+            quick: true,
+            json: true,
+        };
+        let report = measure(&options.smallest()).unwrap();
+        let json = serde_json::to_value(&report).unwrap();
+        for name in
+            ["decode_tokens_per_s", "prefill_tokens_per_s", "peak_rss_bytes", "read_bandwidth_bytes_per_s"]
+        {
+            assert!(json[name].as_f64().is_some_and(|value| value > 0.0), "{name}: {}", json[name]);
+        }
+        assert!(report.pass, "{:?}", report.assertions);
+        assert!(report.table().contains("prefill"));
+    }
+}

@@ -1,0 +1,200 @@
+//! Jobs through a real engine, timed by their chunks.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use base::{AttemptId, ModelName, RequestId, Rng};
+use engine::{Engine, Sink};
+use wire::chunk::{Chunk, Finish, FinishReason};
+use wire::job::{Ask, Job, Sampling};
+
+use crate::spread::Spread;
+
+/// A model of many gigabytes on a slow machine still answers a bench's job within this.
+const ANSWER_MAX: Duration = Duration::from_secs(3600);
+/// Prompt tokens where only decode is measured.
+const SHORT_PROMPT: u32 = 16;
+
+/// An engine and what its jobs are made of.
+pub(crate) struct Bench {
+    pub(crate) engine: Engine,
+    pub(crate) name: ModelName,
+    pub(crate) vocabulary: u32,
+    pub(crate) rng: Rng,
+    pub(crate) attempts: u128,
+}
+
+/// One job to start.
+pub(crate) struct Start {
+    prompt_tokens: u32,
+    max_tokens: u32,
+    /// The prompt's own seed, where two jobs are to be equal.
+    seed: Option<u64>,
+}
+
+impl Start {
+    pub(crate) fn new(prompt_tokens: u32, max_tokens: u32) -> Self {
+        Self { prompt_tokens, max_tokens, seed: None }
+    }
+}
+
+/// What came back.
+pub(crate) struct Answered {
+    tokens: Vec<u32>,
+    finish: Finish,
+    /// When each chunk with tokens came.
+    times: Vec<Instant>,
+}
+
+/// A chunk and when it came, or why there is none.
+type Event = Result<(Instant, Chunk), String>;
+
+struct Relay(SyncSender<Event>);
+
+impl Sink for Relay {
+    fn room(&self) -> bool {
+        true
+    }
+
+    fn deliver(&mut self, chunk: Chunk) {
+        // There is room for one event a token and more: a full channel cannot be, a closed one is nobody's loss.
+        let _ = self.0.try_send(Ok((Instant::now(), chunk)));
+    }
+
+    fn failed(&mut self, message: &str) {
+        let _ = self.0.try_send(Err(message.to_owned()));
+    }
+}
+
+impl Bench {
+    fn submit(&mut self, start: &Start) -> anyhow::Result<Receiver<Event>> {
+        let mut rng = start.seed.map_or_else(|| self.rng.fork(1), Rng::new);
+        let vocabulary = u64::from(self.vocabulary);
+        let prompt = (0..start.prompt_tokens).map(|_| rng.below(vocabulary) as u32).collect();
+        let ask = Ask {
+            request: RequestId::random(&mut self.rng),
+            model: self.name.clone(),
+            max_tokens: start.max_tokens,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_stop_tokens: true,
+            logprobs: None,
+            deadline_us: 0,
+        };
+        self.attempts += 1;
+        let (sender, receiver) = sync_channel(start.max_tokens as usize + 4);
+        let job = Job { ask, prompt, generated: Vec::new() };
+        self.engine
+            .submit(AttemptId(self.attempts), job, Box::new(Relay(sender)))
+            .context("the engine does not take a job")?;
+        Ok(receiver)
+    }
+
+    /// Starts all at once and waits for all.
+    pub(crate) fn answers(&mut self, starts: Vec<Start>) -> anyhow::Result<Vec<Answered>> {
+        let receivers: Vec<_> =
+            starts.iter().map(|start| self.submit(start)).collect::<anyhow::Result<_>>()?;
+        starts.iter().zip(receivers).map(|(start, receiver)| gather(start, &receiver)).collect()
+    }
+
+    /// Prompt tokens a second of one request.
+    pub(crate) fn prefill(&mut self, prompt_tokens: u32) -> anyhow::Result<f64> {
+        let answered = self.answers(vec![Start::new(prompt_tokens, 1)])?;
+        let seconds = answered[0].finish.prefill_us.max(1) as f64 / 1e6;
+        Ok(f64::from(prompt_tokens) / seconds)
+    }
+
+    /// Generated tokens a second of `batch` requests together.
+    pub(crate) fn decode(&mut self, batch: u32, tokens: u32) -> anyhow::Result<f64> {
+        let answered = self.answers((0..batch).map(|_| Start::new(SHORT_PROMPT, tokens)).collect())?;
+        let rate = |a: &Answered| f64::from(tokens - 1) / (a.finish.decode_us.max(1) as f64 / 1e6);
+        Ok(answered.iter().map(rate).sum())
+    }
+
+    /// Whether a greedy answer is the same alone and among `batch` requests.
+    pub(crate) fn equal_at_any_batch(&mut self, batch: u32, tokens: u32) -> anyhow::Result<bool> {
+        let one = || Start { seed: Some(77), ..Start::new(SHORT_PROMPT, tokens) };
+        let alone = self.answers(vec![one()])?;
+        let mut starts: Vec<Start> = (1..batch).map(|_| Start::new(SHORT_PROMPT, tokens)).collect();
+        starts.push(one());
+        let among = self.answers(starts)?;
+        Ok(alone[0].tokens == among[among.len() - 1].tokens)
+    }
+
+    /// How long between a running stream's tokens, while a prompt of `long` tokens is prefilled or not.
+    pub(crate) fn between_tokens(
+        &mut self,
+        streams: u32,
+        tokens: u32,
+        long: Option<u32>,
+    ) -> anyhow::Result<Spread> {
+        let starts: Vec<Start> = (0..streams).map(|_| Start::new(SHORT_PROMPT, tokens)).collect();
+        let receivers: Vec<_> =
+            starts.iter().map(|start| self.submit(start)).collect::<anyhow::Result<_>>()?;
+        // The long prompt comes when every stream runs.
+        let mut firsts = Vec::new();
+        for receiver in &receivers {
+            firsts.push(next(receiver)?);
+        }
+        let long = long.map(|prompt| Start::new(prompt, 1));
+        let disturbance = long.as_ref().map(|start| self.submit(start)).transpose()?;
+        let mut gaps = Vec::new();
+        for ((start, receiver), first) in starts.iter().zip(&receivers).zip(firsts) {
+            let answered = gather_after(start, receiver, Some(first))?;
+            gaps.extend(answered.times.windows(2).map(|two| (two[1] - two[0]).as_secs_f64()));
+        }
+        if let (Some(start), Some(receiver)) = (&long, &disturbance) {
+            gather(start, receiver)?;
+        }
+        Ok(Spread::of(gaps))
+    }
+}
+
+fn next(receiver: &Receiver<Event>) -> anyhow::Result<(Instant, Chunk)> {
+    match receiver.recv_timeout(ANSWER_MAX) {
+        Ok(Ok(event)) => Ok(event),
+        Ok(Err(message)) => bail!("the engine failed a job: {message}"),
+        Err(_) => bail!("a job got no end within {ANSWER_MAX:?}"),
+    }
+}
+
+fn gather(start: &Start, receiver: &Receiver<Event>) -> anyhow::Result<Answered> {
+    gather_after(start, receiver, None)
+}
+
+/// The whole of an answer, checked: every token once, in order, as many as were asked for.
+fn gather_after(
+    start: &Start,
+    receiver: &Receiver<Event>,
+    first: Option<(Instant, Chunk)>,
+) -> anyhow::Result<Answered> {
+    let (mut tokens, mut times) = (Vec::new(), Vec::new());
+    let mut event = first;
+    loop {
+        let (at, chunk) = match event.take() {
+            Some(event) => event,
+            None => next(receiver)?,
+        };
+        ensure!(
+            chunk.first_index as usize == tokens.len(),
+            "a chunk begins at token {}, {} came before",
+            chunk.first_index,
+            tokens.len()
+        );
+        if !chunk.tokens.is_empty() {
+            times.push(at);
+        }
+        tokens.extend(chunk.tokens);
+        let Some(finish) = chunk.finish else { continue };
+        ensure!(
+            finish.reason == FinishReason::Length && tokens.len() == start.max_tokens as usize,
+            "{} tokens and {:?} where {} were asked for",
+            tokens.len(),
+            finish.reason,
+            start.max_tokens
+        );
+        ensure!(finish.prompt_tokens == start.prompt_tokens, "the prompt was not counted right");
+        return Ok(Answered { tokens, finish, times });
+    }
+}
