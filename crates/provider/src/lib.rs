@@ -1,1 +1,31 @@
-//! (being written)
+//! The agent on a machine: keeps its identity, holds its instances, and serves a coordinator's attempts over one
+//! outbound connection.
+//!
+//! What it is: a shell, which performs effects (sockets, files, threads) around two things that decide: the uplink's
+//! state machine and the engines. What it is *not*: it computes nothing itself (see `engine`), knows no cipher (see
+//! `trust`) and never sees an API key or a client (see `coordinator`). Start with [`run`]; then `uplink/machine.rs`
+//! for when it dials, waits and gives up, `attempt/intake.rs` for how an attempt is taken, and `attempt/outbox.rs`
+//! for how its answer leaves.
+
+mod attempt;
+mod config;
+mod event;
+mod hardware;
+mod identity;
+mod instance;
+mod load;
+mod provider;
+mod session;
+mod uplink;
+
+pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_CHARS_MAX};
+pub use event::Event;
+pub use identity::{IdentityError, KEY_FILE};
+pub use provider::{Farewell, RunError, run};
+pub use uplink::socket::AuthorityError;
+pub use uplink::target::TargetError;
+
+/// What the machine is made of, as it would be registered; for `phalanx doctor`. Takes some milliseconds.
+pub fn hardware() -> wire::control::Hardware {
+    hardware::probe()
+}

@@ -1,0 +1,272 @@
+//! What an attempt's engine has said and the coordinator has not been sent yet: bounded, in order, sealed on the way
+//! out.
+//!
+//! The engine's thread appends, the session's writer takes. While the writer is busy (a slow link), what comes in is
+//! joined into fewer, larger chunks; when too much is held, [`Outbox::has_room`] turns false and the engine pauses
+//! this attempt alone.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+
+use base::AttemptId;
+use parking_lot::Mutex;
+use trust::{ResponseSealer, Zeroizing};
+use wire::chunk::Chunk;
+use wire::control::FromProvider;
+use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
+
+use super::lane::{Lane, Load, News, Parcel};
+
+/// Tokens held before the engine is asked to pause: at 50 tokens a second, five seconds of a stalled link, and a
+/// kilobyte of memory.
+const HELD_TOKENS: usize = 256;
+
+/// Bytes held before the engine is asked to pause (log-probabilities take kilobytes a token).
+const HELD_BYTES: usize = 256 << 10;
+
+/// An engine that goes on although there is no room is overrun beyond this many times the room: its attempt fails
+/// rather than eat the machine's memory.
+const OVERRUN: usize = 8;
+
+/// Chunks are joined up to about this size, so that one frame is short work for the link.
+const JOINED_BYTES: usize = 16 << 10;
+
+/// What a chunk takes beside its tokens, text and log-probabilities.
+const HEAD_BYTES: usize = 32;
+
+/// One attempt's unsent answer.
+pub(crate) struct Outbox {
+    attempt: AttemptId,
+    lane: Weak<Lane>,
+    inner: Mutex<Inner>,
+    /// The writer's alone; apart from `inner` so that sealing never makes the engine's thread wait.
+    sealer: Mutex<ResponseSealer>,
+}
+
+struct Inner {
+    phase: Phase,
+    /// Whether the lane has this outbox in its queue, where it may be once.
+    queued: bool,
+    held: VecDeque<Chunk>,
+    held_tokens: usize,
+    held_bytes: usize,
+    failure: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Offered to an engine that has not agreed yet: nothing is sent.
+    Offered,
+    /// Taken; more may come.
+    Open,
+    /// Its last word is held, or was sent.
+    Ended,
+    /// Nobody waits for it any more: whatever comes is dropped.
+    Void,
+}
+
+impl Outbox {
+    pub(crate) fn new(attempt: AttemptId, lane: &Arc<Lane>, sealer: ResponseSealer) -> Arc<Self> {
+        Arc::new(Self {
+            attempt,
+            lane: Arc::downgrade(lane),
+            inner: Mutex::new(Inner {
+                phase: Phase::Offered,
+                queued: false,
+                held: VecDeque::new(),
+                held_tokens: 0,
+                held_bytes: 0,
+                failure: None,
+            }),
+            sealer: Mutex::new(sealer),
+        })
+    }
+
+    /// The engine took the attempt: what it said since may be sent.
+    pub(crate) fn open(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        if inner.phase == Phase::Offered {
+            // A short answer may be complete already.
+            let ended = inner.failure.is_some() || inner.held.back().is_some_and(|c| c.finish.is_some());
+            inner.phase = if ended { Phase::Ended } else { Phase::Open };
+            self.queue(inner);
+        }
+    }
+
+    /// Nothing more is sent: the session is gone, or the engine did not take the attempt.
+    pub(crate) fn void(&self) {
+        let mut inner = self.inner.lock();
+        inner.phase = Phase::Void;
+        inner.held.drain(..).for_each(wipe);
+        inner.held_tokens = 0;
+        inner.held_bytes = 0;
+        inner.failure = None;
+    }
+
+    /// Whether the engine should go on with this attempt.
+    pub(crate) fn has_room(&self) -> bool {
+        self.inner.lock().has_room()
+    }
+
+    /// Takes what the engine says. What comes after the last word is dropped.
+    pub(crate) fn append(self: &Arc<Self>, chunk: Chunk) {
+        let mut inner = self.inner.lock();
+        if inner.is_over() {
+            return wipe(chunk);
+        }
+        let size = encoded_bytes(&chunk);
+        if inner.held_bytes.saturating_add(size) > OVERRUN * HELD_BYTES
+            || inner.held_tokens + chunk.tokens.len() > OVERRUN * HELD_TOKENS
+        {
+            wipe(chunk);
+            return self
+                .fail_locked(inner, "the connection is slower than the answer, and its buffer is full");
+        }
+        let ends = chunk.finish.is_some();
+        inner.hold(chunk, size);
+        if ends && inner.phase == Phase::Open {
+            inner.phase = Phase::Ended;
+        }
+        self.queue(inner);
+    }
+
+    /// Ends the attempt without a finish. What is held is still sent, then `message`.
+    pub(crate) fn fail(self: &Arc<Self>, message: &str) {
+        let inner = self.inner.lock();
+        if !inner.is_over() {
+            self.fail_locked(inner, message);
+        }
+    }
+
+    fn fail_locked(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>, message: &str) {
+        inner.failure = Some(message.chars().take(300).collect());
+        if inner.phase == Phase::Open {
+            inner.phase = Phase::Ended;
+        }
+        self.queue(inner);
+    }
+
+    /// Puts this outbox into the lane, unless it is there, or may not be.
+    fn queue(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>) {
+        let something = !inner.held.is_empty() || inner.failure.is_some();
+        if !something || inner.queued || !matches!(inner.phase, Phase::Open | Phase::Ended) {
+            return;
+        }
+        inner.queued = true;
+        drop(inner);
+        if let Some(lane) = self.lane.upgrade() {
+            lane.push(Load::Answer(Arc::clone(self)));
+        }
+    }
+
+    /// What to send next, and whether there is more. For the writer alone.
+    pub(crate) fn take(&self, frame_bytes_max: usize) -> (Option<Parcel>, bool) {
+        let mut inner = self.inner.lock();
+        let Some(chunk) = inner.held.pop_front() else {
+            inner.queued = false;
+            let parcel = inner.failure.take().map(|message| Parcel::Failure {
+                message: FromProvider::AttemptFailed { attempt: self.attempt, message }.encode(),
+                attempt: self.attempt,
+            });
+            return (parcel, false);
+        };
+        let paused = !inner.has_room();
+        inner.held_tokens -= chunk.tokens.len().min(inner.held_tokens);
+        inner.held_bytes -= encoded_bytes(&chunk).min(inner.held_bytes);
+        let more = !inner.held.is_empty() || inner.failure.is_some();
+        inner.queued = more;
+        let news = match chunk.finish {
+            Some(_) => Some(News::Ended),
+            None => (paused && inner.has_room()).then_some(News::RoomAgain),
+        };
+        drop(inner);
+
+        let plain = Zeroizing::new(chunk.encode());
+        wipe(chunk);
+        if plain.len() + HEADER_BYTES + trust::TAG_BYTES > frame_bytes_max {
+            let message = format!(
+                "a chunk of {} bytes is over the session's limit of {frame_bytes_max}; ask for fewer log-probabilities",
+                plain.len()
+            );
+            self.void();
+            let message = FromProvider::AttemptFailed { attempt: self.attempt, message }.encode();
+            return (Some(Parcel::Failure { message, attempt: self.attempt }), false);
+        }
+        let (counter, sealed) = self.sealer.lock().seal(&plain);
+        let header = FrameHeader::of_attempt(FrameKind::Chunk, self.attempt, counter);
+        (
+            Some(Parcel::Frame {
+                bytes: wire::frame::encode(header, &sealed),
+                news: news.map(|n| (self.attempt, n)),
+            }),
+            more,
+        )
+    }
+}
+
+impl Inner {
+    fn has_room(&self) -> bool {
+        self.phase == Phase::Void || (self.held_tokens < HELD_TOKENS && self.held_bytes < HELD_BYTES)
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ended | Phase::Void)
+            || self.failure.is_some()
+            || self.held.back().is_some_and(|last| last.finish.is_some())
+    }
+
+    fn hold(&mut self, chunk: Chunk, size: usize) {
+        self.held_tokens += chunk.tokens.len();
+        self.held_bytes += size;
+        match self.held.back_mut() {
+            Some(last) if joinable(last, &chunk) && encoded_bytes(last) + size <= JOINED_BYTES => {
+                // The two have one head together.
+                self.held_bytes -= HEAD_BYTES;
+                join(last, chunk);
+            }
+            _ => self.held.push_back(chunk),
+        }
+    }
+}
+
+/// Whether `next` goes on where `last` ends, so that both can be one.
+fn joinable(last: &Chunk, next: &Chunk) -> bool {
+    let contiguous = last.first_index as usize + last.tokens.len() == next.first_index as usize;
+    let alike = last.logprobs.is_some() == next.logprobs.is_some()
+        || (next.tokens.is_empty() && next.logprobs.is_none())
+        || (last.tokens.is_empty() && last.logprobs.is_none());
+    contiguous && alike && last.finish.is_none()
+}
+
+fn join(last: &mut Chunk, mut next: Chunk) {
+    last.tokens.append(&mut next.tokens);
+    last.text.push_str(&next.text);
+    match (&mut last.logprobs, next.logprobs.take()) {
+        (Some(have), Some(mut more)) => have.append(&mut more),
+        (none @ None, Some(more)) => *none = Some(more),
+        (_, None) => {}
+    }
+    last.finish = next.finish.take();
+    wipe(next);
+}
+
+/// About how long a chunk's encoding is: exact but for log-probabilities and finish, which are JSON.
+fn encoded_bytes(chunk: &Chunk) -> usize {
+    let logprobs = chunk.logprobs.iter().flatten();
+    let entries = logprobs.map(|entry| {
+        let top = entry.top.iter().map(|(_, bytes, _)| 32 + 4 * bytes.len()).sum::<usize>();
+        64 + 4 * entry.bytes.len() + top
+    });
+    HEAD_BYTES + 4 * chunk.tokens.len() + chunk.text.len() + entries.sum::<usize>()
+}
+
+/// Overwrites an answer's text and tokens (P6).
+fn wipe(chunk: Chunk) {
+    let Chunk { tokens, text, .. } = chunk;
+    drop(Zeroizing::new(tokens));
+    drop(Zeroizing::new(text));
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

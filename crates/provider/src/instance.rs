@@ -1,0 +1,252 @@
+//! The instances that this provider holds: loaded in threads of their own, reported in phases.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base::{Bytes, Epoch, InstanceId, ModelName, Rng, Tokens};
+use engine::{Engine, EngineReport};
+use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
+
+use crate::attempt::lane::Kit;
+
+/// What a loading thread says.
+pub(crate) struct Step {
+    /// Which of the configured models.
+    pub(crate) index: usize,
+    pub(crate) news: News,
+}
+
+/// How far a load has come.
+pub(crate) enum News {
+    /// The files are whole and known; the weights are not ready yet.
+    Described { descriptor: Box<ModelDescriptor>, kit: Arc<[u8]> },
+    /// It takes requests.
+    Started { engine: Engine },
+    /// It never will.
+    Failed { detail: String },
+}
+
+/// What the coordinator must be told after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// There is an instance that it has not heard of: register again.
+    Offer,
+    /// One that it knows has changed.
+    Report(usize),
+}
+
+/// All instances of this provider: one for each model, since an attempt names its model and nothing more.
+pub(crate) struct Instances {
+    list: Vec<Instance>,
+    draining: bool,
+}
+
+struct Instance {
+    id: InstanceId,
+    model: ModelName,
+    state: State,
+    descriptor: Option<ModelDescriptor>,
+    kit: Option<Arc<[u8]>>,
+    generation: u64,
+    began: Instant,
+}
+
+enum State {
+    Loading,
+    Ready(Engine),
+    Failed(String),
+}
+
+/// Whether a model is served here.
+pub(crate) enum Serving {
+    Ready(Engine),
+    /// Not now: why.
+    NotNow(String),
+    /// Another model is meant.
+    Never,
+}
+
+impl Instances {
+    /// One instance for each model, loading. Identities are fresh: an instance of an earlier start is another one.
+    pub(crate) fn new(models: impl Iterator<Item = ModelName>, rng: &mut Rng) -> Self {
+        let list = models.map(|model| Instance {
+            id: InstanceId::random(rng),
+            model,
+            state: State::Loading,
+            descriptor: None,
+            kit: None,
+            generation: 0,
+            began: Instant::now(),
+        });
+        Self { list: list.collect(), draining: false }
+    }
+
+    /// From now on every report says that nothing new is taken.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Takes in what a loading thread says.
+    pub(crate) fn take(&mut self, step: Step) -> Change {
+        let instance = &mut self.list[step.index];
+        let known = instance.is_offered();
+        match step.news {
+            News::Described { descriptor, kit } => {
+                instance.descriptor = Some(*descriptor);
+                instance.kit = Some(kit);
+            }
+            News::Started { engine } => {
+                // Memory may hold less than the model's own context: the offer must not promise more.
+                let context = engine.load_now().context;
+                instance.state = State::Ready(engine);
+                if let Some(descriptor) = &mut instance.descriptor
+                    && descriptor.context != context
+                {
+                    descriptor.context = context;
+                    return Change::Offer;
+                }
+            }
+            News::Failed { detail } => instance.state = State::Failed(detail),
+        }
+        if known { Change::Report(step.index) } else { Change::Offer }
+    }
+
+    pub(crate) fn model(&self, index: usize) -> &ModelName {
+        &self.list[index].model
+    }
+
+    /// How long the instance has been loading.
+    pub(crate) fn age(&self, index: usize) -> Duration {
+        self.list[index].began.elapsed()
+    }
+
+    /// What serves `model` here.
+    pub(crate) fn serving(&self, model: &ModelName) -> Serving {
+        match self.list.iter().find(|instance| instance.model == *model) {
+            None => Serving::Never,
+            Some(Instance { state: State::Ready(engine), .. }) => Serving::Ready(engine.clone()),
+            Some(Instance { state: State::Loading, .. }) => {
+                Serving::NotNow("its weights are being read".into())
+            }
+            Some(Instance { state: State::Failed(detail), .. }) => {
+                Serving::NotNow(format!("it could not be loaded: {detail}"))
+            }
+        }
+    }
+
+    /// The kit with this hash, ready to be sent.
+    pub(crate) fn kit(&self, sha256: &str) -> Option<Kit> {
+        let instance =
+            self.list.iter().find(|i| i.descriptor.as_ref().is_some_and(|d| d.kit_sha256 == sha256))?;
+        Some(Kit {
+            sha256: sha256.to_owned(),
+            bytes: Arc::clone(instance.kit.as_ref()?),
+            sent: 0,
+            counter: 0,
+        })
+    }
+
+    /// What is offered to the coordinator: every instance whose model is known, and every one that failed before it
+    /// was, so that an operator sees it.
+    pub(crate) fn offers(&mut self) -> Vec<InstanceOffer> {
+        let draining = self.draining;
+        let offered = self.list.iter_mut().filter(|instance| instance.is_offered());
+        let offer = |instance: &mut Instance| InstanceOffer {
+            instance: instance.id,
+            epoch: Epoch(0),
+            rank: 0,
+            ranks: 1,
+            model: instance.descriptor.clone().unwrap_or_else(|| unknown(&instance.model)),
+            report: instance.report(draining),
+        };
+        offered.map(offer).collect()
+    }
+
+    /// How each offered instance is.
+    pub(crate) fn reports(&mut self) -> Vec<InstanceReport> {
+        let draining = self.draining;
+        self.list.iter_mut().filter(|i| i.is_offered()).map(|i| i.report(draining)).collect()
+    }
+
+    /// How one instance is.
+    pub(crate) fn report(&mut self, index: usize) -> InstanceReport {
+        let draining = self.draining;
+        self.list[index].report(draining)
+    }
+
+    /// The instances whose engine broke down since the last call.
+    pub(crate) fn broken(&mut self) -> Vec<(usize, String)> {
+        let mut broken = Vec::new();
+        for (index, instance) in self.list.iter_mut().enumerate() {
+            if let State::Ready(engine) = &instance.state
+                && let Some(detail) = engine.load_now().failed
+            {
+                broken.push((index, detail.clone()));
+                instance.state = State::Failed(detail);
+            }
+        }
+        broken
+    }
+
+    /// Takes every engine out, to be stopped.
+    pub(crate) fn engines(&mut self) -> Vec<Engine> {
+        let leave = |instance: &mut Instance| match std::mem::replace(
+            &mut instance.state,
+            State::Failed("the provider is leaving".into()),
+        ) {
+            State::Ready(engine) => Some(engine),
+            State::Loading | State::Failed(_) => None,
+        };
+        self.list.iter_mut().filter_map(leave).collect()
+    }
+}
+
+impl Instance {
+    fn is_offered(&self) -> bool {
+        self.descriptor.is_some() || matches!(self.state, State::Failed(_))
+    }
+
+    fn report(&mut self, draining: bool) -> InstanceReport {
+        self.generation += 1;
+        let (phase, detail, load) = match &self.state {
+            State::Loading => (InstancePhase::Loading, String::new(), EngineReport::default()),
+            State::Failed(detail) => (InstancePhase::Failed, detail.clone(), EngineReport::default()),
+            State::Ready(engine) => {
+                let (phase, detail) = match draining {
+                    true => (InstancePhase::Draining, "the provider is leaving".into()),
+                    false => (InstancePhase::Ready, String::new()),
+                };
+                (phase, detail, engine.load_now())
+            }
+        };
+        InstanceReport {
+            instance: self.id,
+            generation: self.generation,
+            phase,
+            detail,
+            slots: load.slots,
+            running: load.running,
+            waiting: load.waiting,
+            kv_tokens: load.kv_tokens,
+            kv_tokens_free: load.kv_tokens_free,
+            prefill_tokens_waiting: load.prefill_tokens_waiting,
+            prefill_tokens_per_s: load.prefill_tokens_per_s,
+            decode_tokens_per_s: load.decode_tokens_per_s,
+        }
+    }
+}
+
+/// What is said of a model whose files could not be read: its name.
+fn unknown(model: &ModelName) -> ModelDescriptor {
+    ModelDescriptor {
+        name: model.clone(),
+        family: String::new(),
+        parameters: 0,
+        weight_bytes: Bytes::ZERO,
+        context: Tokens::ZERO,
+        vocabulary: 0,
+        weights_sha256: String::new(),
+        kit_sha256: String::new(),
+        kit_bytes: Bytes::ZERO,
+    }
+}

@@ -1,0 +1,136 @@
+//! Loading models in a thread of its own, one after the other: each step is told as it happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use base::{Bytes, Tokens};
+use engine::{Engine, LoadOptions, LoadedModel};
+use tokio::sync::mpsc;
+use wire::control::ModelDescriptor;
+
+use crate::config::ModelConfig;
+use crate::instance::{News, Step};
+
+/// A load that goes on while the provider leaves is waited for so long; then its thread is left to the process's
+/// end.
+const LOAD_END_MAX: Duration = Duration::from_secs(10);
+
+/// The thread that loads.
+pub(crate) struct Loaders {
+    thread: Option<JoinHandle<()>>,
+    leaving: Arc<AtomicBool>,
+}
+
+impl Loaders {
+    /// Begins to load. One after the other, so that each engine measures its speed and the machine's free memory
+    /// undisturbed.
+    pub(crate) fn start(models: &[ModelConfig]) -> (Self, mpsc::Receiver<Step>) {
+        // Two steps a model at most: the thread never waits for its listener.
+        let (sender, receiver) = mpsc::channel(2 * models.len());
+        let leaving = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&leaving);
+        let models = shared_out(models);
+        let work = move || {
+            for (index, model) in models.iter().enumerate() {
+                if seen.load(Ordering::Relaxed) {
+                    return;
+                }
+                let tell = |news| sender.blocking_send(Step { index, news });
+                match load(model, |news| drop(tell(news))) {
+                    Ok(engine) => {
+                        if let Err(mpsc::error::SendError(Step { news: News::Started { engine }, .. })) =
+                            tell(News::Started { engine })
+                        {
+                            engine.stop();
+                        }
+                    }
+                    Err(detail) => drop(tell(News::Failed { detail })),
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("phalanx-load".into()).spawn(work);
+        // A machine that cannot start one thread has reported nothing ready, and says so when the channel ends.
+        (Self { thread: thread.ok(), leaving }, receiver)
+    }
+
+    /// Ends the loading and stops `engines`, each thread joined.
+    pub(crate) async fn end(self, engines: Vec<Engine>) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let ended = tokio::task::spawn_blocking(move || {
+            for engine in engines {
+                engine.stop();
+            }
+            if let Some(thread) = self.thread {
+                // A panic there has been said by the panic hook.
+                let _ = thread.join();
+            }
+        });
+        if tokio::time::timeout(LOAD_END_MAX, ended).await.is_err() {
+            tracing::warn!("an engine or a load did not end in time");
+        }
+    }
+}
+
+/// Where nobody said how many threads a model gets, several models share the cores: more threads than cores only
+/// wait for each other.
+fn shared_out(models: &[ModelConfig]) -> Vec<ModelConfig> {
+    let each = (engine::machine::cores() / models.len().max(1)).max(1);
+    let mut models = models.to_vec();
+    if models.len() > 1 {
+        for model in &mut models {
+            model.engine.threads.get_or_insert(each);
+        }
+    }
+    models
+}
+
+fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Engine, String> {
+    let loaded = engine::load(&model.source, &LoadOptions::default()).map_err(|e| chain(&e))?;
+    let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
+    let descriptor = describe(model, &loaded, &kit);
+    tell(News::Described { descriptor: Box::new(descriptor), kit });
+    Engine::start(model.name.clone(), loaded, model.engine.clone()).map_err(|e| chain(&e))
+}
+
+fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) -> ModelDescriptor {
+    let spec = loaded.spec();
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    ModelDescriptor {
+        name: model.name.clone(),
+        family: spec.family.to_owned(),
+        parameters: loaded.parameters(),
+        weight_bytes: loaded.weight_bytes(),
+        context: Tokens(number(spec.context)),
+        vocabulary: number(spec.vocabulary),
+        weights_sha256: weights_sha256(loaded),
+        kit_sha256: trust::hex(&trust::sha256(kit)),
+        kit_bytes: Bytes(kit.len() as u64),
+    }
+}
+
+/// SHA-256 over each file's name and contents, each behind its length, so that no two sets of files give the same
+/// bytes.
+fn weights_sha256(loaded: &LoadedModel) -> String {
+    let mut hash = trust::Sha256::new();
+    for (name, bytes) in loaded.weight_files() {
+        for part in [name.as_bytes(), bytes] {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    trust::hex(&hash.finish())
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text.chars().take(1000).collect()
+}

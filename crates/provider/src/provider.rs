@@ -1,0 +1,492 @@
+//! A provider's life: one task that owns its state, waits for what happens, and does what the uplink decides.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use base::{MachineId, Micros, Rng};
+use tokio::sync::mpsc;
+use tokio_tungstenite::Connector;
+use tokio_tungstenite::tungstenite::{self, Message};
+use wire::control::{FromCoordinator, FromProvider, Hardware, Heartbeat, RefusalCode, Refused, Register};
+
+use crate::attempt::intake::{Declined, Intake};
+use crate::attempt::lane::Load;
+use crate::attempt::table::Table;
+use crate::config::{Config, ConfigError};
+use crate::event::Event;
+use crate::identity::{Identity, IdentityError};
+use crate::instance::{Change, Instances, News, Step};
+use crate::load::Loaders;
+use crate::session::{Ear, Session};
+use crate::uplink::machine::{Effect, Ending, Input, Timing, Uplink, clipped};
+use crate::uplink::socket::{self, OpenError, Socket};
+use crate::uplink::target::Target;
+
+/// Why a provider ended that was not asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Its settings cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its data folder cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The coordinator does not want it, and trying again would not help.
+    #[error("the coordinator refuses this provider: {reason}; {remedy}")]
+    Refused {
+        /// For programs.
+        code: RefusalCode,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+/// What is left to say of a provider that was asked to leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Farewell {
+    /// Who it was.
+    pub machine: MachineId,
+    /// Attempts that were cut off because they took longer than the drain may.
+    pub abandoned: usize,
+}
+
+/// Serves until `shutdown` is ready, then drains, says goodbye, and ends everything it started.
+///
+/// `on_event` is called on the provider's own task and must not block.
+///
+/// # Errors
+/// The settings or the data folder cannot be used, or the coordinator refuses for good. A model that cannot be loaded,
+/// a coordinator that cannot be reached and a connection that is lost are no errors: they are told as events, and the
+/// provider goes on.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+    on_event: impl FnMut(Event) + Send + 'static,
+) -> Result<Farewell, RunError> {
+    config.check()?;
+    let target = Target::parse(&config.join).map_err(ConfigError::from)?;
+    let connector = match &config.ca_file {
+        Some(file) => Some(socket::connector(file).map_err(ConfigError::from)?),
+        None => None,
+    };
+    let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+    let identity = Identity::open(&config.data_dir, now_us)?;
+    if !target.tls && !target.is_loopback() {
+        tracing::warn!(
+            url = %target.url,
+            "the join token travels unencrypted: prompts and answers are sealed, but https is needed to keep the token"
+        );
+    }
+    let mut provider = Provider::new(config, target, connector, identity, Box::new(on_event));
+    let ending = provider.live(shutdown).await;
+    let farewell = provider.end().await;
+    match ending {
+        Ending::Left => Ok(farewell),
+        Ending::Refused(Refused { code, reason, remedy }) => {
+            Err(RunError::Refused { code, reason: clipped(&reason), remedy: clipped(&remedy) })
+        }
+    }
+}
+
+/// What the provider's task waits for.
+enum Occurrence {
+    Shutdown,
+    Step(Step),
+    Dialled(Box<Result<Socket, OpenError>>),
+    Heard(Option<Result<Message, tungstenite::Error>>),
+    Written(Result<(), tungstenite::Error>),
+    AttemptEnded,
+    Due,
+}
+
+type Dial = Pin<Box<dyn Future<Output = Result<Socket, OpenError>> + Send>>;
+
+struct Provider {
+    config: Config,
+    target: Target,
+    connector: Option<Connector>,
+    identity: Identity,
+    name: String,
+    hardware: Hardware,
+    on_event: Box<dyn FnMut(Event) + Send>,
+    /// The origin of this task's time.
+    origin: Instant,
+    uplink: Uplink,
+    instances: Instances,
+    loaders: Loaders,
+    steps: mpsc::Receiver<Step>,
+    table: Arc<Table>,
+    dial: Option<Dial>,
+    session: Option<Session>,
+    leaving: bool,
+    /// Attempts that the drain cut off.
+    abandoned: usize,
+}
+
+impl Provider {
+    fn new(
+        config: Config,
+        target: Target,
+        connector: Option<Connector>,
+        identity: Identity,
+        mut on_event: Box<dyn FnMut(Event) + Send>,
+    ) -> Self {
+        let mut rng = Rng::new(u64::from_le_bytes(trust::random_bytes()));
+        let name = config.name.clone().unwrap_or_else(crate::hardware::machine_name);
+        on_event(Event::Identified {
+            machine: identity.keys.machine(),
+            incarnation: identity.incarnation,
+            name: name.clone(),
+        });
+        let instances = Instances::new(config.models.iter().map(|model| model.name.clone()), &mut rng);
+        for model in &config.models {
+            on_event(Event::Loading { model: model.name.clone() });
+        }
+        let hardware = crate::hardware::probe();
+        let (loaders, steps) = Loaders::start(&config.models);
+        let timing = Timing { drain_max: config.drain_max.into(), ..Timing::default() };
+        Self {
+            uplink: Uplink::new(timing, rng.fork(1)),
+            config,
+            target,
+            connector,
+            identity,
+            name,
+            hardware,
+            on_event,
+            origin: Instant::now(),
+            instances,
+            loaders,
+            steps,
+            table: Arc::new(Table::default()),
+            dial: None,
+            session: None,
+            leaving: false,
+            abandoned: 0,
+        }
+    }
+
+    /// Until it is over.
+    async fn live(&mut self, shutdown: impl Future<Output = ()> + Send) -> Ending {
+        let mut shutdown = pin!(shutdown);
+        let mut inputs = VecDeque::from([Input::Start]);
+        loop {
+            while let Some(input) = inputs.pop_front() {
+                let mut effects = Vec::new();
+                self.uplink.handle(self.now(), input, &mut effects);
+                for effect in effects {
+                    if let Effect::End(ending) = effect {
+                        return ending;
+                    }
+                    inputs.extend(self.perform(effect));
+                }
+                if inputs.is_empty() && self.uplink.is_draining() && self.table.len() == 0 {
+                    inputs.push_back(Input::Idle);
+                }
+            }
+            let occurrence = tokio::select! {
+                biased;
+                () = &mut shutdown, if !self.leaving => Occurrence::Shutdown,
+                () = sleep_until(self.uplink.next_deadline(), self.origin) => Occurrence::Due,
+                Some(step) = self.steps.recv() => Occurrence::Step(step),
+                dialled = dialled(&mut self.dial) => Occurrence::Dialled(Box::new(dialled)),
+                () = self.table.something_ended() => Occurrence::AttemptEnded,
+                ear = Session::listen(&mut self.session) => match ear {
+                    Ear::Heard(message) => Occurrence::Heard(message),
+                    Ear::Written(result) => Occurrence::Written(result),
+                },
+            };
+            inputs.extend(self.digest(occurrence));
+        }
+    }
+
+    fn now(&self) -> Micros {
+        self.origin.elapsed().into()
+    }
+
+    fn tell(&mut self, event: Event) {
+        (self.on_event)(event);
+    }
+
+    /// What an occurrence means to the uplink.
+    fn digest(&mut self, occurrence: Occurrence) -> Option<Input> {
+        match occurrence {
+            Occurrence::Shutdown => Some(self.leave()),
+            Occurrence::Due => Some(Input::Tick),
+            Occurrence::Step(step) => self.step(step),
+            Occurrence::Dialled(dialled) => {
+                self.dial = None;
+                Some(match *dialled {
+                    Ok(socket) => {
+                        self.session = Some(Session::start(socket, Arc::clone(&self.table)));
+                        Input::Opened
+                    }
+                    Err(error) => Input::OpenFailed { detail: error.to_string() },
+                })
+            }
+            // The loop itself looks whether anything is in flight.
+            Occurrence::AttemptEnded => self.look_for_broken(),
+            Occurrence::Written(Ok(())) => None,
+            Occurrence::Written(Err(error)) => {
+                Some(Input::Closed { detail: format!("writing failed: {}", clipped(&error.to_string())) })
+            }
+            Occurrence::Heard(heard) => Some(self.heard(heard)),
+        }
+    }
+
+    fn leave(&mut self) -> Input {
+        self.leaving = true;
+        self.instances.drain();
+        if self.uplink.is_up() {
+            self.tell(Event::Draining { in_flight: self.table.len() });
+        }
+        Input::Leave
+    }
+
+    /// A loading thread has news: the coordinator is told at once (E4).
+    fn step(&mut self, step: Step) -> Option<Input> {
+        let index = step.index;
+        let model = self.instances.model(index).clone();
+        let event = match &step.news {
+            News::Described { .. } => None,
+            News::Started { engine } => {
+                if let Some(notice) = engine.notice() {
+                    self.tell(Event::Notice { model: model.clone(), text: notice.to_owned() });
+                }
+                let report = engine.load_now();
+                let took = self.instances.age(index);
+                Some(Event::Ready { model, took, slots: report.slots, kv_tokens: report.kv_tokens })
+            }
+            News::Failed { detail } => Some(Event::Failed { model, detail: detail.clone() }),
+        };
+        let change = self.instances.take(step);
+        if let Some(event) = event {
+            self.tell(event);
+        }
+        if !self.uplink.is_up() {
+            return None;
+        }
+        match change {
+            Change::Offer => self.register(),
+            Change::Report(index) => {
+                let report = self.instances.report(index);
+                self.say(&FromProvider::InstanceChanged(report))
+            }
+        }
+    }
+
+    /// An engine that broke down fails its attempts: the coordinator hears of it with them, not at the next heartbeat.
+    fn look_for_broken(&mut self) -> Option<Input> {
+        let mut closed = None;
+        for (index, detail) in self.instances.broken() {
+            let model = self.instances.model(index).clone();
+            tracing::error!(%model, detail, "an engine broke down");
+            self.tell(Event::Failed { model, detail });
+            if self.uplink.is_up() {
+                let report = self.instances.report(index);
+                closed = closed.or(self.say(&FromProvider::InstanceChanged(report)));
+            }
+        }
+        closed
+    }
+
+    fn heard(&mut self, heard: Option<Result<Message, tungstenite::Error>>) -> Input {
+        let message = match heard {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                let detail = format!("the connection broke: {}", clipped(&error.to_string()));
+                return Input::Closed { detail };
+            }
+            None => return Input::Closed { detail: "the coordinator closed the connection".into() },
+        };
+        match message {
+            Message::Text(text) => {
+                let limit = self.session.as_ref().map_or(0, Session::control_bytes_max);
+                if text.len() > limit {
+                    let detail = format!("a text message of {} bytes, over the limit of {limit}", text.len());
+                    return Input::Misread { detail };
+                }
+                match FromCoordinator::decode(&text) {
+                    Ok(message) => Input::Message(message),
+                    Err(error) => {
+                        tracing::warn!(%error, "a message of the coordinator cannot be read");
+                        Input::Misread { detail: error.to_string() }
+                    }
+                }
+            }
+            Message::Binary(bytes) => self.frame(&bytes),
+            Message::Close(frame) => {
+                let why = frame.map(|f| clipped(&f.reason)).filter(|reason| !reason.is_empty());
+                let why = why.map(|reason| format!(": {reason}")).unwrap_or_default();
+                Input::Closed { detail: format!("the coordinator closed the connection{why}") }
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Input::Heard,
+        }
+    }
+
+    fn frame(&mut self, bytes: &[u8]) -> Input {
+        let Some(session) = self.session.as_ref().filter(|_| self.uplink.is_up()) else {
+            return Input::Misread { detail: "a binary message before the session stands".into() };
+        };
+        let intake = Intake {
+            keys: &self.identity.keys,
+            instances: &self.instances,
+            table: &self.table,
+            lane: session.lane(),
+            data_bytes_max: session.data_bytes_max(),
+            draining: self.uplink.is_draining(),
+        };
+        match intake.take(bytes) {
+            Ok(()) => Input::Heard,
+            Err(Declined::Refused { attempt, reason, message }) => {
+                tracing::info!(%attempt, ?reason, message, "attempt refused");
+                self.say(&FromProvider::AttemptRefused { attempt, reason, message }).unwrap_or(Input::Heard)
+            }
+            Err(Declined::Misread { detail }) => {
+                tracing::warn!(detail, "a frame of the coordinator cannot be read");
+                Input::Misread { detail }
+            }
+        }
+    }
+
+    /// Does what the uplink decided; returns what came of it at once.
+    fn perform(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Connect => {
+                self.tell(Event::Connecting { url: self.target.url.clone() });
+                self.dial = Some(Box::pin(socket::open(self.target.clone(), self.connector.clone())));
+                None
+            }
+            Effect::Hello => {
+                let hello = crate::session::hello(&self.identity, &self.config.token, &self.name);
+                self.say(&FromProvider::Hello(hello))
+            }
+            Effect::Prove { nonce } => {
+                match crate::session::proof(&self.identity, &self.config.token, &self.name, &nonce) {
+                    Ok(proof) => self.say(&proof),
+                    Err(detail) => Some(Input::Misread { detail }),
+                }
+            }
+            Effect::Adopt(terms) => {
+                tracing::info!(?terms, "session stands");
+                if let Some(session) = &mut self.session {
+                    session.adopt(&terms);
+                }
+                let closed = self.register();
+                self.tell(Event::Joined { url: self.target.url.clone() });
+                closed
+            }
+            Effect::Heartbeat { sequence } => {
+                if let Some(closed) = self.look_for_broken() {
+                    return Some(closed);
+                }
+                let instances = self.instances.reports();
+                self.say(&FromProvider::Heartbeat(Heartbeat { sequence, instances }))
+            }
+            Effect::Ping => self.session.as_ref().and_then(Session::ping),
+            Effect::Say(message) => self.say(&message),
+            Effect::Carry(message) => {
+                self.carry(message);
+                None
+            }
+            Effect::Abandon => {
+                self.abandon();
+                None
+            }
+            Effect::Drop => {
+                self.dial = None;
+                // Dropping the session ends its writer.
+                self.abandon();
+                self.session = None;
+                None
+            }
+            Effect::Finish => {
+                if let Some(session) = &mut self.session {
+                    session.finish();
+                }
+                None
+            }
+            Effect::Tell(event) => {
+                self.tell(event);
+                None
+            }
+            // Handled by the loop.
+            Effect::End(_) => None,
+        }
+    }
+
+    fn abandon(&mut self) {
+        if let Some(session) = &self.session {
+            session.lane().close();
+        }
+        let abandoned = self.table.abandon();
+        if abandoned > 0 {
+            tracing::warn!(abandoned, "attempts abandoned");
+        }
+        if self.leaving {
+            self.abandoned += abandoned;
+        }
+    }
+
+    fn carry(&mut self, message: FromCoordinator) {
+        match message {
+            FromCoordinator::Cancel { attempt } => self.table.cancel(attempt),
+            FromCoordinator::Standing { lines } => {
+                let lines: Vec<String> = lines.iter().take(64).map(|line| clipped(line)).collect();
+                self.tell(Event::Standing { lines });
+            }
+            FromCoordinator::WantKit { kit_sha256 } => match (self.instances.kit(&kit_sha256), &self.session)
+            {
+                (Some(kit), Some(session)) => session.lane().push(Load::Kit(kit)),
+                _ => {
+                    tracing::warn!(kit = clipped(&kit_sha256), "the coordinator wants a kit that is not here")
+                }
+            },
+            _ => {}
+        }
+    }
+
+    fn register(&mut self) -> Option<Input> {
+        let instances = self.instances.offers();
+        self.say(&FromProvider::Register(Register { hardware: self.hardware.clone(), instances }))
+    }
+
+    /// Puts a message into the control lane; an input where the session cannot go on for it.
+    fn say(&mut self, message: &FromProvider) -> Option<Input> {
+        self.session.as_ref()?.say(message)
+    }
+
+    /// Ends everything that was started.
+    async fn end(mut self) -> Farewell {
+        self.abandon();
+        if let Some(session) = self.session.take() {
+            session.end().await;
+        }
+        self.steps.close();
+        // An engine that was started but not yet announced is in the channel.
+        while let Ok(step) = self.steps.try_recv() {
+            self.instances.take(step);
+        }
+        self.loaders.end(self.instances.engines()).await;
+        Farewell { machine: self.identity.keys.machine(), abandoned: self.abandoned }
+    }
+}
+
+async fn dialled(dial: &mut Option<Dial>) -> Result<Socket, OpenError> {
+    match dial {
+        Some(dial) => dial.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Micros>, origin: Instant) {
+    match deadline.and_then(|at| origin.checked_add(at.into())) {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,489 @@
+//! The uplink's decisions: a state machine from what happened to what to do, without a socket or a clock.
+
+use base::{Bytes, Micros, Rng};
+use wire::control::{FromCoordinator, FromProvider, RefusalCode, Refused, Welcome};
+
+use crate::event::Event;
+
+/// The spans that the uplink goes by.
+#[derive(Debug, Clone)]
+pub(crate) struct Timing {
+    /// Name resolution, TCP, TLS and the WebSocket's own handshake, together.
+    pub(crate) connect_max: Micros,
+    /// From `hello` to `welcome`.
+    pub(crate) handshake_max: Micros,
+    /// The pause after the first failure is drawn from zero up to this; it doubles with each further one.
+    pub(crate) pause_first: Micros,
+    /// Up to here.
+    pub(crate) pause_max: Micros,
+    /// A session of this length proves that all is well: the next pause is short again.
+    pub(crate) healthy_after: Micros,
+    /// How long attempts may take to finish once the provider is to leave.
+    pub(crate) drain_max: Micros,
+    /// How long the goodbye may take to leave this machine.
+    pub(crate) goodbye_max: Micros,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect_max: Micros::from_secs(10),
+            handshake_max: Micros::from_secs(10),
+            pause_first: Micros::from_millis(200),
+            pause_max: Micros::from_secs(15),
+            healthy_after: Micros::from_secs(60),
+            drain_max: Micros::from_secs(30),
+            goodbye_max: Micros::from_secs(2),
+        }
+    }
+}
+
+/// So many unreadable or misplaced messages are forgiven in a session; a peer that sends more is no coordinator.
+const MISREAD_MAX: u32 = 16;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Input {
+    /// The provider began.
+    Start,
+    /// The socket that was asked for is open.
+    Opened,
+    /// It could not be opened.
+    OpenFailed { detail: String },
+    /// Something came in that is no text message: the coordinator is alive.
+    Heard,
+    /// A text message came in.
+    Message(FromCoordinator),
+    /// Something came in that cannot be read, or should not have been sent.
+    Misread { detail: String },
+    /// The socket is gone.
+    Closed { detail: String },
+    /// The provider is to leave.
+    Leave,
+    /// Nothing is in flight, and the last of it has left this machine.
+    Idle,
+    /// Time passed.
+    Tick,
+}
+
+/// What to do about it, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Effect {
+    /// Open a socket; answer with `Opened` or `OpenFailed`.
+    Connect,
+    /// Say who we are.
+    Hello,
+    /// Sign the transcript with this nonce.
+    Prove { nonce: String },
+    /// The session stands: go by these terms, and register.
+    Adopt(Terms),
+    /// Say how it goes.
+    Heartbeat { sequence: u64 },
+    /// Make the coordinator's WebSocket answer.
+    Ping,
+    /// Say this.
+    Say(FromProvider),
+    /// Do what the coordinator asks: a kit, a cancellation, its opinion of us.
+    Carry(FromCoordinator),
+    /// Let go of all attempts: none is sent any more of, and none computed on.
+    Abandon,
+    /// Close the socket now, unsent messages included, and abandon all attempts.
+    Drop,
+    /// Close the socket once everything said is sent; answer with `Closed`.
+    Finish,
+    /// Tell whoever started us.
+    Tell(Event),
+    /// It is over.
+    End(Ending),
+}
+
+/// How a provider's life ends.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ending {
+    /// It was asked to leave.
+    Left,
+    /// The coordinator does not want it, and trying again would not help.
+    Refused(Refused),
+}
+
+/// The terms of a session, after clamping what the coordinator asked for to what is sane.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Terms {
+    /// The largest text message.
+    pub(crate) control_bytes_max: usize,
+    /// The largest binary message.
+    pub(crate) data_bytes_max: usize,
+    /// Between heartbeats.
+    pub(crate) heartbeat: Micros,
+    /// After so long without a message the other side is gone.
+    pub(crate) silence_max: Micros,
+    /// What both sides can do beyond the protocol.
+    pub(crate) capabilities: Vec<String>,
+}
+
+impl Terms {
+    fn of(welcome: Welcome) -> Self {
+        let within = |bytes: Bytes, low: usize, high: usize| {
+            usize::try_from(bytes.0).unwrap_or(usize::MAX).clamp(low, high)
+        };
+        let silence = welcome.silence_us_max.clamp(100_000, 600_000_000);
+        Self {
+            control_bytes_max: within(welcome.control_bytes_max, 16 << 10, 16 << 20),
+            data_bytes_max: within(welcome.data_bytes_max, 16 << 10, 64 << 20),
+            // Slower than a third of the silence allowed, one lost heartbeat would end the session.
+            heartbeat: Micros(welcome.heartbeat_us.clamp(20_000, silence / 3)),
+            silence_max: Micros(silence),
+            capabilities: welcome.capabilities,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Fresh,
+    Connecting { until: Micros },
+    Greeting { until: Micros },
+    Proving { until: Micros },
+    Up(Session),
+    Waiting { until: Micros },
+    Leaving { until: Micros },
+    Ended,
+}
+
+#[derive(Debug)]
+struct Session {
+    since: Micros,
+    heard: Micros,
+    heartbeat_at: Micros,
+    ping_at: Micros,
+    heartbeat: Micros,
+    silence_max: Micros,
+    sequence: u64,
+    misread: u32,
+    /// Set once the provider is to leave: when the drain is over at the latest.
+    drain_until: Option<Micros>,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub(crate) struct Uplink {
+    timing: Timing,
+    rng: Rng,
+    state: State,
+    /// Failures in a row, for the pause.
+    failures: u32,
+}
+
+impl Uplink {
+    pub(crate) fn new(timing: Timing, rng: Rng) -> Self {
+        Self { timing, rng, state: State::Fresh, failures: 0 }
+    }
+
+    /// When `Tick` is due at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Micros> {
+        match &self.state {
+            State::Fresh | State::Ended => None,
+            State::Connecting { until }
+            | State::Greeting { until }
+            | State::Proving { until }
+            | State::Waiting { until }
+            | State::Leaving { until } => Some(*until),
+            State::Up(session) => {
+                let next = session.heartbeat_at.min(session.ping_at).min(session.gone_at());
+                Some(session.drain_until.map_or(next, |until| next.min(until)))
+            }
+        }
+    }
+
+    /// Whether a session stands.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
+    }
+
+    /// Whether the provider finishes what it has and takes nothing new.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(&self.state, State::Up(session) if session.drain_until.is_some())
+    }
+
+    /// Takes in what happened; appends what to do.
+    pub(crate) fn handle(&mut self, now: Micros, input: Input, effects: &mut Vec<Effect>) {
+        if let State::Up(session) = &mut self.state
+            && matches!(input, Input::Heard | Input::Message(_) | Input::Misread { .. })
+        {
+            session.heard = now;
+        }
+        match input {
+            Input::Start => {
+                if matches!(self.state, State::Fresh) {
+                    self.connect(now, effects);
+                }
+            }
+            Input::Opened => {
+                if matches!(self.state, State::Connecting { .. }) {
+                    effects.push(Effect::Hello);
+                    self.state = State::Greeting { until: now.saturating_add(self.timing.handshake_max) };
+                }
+            }
+            Input::OpenFailed { detail } => {
+                if matches!(self.state, State::Connecting { .. }) {
+                    self.lost(now, detail, None, effects);
+                }
+            }
+            Input::Heard => {}
+            Input::Message(message) => self.message(now, message, effects),
+            Input::Misread { detail } => self.misread(now, detail, effects),
+            Input::Closed { detail } => match self.state {
+                State::Leaving { .. } => self.end(Ending::Left, effects),
+                State::Greeting { .. } | State::Proving { .. } | State::Up(_) => {
+                    self.lost(now, detail, None, effects);
+                }
+                State::Fresh | State::Connecting { .. } | State::Waiting { .. } | State::Ended => {}
+            },
+            Input::Leave => self.leave(now, effects),
+            Input::Idle => {
+                if self.is_draining() {
+                    self.goodbye(now, "left by its owner", effects);
+                }
+            }
+            Input::Tick => self.tick(now, effects),
+        }
+    }
+
+    fn connect(&mut self, now: Micros, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Connect);
+        self.state = State::Connecting { until: now.saturating_add(self.timing.connect_max) };
+    }
+
+    fn message(&mut self, now: Micros, message: FromCoordinator, effects: &mut Vec<Effect>) {
+        let connected = matches!(self.state, State::Greeting { .. } | State::Proving { .. } | State::Up(_));
+        match (&self.state, message) {
+            (_, FromCoordinator::Unknown) => {}
+            (_, FromCoordinator::Refused(refused)) if connected => self.refused(now, refused, effects),
+            (_, FromCoordinator::Goodbye { reason, retry_after_us }) if connected => {
+                // A minute at most: a coordinator that names a longer pause may be back sooner than it thought.
+                let told = Micros(retry_after_us.min(60_000_000));
+                let spread = Micros(self.rng.below(told.0 / 4 + 100_000));
+                let detail = format!("the coordinator says goodbye: {}", clipped(&reason));
+                self.lost(now, detail, Some(told + spread), effects);
+            }
+            (State::Greeting { .. }, FromCoordinator::Challenge { nonce }) => {
+                effects.push(Effect::Prove { nonce });
+                self.state = State::Proving { until: now.saturating_add(self.timing.handshake_max) };
+            }
+            (State::Proving { .. }, FromCoordinator::Welcome(welcome)) => {
+                let terms = Terms::of(welcome);
+                self.state = State::Up(Session::new(now, &terms));
+                effects.push(Effect::Adopt(terms));
+            }
+            (
+                State::Up(_),
+                message @ (FromCoordinator::WantKit { .. }
+                | FromCoordinator::Standing { .. }
+                | FromCoordinator::Cancel { .. }),
+            ) => effects.push(Effect::Carry(message)),
+            (_, message) => {
+                self.misread(now, format!("a {} that should not come now", kind_of(&message)), effects);
+            }
+        }
+    }
+
+    fn misread(&mut self, now: Micros, detail: String, effects: &mut Vec<Effect>) {
+        match &mut self.state {
+            State::Greeting { .. } | State::Proving { .. } => {
+                let detail = format!("what answers is no coordinator of this protocol: {detail}");
+                self.lost(now, detail, None, effects);
+            }
+            State::Up(session) => {
+                session.misread += 1;
+                if session.misread > MISREAD_MAX {
+                    let detail = format!(
+                        "{} unreadable messages in one session ({MISREAD_MAX} are forgiven), the last: {detail}",
+                        session.misread
+                    );
+                    self.lost(now, detail, None, effects);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn refused(&mut self, now: Micros, refused: Refused, effects: &mut Vec<Effect>) {
+        let ends = match refused.code {
+            RefusalCode::BadToken
+            | RefusalCode::BadProtocol
+            | RefusalCode::BadIdentity
+            | RefusalCode::Superseded => true,
+            RefusalCode::BadMessage | RefusalCode::Unavailable | RefusalCode::Unknown => false,
+        };
+        effects.push(Effect::Tell(Event::Refused {
+            code: refused.code,
+            reason: clipped(&refused.reason),
+            remedy: clipped(&refused.remedy),
+            ends,
+        }));
+        if ends {
+            effects.push(Effect::Drop);
+            self.end(Ending::Refused(refused), effects);
+        } else {
+            let detail = format!("the coordinator refuses: {}", clipped(&refused.reason));
+            self.lost(now, detail, None, effects);
+        }
+    }
+
+    fn lost(&mut self, now: Micros, detail: String, told: Option<Micros>, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Drop);
+        if let State::Up(session) = &self.state {
+            if session.drain_until.is_some() {
+                self.end(Ending::Left, effects);
+                return;
+            }
+            if now.saturating_sub(session.since) >= self.timing.healthy_after {
+                self.failures = 0;
+            }
+        }
+        let pause = told.unwrap_or_else(|| self.pause());
+        effects.push(Effect::Tell(Event::Reconnecting { detail, pause: pause.into() }));
+        self.state = State::Waiting { until: now.saturating_add(pause) };
+    }
+
+    /// Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015): uniform between nothing and the
+    /// ceiling, so that a fleet that lost its coordinator does not come back in one instant.
+    fn pause(&mut self) -> Micros {
+        let doubled = self.timing.pause_first.0.saturating_mul(1 << self.failures.min(20));
+        self.failures = self.failures.saturating_add(1);
+        Micros(self.rng.below(doubled.min(self.timing.pause_max.0)))
+    }
+
+    fn leave(&mut self, now: Micros, effects: &mut Vec<Effect>) {
+        match &mut self.state {
+            State::Up(session) => {
+                if session.drain_until.is_none() {
+                    session.drain_until = Some(now.saturating_add(self.timing.drain_max));
+                    effects.push(Effect::Say(FromProvider::Draining));
+                }
+            }
+            State::Leaving { .. } | State::Ended => {}
+            _ => {
+                effects.push(Effect::Drop);
+                self.end(Ending::Left, effects);
+            }
+        }
+    }
+
+    fn goodbye(&mut self, now: Micros, reason: &str, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Say(FromProvider::Goodbye { reason: reason.to_owned() }));
+        effects.push(Effect::Finish);
+        self.state = State::Leaving { until: now.saturating_add(self.timing.goodbye_max) };
+    }
+
+    fn end(&mut self, ending: Ending, effects: &mut Vec<Effect>) {
+        self.state = State::Ended;
+        effects.push(Effect::End(ending));
+    }
+
+    fn tick(&mut self, now: Micros, effects: &mut Vec<Effect>) {
+        let late = |until: &Micros| now >= *until;
+        match &mut self.state {
+            State::Fresh | State::Ended => {}
+            State::Waiting { until } => {
+                if late(until) {
+                    self.connect(now, effects);
+                }
+            }
+            State::Connecting { until } => {
+                if late(until) {
+                    let detail = format!("no connection within {}", seconds(self.timing.connect_max));
+                    self.lost(now, detail, None, effects);
+                }
+            }
+            State::Greeting { until } | State::Proving { until } => {
+                if late(until) {
+                    let detail = format!(
+                        "the coordinator did not answer within {}",
+                        seconds(self.timing.handshake_max)
+                    );
+                    self.lost(now, detail, None, effects);
+                }
+            }
+            State::Leaving { until } => {
+                if late(until) {
+                    effects.push(Effect::Drop);
+                    self.end(Ending::Left, effects);
+                }
+            }
+            State::Up(session) => {
+                if now >= session.gone_at() {
+                    let detail = format!("nothing heard for {}", seconds(session.silence_max));
+                    self.lost(now, detail, None, effects);
+                    return;
+                }
+                if now >= session.heartbeat_at {
+                    effects.push(Effect::Heartbeat { sequence: session.sequence });
+                    session.sequence += 1;
+                    session.heartbeat_at = now.saturating_add(session.heartbeat);
+                }
+                if now >= session.ping_at {
+                    effects.push(Effect::Ping);
+                    session.ping_at = now.saturating_add(session.ping_every());
+                }
+                if session.drain_until.as_ref().is_some_and(late) {
+                    effects.push(Effect::Abandon);
+                    self.goodbye(now, "left by its owner before everything was finished", effects);
+                }
+            }
+        }
+    }
+}
+
+impl Session {
+    fn new(now: Micros, terms: &Terms) -> Self {
+        let mut session = Self {
+            since: now,
+            heard: now,
+            heartbeat_at: now.saturating_add(terms.heartbeat),
+            ping_at: now,
+            heartbeat: terms.heartbeat,
+            silence_max: terms.silence_max,
+            sequence: 0,
+            misread: 0,
+            drain_until: None,
+        };
+        session.ping_at = now.saturating_add(session.ping_every());
+        session
+    }
+
+    /// A coordinator may have nothing to say for long; its WebSocket answers pings. Two may be lost.
+    fn ping_every(&self) -> Micros {
+        Micros(self.silence_max.0 / 3)
+    }
+
+    fn gone_at(&self) -> Micros {
+        self.heard.saturating_add(self.silence_max)
+    }
+}
+
+fn kind_of(message: &FromCoordinator) -> &'static str {
+    match message {
+        FromCoordinator::Challenge { .. } => "challenge",
+        FromCoordinator::Welcome(_) => "welcome",
+        FromCoordinator::Refused(_) => "refusal",
+        FromCoordinator::WantKit { .. } => "wish for a kit",
+        FromCoordinator::Standing { .. } => "standing",
+        FromCoordinator::Cancel { .. } => "cancellation",
+        FromCoordinator::Goodbye { .. } => "goodbye",
+        FromCoordinator::Unknown => "message of an unknown type",
+    }
+}
+
+/// A peer's words, short enough for a log line and without control characters that would garble a terminal.
+pub(crate) fn clipped(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(400).collect()
+}
+
+fn seconds(span: Micros) -> String {
+    format!("{} s", span.as_secs_f64())
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

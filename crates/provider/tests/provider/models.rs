@@ -1,0 +1,38 @@
+//! The models that the tests serve: random weights, so small that an answer takes milliseconds.
+
+use std::path::{Path, PathBuf};
+
+use base::Bytes;
+use engine::ModelSource;
+use provider::ModelConfig;
+
+const FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+
+/// A tiny Llama with a long context, so that an answer can be as long as a test wants.
+pub(crate) fn tiny(name: &str, home: &Path) -> ModelConfig {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/tiny/llama-f32");
+    let folder = home.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in FILES {
+        std::fs::copy(from.join(file), folder.join(file)).unwrap();
+    }
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let longer = config.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 65536");
+    assert_ne!(config, longer, "the fixture's context is no longer where this looks for it");
+    std::fs::write(folder.join("config.json"), longer).unwrap();
+    serving(name, folder)
+}
+
+/// A model whose folder is not there.
+pub(crate) fn missing(name: &str, home: &Path) -> ModelConfig {
+    serving(name, home.join("nowhere").join(name))
+}
+
+fn serving(name: &str, folder: PathBuf) -> ModelConfig {
+    let mut model = ModelConfig::new(name.into(), ModelSource::Folder(folder));
+    model.engine.threads = Some(1);
+    model.engine.kv_bytes = Some(Bytes(64 << 20));
+    model.engine.batch_max = 8;
+    model.engine.waiting_max = 8;
+    model
+}
