@@ -1,8 +1,8 @@
 //! The Jinja environment that chat templates are written for.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
 
 use super::{json, python};
 
@@ -23,6 +23,13 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     // Would show whatever the template can see.
     environment.remove_global("debug");
     environment.add_filter("tojson", tojson);
+    environment.set_formatter(|out, state, value| {
+        if value.kind() == ValueKind::Number && !value.is_integer() {
+            let number = f64::try_from(value.clone())?;
+            return Ok(out.write_str(&json::float(number))?);
+        }
+        escape_formatter(out, state, value)
+    });
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });

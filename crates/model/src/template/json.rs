@@ -146,7 +146,7 @@ fn scalar_key(key: &Value) -> String {
 }
 
 /// Python's `repr` of a float: the shortest digits that read back, in positions from 1e-4 to below 1e16.
-fn float(number: f64) -> String {
+pub(super) fn float(number: f64) -> String {
     if number.is_nan() {
         return "NaN".to_owned();
     }

@@ -18,6 +18,10 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
                 let (suffix,): (&str,) = from_args(args)?;
                 return Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)));
             }
+            "title" => {
+                let () = from_args(args)?;
+                return Ok(Value::from(title(text)));
+            }
             "partition" | "rpartition" => {
                 let (mark,): (&str,) = from_args(args)?;
                 return Ok(partition(text, mark, name == "rpartition"));
@@ -30,6 +34,21 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
         }
     }
     pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Capital letters where a word begins, small ones inside; a word ends at whatever is no letter.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut inside = false;
+    for letter in text.chars() {
+        if inside {
+            out.extend(letter.to_lowercase());
+        } else {
+            out.extend(letter.to_uppercase());
+        }
+        inside = letter.is_alphabetic();
+    }
+    out
 }
 
 fn partition(text: &str, mark: &str, last: bool) -> Value {
