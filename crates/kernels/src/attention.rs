@@ -9,7 +9,7 @@ mod tile;
 
 use crate::isa::Isa;
 use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvPages};
-use crate::shared::{Parts, SharedMut};
+use crate::shared::SharedMut;
 use crate::team::Team;
 use tile::{Call, State, Tile, TileAt};
 
@@ -96,25 +96,21 @@ pub fn attention(
     workers.resize_with(team.workers().max(workers.len()), State::default);
     let tiles = count_tiles(shape, spans, before);
     let seen: usize = spans.iter().map(|span| span.tokens * (span.position + span.tokens)).sum();
-    let alone = seen * shape.heads * shape.head_dim < ALONE_BELOW || team.workers() == 1;
+    let alone = seen * shape.heads * shape.head_dim < ALONE_BELOW;
     let call = Call { rows, width, shape, layout, out: SharedMut::new(out) };
     let states = SharedMut::new(workers);
-    let parts = Parts::new(tiles, if alone { tiles } else { 1 });
-    let job = |worker: usize, _| {
-        // SAFETY: each worker has its own state.
-        let state = unsafe { &mut states.part(worker, 1)[0] };
-        while let Some(items) = parts.take() {
-            for item in items {
-                let (call, at, state) = (&call, tile_at(shape, spans, before, item), &mut *state);
-                match &kv.elements {
-                    KvElements::F32(elements) => isa.dispatch(Tile::<KvF32> { call, at, state, elements }),
-                    KvElements::F16(elements) => isa.dispatch(Tile::<KvF16> { call, at, state, elements }),
-                    KvElements::Bf16(elements) => isa.dispatch(Tile::<KvBf16> { call, at, state, elements }),
-                }
+    team.share(tiles, if alone { tiles } else { 1 }, &|worker, items| {
+        for item in items {
+            // SAFETY: each worker has its own state, and runs one part at a time.
+            let state = unsafe { &mut states.part(worker, 1)[0] };
+            let (call, at) = (&call, tile_at(shape, spans, before, item));
+            match &kv.elements {
+                KvElements::F32(elements) => isa.dispatch(Tile::<KvF32> { call, at, state, elements }),
+                KvElements::F16(elements) => isa.dispatch(Tile::<KvF16> { call, at, state, elements }),
+                KvElements::Bf16(elements) => isa.dispatch(Tile::<KvBf16> { call, at, state, elements }),
             }
         }
-    };
-    if alone { job(0, 1) } else { team.run(&job) }
+    });
 }
 
 /// Tiles of one span and one KV head.

@@ -5,7 +5,7 @@ use crate::attention::{AttentionSpan, check_spans};
 use crate::isa::Isa;
 use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvLayout, KvPages, KvStored};
 use crate::rows::NormInPlace;
-use crate::shared::{Parts, SharedMut};
+use crate::shared::SharedMut;
 use crate::team::Team;
 
 /// Below so many elements the loop runs on the caller alone: it takes about as long as waking others does.
@@ -92,14 +92,9 @@ impl Prepare<'_> {
     /// the spans name.
     fn run<E: KvStored>(&self, team: &Team, count: usize, elements: &SharedMut<'_, E::Element>) {
         let kv_heads = self.shape.kv_heads;
-        if count * self.width < ALONE_BELOW || team.workers() == 1 {
-            return (0..kv_heads).for_each(|head| self.head::<E>(head, elements));
-        }
-        let parts = Parts::new(kv_heads, 1);
-        team.run(&|_, _| {
-            while let Some(heads) = parts.take() {
-                heads.for_each(|head| self.head::<E>(head, elements));
-            }
+        let alone = count * self.width < ALONE_BELOW;
+        team.share(kv_heads, if alone { kv_heads } else { 1 }, &|_, heads| {
+            heads.for_each(|head| self.head::<E>(head, elements));
         });
     }
 

@@ -73,6 +73,9 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn sum(v: Self::V) -> f32;
     /// The largest lane.
     unsafe fn largest(v: Self::V) -> f32;
+    /// The same pointer, which the compiler cannot know to be the same: two loads through the two stay two, where
+    /// keeping the first one's result would cost a register that the tile needs.
+    unsafe fn again<T>(pointer: *const T) -> *const T;
     /// Asks for the cache line at `at`, which need not be valid memory.
     unsafe fn prefetch(at: *const u8);
 }

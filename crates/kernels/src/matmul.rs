@@ -6,7 +6,7 @@
 use crate::isa::Isa;
 use crate::lanes::{Kernel, LANES, Lanes};
 use crate::pack::{BLOCK, PANEL_ROWS, PackedMatrix, Panels, panel_len};
-use crate::shared::{Parts, SharedMut};
+use crate::shared::SharedMut;
 use crate::team::Team;
 
 /// Below so many multiply-adds a loop runs on the caller alone: it takes about as long as waking others does.
@@ -49,21 +49,18 @@ pub fn linear(
         return;
     }
     let panels = n.div_ceil(PANEL_ROWS);
-    let alone = rows * k * n < ALONE_BELOW || team.workers() == 1;
-    let parts = Parts::new(panels, if alone { panels } else { part_panels(panels, w, team.workers()) });
+    let alone = rows * k * n < ALONE_BELOW;
+    let step = if alone { panels } else { part_panels(panels, w, team.workers()) };
     let out = SharedMut::new(out);
-    let job = |_, _| {
-        while let Some(panels) = parts.take() {
-            let part =
-                Part { x: x.as_ptr(), rows, k, n, bias, add: store == Store::Add, out: out.as_ptr(), panels };
-            match &w.panels {
-                Panels::F32(w) => isa.dispatch(Product::<F32> { part, w }),
-                Panels::F16(w) => isa.dispatch(Product::<F16> { part, w }),
-                Panels::Bf16(w) => isa.dispatch(Product::<Bf16> { part, w }),
-            }
+    team.share(panels, step, &|_, panels| {
+        let part =
+            Part { x: x.as_ptr(), rows, k, n, bias, add: store == Store::Add, out: out.as_ptr(), panels };
+        match &w.panels {
+            Panels::F32(w) => isa.dispatch(Product::<F32> { part, w }),
+            Panels::F16(w) => isa.dispatch(Product::<F16> { part, w }),
+            Panels::Bf16(w) => isa.dispatch(Product::<Bf16> { part, w }),
         }
-    };
-    if alone { job(0, 1) } else { team.run(&job) }
+    });
 }
 
 /// Panels that a worker takes at once: small enough that the slowest core does not hold up the others for long and
@@ -164,10 +161,11 @@ impl<W: Weight> Kernel for Product<'_, W> {
                     w: w[panel * len..][..len].as_ptr(),
                     row: panel * PANEL_ROWS,
                     rows: panel_rows,
+                    fresh: true,
                 };
                 // SAFETY: the panel is inside the weights, the rows are inside the activations and the output,
                 // whose sizes `linear` has checked; the caller vouches for the instructions.
-                unsafe { panel_by_rows::<L, W>(&part, &panel, first, until) }
+                unsafe { panel_by_rows::<L, W>(&part, panel, first, until) }
             }
             first = until;
         }
@@ -180,11 +178,19 @@ struct Panel<W: Weight> {
     row: usize,
     /// How many of its eight rows exist.
     rows: usize,
+    /// Whether nothing of it has been read yet.
+    fresh: bool,
 }
 
 /// One panel times the activation rows `from..until`, in the largest tiles that the registers hold.
 #[inline(always)]
-unsafe fn panel_by_rows<L: Lanes, W: Weight>(part: &Part<'_>, panel: &Panel<W>, from: usize, until: usize) {
+unsafe fn panel_by_rows<L: Lanes, W: Weight>(
+    part: &Part<'_>,
+    mut panel: Panel<W>,
+    from: usize,
+    until: usize,
+) {
+    let panel = &mut panel;
     let mut row = from;
     // SAFETY: tiles cover the rows from..until of the activations and the eight rows of the panel.
     unsafe {
@@ -214,7 +220,7 @@ unsafe fn panel_by_rows<L: Lanes, W: Weight>(part: &Part<'_>, panel: &Panel<W>, 
 #[inline(always)]
 unsafe fn over<L: Lanes, W: Weight, const R: usize, const T: usize>(
     part: &Part<'_>,
-    panel: &Panel<W>,
+    panel: &mut Panel<W>,
     row: usize,
 ) -> usize {
     let mut first = 0;
@@ -222,6 +228,8 @@ unsafe fn over<L: Lanes, W: Weight, const R: usize, const T: usize>(
         // SAFETY: as for `panel_by_rows`.
         unsafe { tile::<L, W, R, T>(part, panel, first, row) };
         first += R;
+        // By now the whole panel has been asked for, and the begin of the next.
+        panel.fresh = false;
     }
     T
 }
@@ -236,12 +244,19 @@ unsafe fn tile<L: Lanes, W: Weight, const R: usize, const T: usize>(
 ) {
     let (whole, rest) = (part.k / BLOCK, part.k % BLOCK);
     // SAFETY: the pointers stay inside the panel (whole blocks, padded) and inside the activation rows (whole
-    // blocks; the rest goes through `last`).
+    // blocks; the rest goes through `last`); a prefetch may point anywhere.
     unsafe {
         let x = part.x.add(row * part.k);
         let mut w = panel.w.add(first * BLOCK);
         let mut sums = [[L::splat(0.0); R]; T];
         for block in 0..whole {
+            if panel.fresh {
+                // All eight rows, whatever the tile: the stream from memory stays one.
+                let ahead = panel.w.add(block * PANEL_ROWS * BLOCK).cast::<u8>().wrapping_add(AHEAD_BYTES);
+                for line in (0..PANEL_ROWS * BLOCK * size_of::<W::Element>()).step_by(64) {
+                    L::prefetch(ahead.wrapping_add(line));
+                }
+            }
             block_step::<L, W, R, T>(w, x.add(block * BLOCK), part.k, &mut sums);
             w = w.add(PANEL_ROWS * BLOCK);
         }
@@ -268,21 +283,19 @@ unsafe fn block_step<L: Lanes, W: Weight, const R: usize, const T: usize>(
     x_stride: usize,
     sums: &mut [[L::V; R]; T],
 ) {
-    // SAFETY: the caller's pointers are valid for a block; a prefetch may point anywhere.
+    // SAFETY: the caller's pointers are valid for a block.
     unsafe {
         let mut low = [L::splat(0.0); T];
         for t in 0..T {
             low[t] = L::load(x.add(t * x_stride));
         }
         for r in 0..R {
-            if r % (64 / (BLOCK * size_of::<W::Element>()).min(64)) == 0 {
-                L::prefetch(w.add(r * BLOCK).cast::<u8>().wrapping_add(AHEAD_BYTES));
-            }
             let weights = W::low::<L>(w.add(r * BLOCK));
             for t in 0..T {
                 sums[t][r] = L::fma(weights, low[t], sums[t][r]);
             }
         }
+        let w = L::again(w);
         let mut high = [L::splat(0.0); T];
         for t in 0..T {
             high[t] = L::load(x.add(t * x_stride + LANES));
@@ -321,13 +334,32 @@ unsafe fn finish<const R: usize>(
     row: usize,
     out: &[f32; R],
 ) {
-    for (r, &sum) in out.iter().enumerate().take(panel.rows.saturating_sub(first)) {
-        let column = panel.row + first + r;
-        let sum = part.bias.map_or(sum, |bias| sum + bias[column]);
-        // SAFETY: inside the output, in a column of this part's panels, which no other worker writes.
-        unsafe {
-            let place = part.out.add(row * part.n + column);
-            *place = if part.add { *place + sum } else { sum };
+    let columns = panel.row + first..panel.row + panel.rows.min(first + R);
+    let mut sums = *out;
+    if let Some(bias) = part.bias {
+        for (sum, bias) in sums.iter_mut().zip(&bias[columns.clone()]) {
+            *sum += bias;
+        }
+    }
+    // SAFETY: inside the output, in columns of this part's panels, which no other worker writes.
+    let place =
+        unsafe { std::slice::from_raw_parts_mut(part.out.add(row * part.n + columns.start), columns.len()) };
+    match <&mut [f32; R]>::try_from(place) {
+        Ok(place) if part.add => {
+            for r in 0..R {
+                place[r] += sums[r];
+            }
+        }
+        Ok(place) => *place = sums,
+        // The last panel of a matrix whose rows are no multiple of eight.
+        Err(_) => {
+            for (r, column) in columns.enumerate() {
+                // SAFETY: as above.
+                unsafe {
+                    let place = part.out.add(row * part.n + column);
+                    *place = if part.add { *place + sums[r] } else { sums[r] };
+                }
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::isa::Isa;
 use crate::lanes::{Kernel, LANES, Lanes};
 use crate::math;
-use crate::shared::{Parts, SharedMut};
+use crate::shared::SharedMut;
 use crate::team::Team;
 
 /// Below so many elements a loop runs on the caller alone: it takes about as long as waking others does.
@@ -58,15 +58,9 @@ pub fn gate(team: &Team, isa: Isa, both: &[f32], width: usize, activation: Activ
 
 /// Runs `job` for each of `rows` rows, of `work` elements each.
 fn for_rows(team: &Team, rows: usize, work: usize, job: &(dyn Fn(usize) + Sync)) {
-    if rows < 2 || rows * work < ALONE_BELOW || team.workers() == 1 {
-        return (0..rows).for_each(job);
-    }
-    let parts = Parts::new(rows, rows.div_ceil(team.workers() * 4));
-    team.run(&|_, _| {
-        while let Some(rows) = parts.take() {
-            rows.for_each(job);
-        }
-    });
+    let alone = rows * work < ALONE_BELOW;
+    let step = if alone { rows } else { rows.div_ceil(team.workers() * 4) };
+    team.share(rows, step, &|_, rows| rows.for_each(job));
 }
 
 struct Norm<'a> {

@@ -1,7 +1,6 @@
 //! Slices that several workers write, each its own part.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A mutable slice whose parts are written by several threads. Who writes what is the user's affair, argued where
 /// it is used.
@@ -34,24 +33,5 @@ impl<'a, T> SharedMut<'a, T> {
         assert!(at <= self.len && len <= self.len - at, "part {at}+{len} of a slice of {}", self.len);
         // SAFETY: inside the slice, and no other part overlaps it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
-    }
-}
-
-/// Hands out the parts `0..count` of a job, `step` at a time, each once. Whoever is faster takes more, so that a
-/// thread which lost its core for a moment does not hold up the others.
-pub(crate) struct Parts {
-    next: AtomicUsize,
-    count: usize,
-    step: usize,
-}
-
-impl Parts {
-    pub(crate) fn new(count: usize, step: usize) -> Self {
-        Self { next: AtomicUsize::new(0), count, step: step.max(1) }
-    }
-
-    pub(crate) fn take(&self) -> Option<std::ops::Range<usize>> {
-        let from = self.next.fetch_add(self.step, Ordering::Relaxed);
-        (from < self.count).then(|| from..self.count.min(from + self.step))
     }
 }

@@ -1,10 +1,13 @@
-//! A fixed set of threads that run one closure together.
+//! A fixed set of threads that share out the parts of a job.
 //!
 //! A forward pass is hundreds of short parallel loops, microseconds apart: workers spin for a moment between them,
-//! and sleep where no next one comes, since other processes want the cores too.
+//! and sleep where no next one comes, since other processes want the cores too. Where they do have the cores, a
+//! worker may be milliseconds late: parts go to whoever takes them, and a job does not wait for workers that have
+//! not begun.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +18,12 @@ use std::time::{Duration, Instant};
 /// forward pass (a few microseconds), and about what a wake-up costs. Longer burns cores that others need.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// Threads that run closures together: the caller is worker 0, the others wait in between.
+/// Set in [`Shared::state`] while no worker may join the job.
+const CLOSED: u64 = 1 << 31;
+/// What a new job adds to [`Shared::state`].
+const NEXT: u64 = 1 << 32;
+
+/// Threads that work on jobs together: the caller is worker 0, the others wait in between.
 pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -23,15 +31,22 @@ pub struct Team {
     turn: Mutex<()>,
 }
 
-type Job = *const (dyn Fn(usize, usize) + Sync);
+/// A job: `(worker, part)`.
+type Job = *const (dyn Fn(usize, Range<usize>) + Sync);
+
+/// What workers read of a job once they have joined it.
+#[derive(Clone, Copy)]
+struct Posted {
+    job: Job,
+    parts: *const Parts,
+}
 
 struct Shared {
-    /// Grows with each job (and once to stop): what waiting workers look at.
-    epoch: AtomicU64,
-    /// Written before `epoch` grows, read after, never while a job runs.
-    job: UnsafeCell<Option<Job>>,
-    /// Workers other than the caller that have not finished the current job.
-    unfinished: AtomicUsize,
+    /// From the top: 32 bits that count jobs, one that says whether the job is closed, 31 that count the workers
+    /// (other than the caller) inside it. Whoever joins an open job keeps the caller from returning.
+    state: AtomicU64,
+    /// Written while the job is closed and nobody is inside, read by those who have joined.
+    posted: UnsafeCell<Option<Posted>>,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Held to fall asleep and to wake: see `wait_for_job` and `wait_for_workers`.
@@ -42,24 +57,37 @@ struct Shared {
     caller_asleep: AtomicBool,
 }
 
-// SAFETY: `job` is only written by the caller while no worker runs, and only read by workers after the epoch that
-// announces it; the closure behind it is `Sync`, and outlives the job because `run` waits for all workers.
+// SAFETY: `posted` is written by the caller while the state lets nobody in, and read by workers that the state has
+// counted in; what it points to is `Sync` and outlives them, because the caller waits until all are out.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
+
+/// Hands out the parts `0..count` of a job, `step` at a time, each once. Whoever is faster takes more.
+struct Parts {
+    next: AtomicUsize,
+    count: usize,
+    step: usize,
+}
+
+impl Parts {
+    fn take(&self) -> Option<Range<usize>> {
+        let from = self.next.fetch_add(self.step, Ordering::Relaxed);
+        (from < self.count).then(|| from..self.count.min(from + self.step))
+    }
+}
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Team {
-    /// A team of `threads` (at least one), the caller of [`Team::run`] included: `threads - 1` are started.
+    /// A team of `threads` (at least one), the caller of [`Team::share`] included: `threads - 1` are started.
     pub fn new(threads: usize) -> Self {
         let workers = threads.max(1);
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
-            job: UnsafeCell::new(None),
-            unfinished: AtomicUsize::new(0),
+            state: AtomicU64::new(CLOSED),
+            posted: UnsafeCell::new(None),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
             sleep: Mutex::new(()),
@@ -73,40 +101,52 @@ impl Team {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("team-{worker}"))
-                    .spawn(move || shared.serve(worker, workers))
+                    .spawn(move || shared.serve(worker))
                     .expect("a process that cannot start its compute threads cannot serve")
             })
             .collect();
         Self { shared, threads, turn: Mutex::new(()) }
     }
 
-    /// How many run together.
+    /// How many work together.
     pub fn workers(&self) -> usize {
         self.threads.len() + 1
     }
 
-    /// Runs `job(worker, workers)` once on each worker, `worker` from 0, and returns when all have finished. With
-    /// one worker that is a plain call.
+    /// Runs `job(worker, part)` until the parts of `0..count`, `step` at a time, have each been run once, by
+    /// whichever workers are there in time (`worker` is below [`Team::workers`], and no two run as the same one at
+    /// a time). With one worker, or one part, that is a plain call.
     ///
-    /// A panic in any of them comes out here, after all have finished. Jobs of several callers run one after the
-    /// other; a job must not call `run` of any team.
-    pub fn run(&self, job: &(dyn Fn(usize, usize) + Sync)) {
-        if self.threads.is_empty() {
-            return job(0, 1);
+    /// A panic in any of them comes out here, after all have finished; other parts may then not have run. Jobs of
+    /// several callers run one after the other; a job must not call `share` of a team with threads.
+    pub fn share(&self, count: usize, step: usize, job: &(dyn Fn(usize, Range<usize>) + Sync)) {
+        let step = step.max(1);
+        if self.threads.is_empty() || count <= step {
+            let mut from = 0;
+            while from < count {
+                job(0, from..count.min(from + step));
+                from += step;
+            }
+            return;
         }
-        assert!(!INSIDE.get(), "a team's job must not run another");
+        assert!(!INSIDE.get(), "a team's job must not share out another");
         let _turn = lock(&self.turn);
         let shared = &*self.shared;
-        // SAFETY: only the lifetime is erased; `run` does not return before no worker uses it.
-        let erased: Job = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Job>(job) };
-        // SAFETY: no job is running, so no worker reads it.
-        unsafe { *shared.job.get() = Some(erased) };
-        shared.unfinished.store(self.threads.len(), Ordering::SeqCst);
-        shared.announce();
+        let parts = Parts { next: AtomicUsize::new(0), count, step };
+        // SAFETY: only the lifetime is erased; this function does not return before no worker uses it.
+        let job_erased: Job =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize, Range<usize>) + Sync), Job>(job) };
+        // SAFETY: the last job is closed and nobody is inside, so nobody reads it.
+        unsafe { *shared.posted.get() = Some(Posted { job: job_erased, parts: &raw const parts }) };
+        shared.open();
         INSIDE.set(true);
-        let own = catch_unwind(AssertUnwindSafe(|| job(0, self.threads.len() + 1)));
+        let own = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(part) = parts.take() {
+                job(0, part);
+            }
+        }));
         INSIDE.set(false);
-        shared.wait_for_workers();
+        shared.close();
         let theirs = lock(&shared.panic).take();
         if let Some(panic) = own.err().or(theirs) {
             resume_unwind(panic);
@@ -117,7 +157,8 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.announce();
+        self.shared.state.fetch_add(NEXT, Ordering::SeqCst);
+        self.shared.wake_workers();
         for thread in self.threads.drain(..) {
             // A worker catches its job's panics, so it ends in order; and a destructor has nobody to tell.
             let _ = thread.join();
@@ -126,7 +167,7 @@ impl Drop for Team {
 }
 
 impl Shared {
-    fn serve(&self, worker: usize, workers: usize) {
+    fn serve(&self, worker: usize) {
         INSIDE.set(true);
         let mut seen = 0;
         loop {
@@ -134,24 +175,69 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // SAFETY: written before the epoch grew, and not written again before this worker has finished.
-            let job = unsafe { (*self.job.get()).expect("an epoch announces a job or the end") };
-            // SAFETY: the caller waits for this worker, so what it borrowed is still there.
-            let job = unsafe { &*job };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(worker, workers))) {
+            if !self.join(seen) {
+                continue;
+            }
+            // SAFETY: joined, so the caller has posted the job and waits until this worker is out.
+            let posted = unsafe { (*self.posted.get()).expect("a job is posted before it opens") };
+            // SAFETY: as above: what the caller lent is still there.
+            let (job, parts) = unsafe { (&*posted.job, &*posted.parts) };
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                while let Some(part) = parts.take() {
+                    job(worker, part);
+                }
+            }));
+            if let Err(panic) = outcome {
                 *lock(&self.panic) = Some(panic);
             }
-            if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1
-                && self.caller_asleep.load(Ordering::SeqCst)
-            {
+            let before = self.state.fetch_sub(1, Ordering::SeqCst);
+            let last = before & CLOSED != 0 && before & (CLOSED - 1) == 1;
+            if last && self.caller_asleep.load(Ordering::SeqCst) {
                 drop(lock(&self.sleep));
                 self.caller_wake.notify_one();
             }
         }
     }
 
-    fn announce(&self) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+    /// Counts a worker into job `number`, if that is still open.
+    fn join(&self, number: u64) -> bool {
+        let mut state = self.state.load(Ordering::SeqCst);
+        while state >> 32 == number && state & CLOSED == 0 {
+            match self.state.compare_exchange_weak(state, state + 1, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return true,
+                Err(now) => state = now,
+            }
+        }
+        false
+    }
+
+    /// Opens the posted job.
+    fn open(&self) {
+        // The state is closed and empty: this clears the one bit and counts the job. The count wraps; workers
+        // compare for equality only.
+        self.state.fetch_add(NEXT - CLOSED, Ordering::SeqCst);
+        self.wake_workers();
+    }
+
+    /// Lets nobody else in, and waits for those inside.
+    fn close(&self) {
+        let empty = |state: u64| state & (CLOSED - 1) == 0;
+        if empty(self.state.fetch_or(CLOSED, Ordering::SeqCst)) {
+            return;
+        }
+        if spin_until(|| empty(self.state.load(Ordering::SeqCst))) {
+            return;
+        }
+        let mut asleep = lock(&self.sleep);
+        self.caller_asleep.store(true, Ordering::SeqCst);
+        // No deadline: the job borrows from the caller, who must not go on before it ends.
+        while !empty(self.state.load(Ordering::SeqCst)) {
+            asleep = self.caller_wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.caller_asleep.store(false, Ordering::SeqCst);
+    }
+
+    fn wake_workers(&self) {
         if self.workers_asleep.load(Ordering::SeqCst) > 0 {
             // A worker that counted itself asleep holds the lock until it really waits: past this it hears us.
             drop(lock(&self.sleep));
@@ -159,31 +245,20 @@ impl Shared {
         }
     }
 
+    /// Waits for a job that is not number `seen`, and gives its number.
     fn wait_for_job(&self, seen: u64) -> u64 {
-        if spin_until(|| self.epoch.load(Ordering::Acquire) != seen) {
-            return self.epoch.load(Ordering::SeqCst);
+        let number = || self.state.load(Ordering::SeqCst) >> 32;
+        if spin_until(|| number() != seen) {
+            return number();
         }
         let mut asleep = lock(&self.sleep);
         self.workers_asleep.fetch_add(1, Ordering::SeqCst);
         // No deadline: between jobs there is nothing else to do, and dropping the team ends the wait.
-        while self.epoch.load(Ordering::SeqCst) == seen {
+        while number() == seen {
             asleep = self.workers_wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
         }
         self.workers_asleep.fetch_sub(1, Ordering::SeqCst);
-        self.epoch.load(Ordering::SeqCst)
-    }
-
-    fn wait_for_workers(&self) {
-        if spin_until(|| self.unfinished.load(Ordering::Acquire) == 0) {
-            return;
-        }
-        let mut asleep = lock(&self.sleep);
-        self.caller_asleep.store(true, Ordering::SeqCst);
-        // No deadline: the job borrows from the caller, who must not go on before it ends.
-        while self.unfinished.load(Ordering::SeqCst) > 0 {
-            asleep = self.caller_wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.caller_asleep.store(false, Ordering::SeqCst);
+        number()
     }
 }
 
@@ -212,35 +287,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_worker_runs_every_job_once() {
+    fn every_part_runs_once_whoever_runs_it() {
         for threads in [0, 1, 2, 3, 5] {
             let team = Team::new(threads);
             assert_eq!(team.workers(), threads.max(1));
-            let runs: Vec<_> = (0..team.workers()).map(|_| AtomicUsize::new(0)).collect();
-            for _ in 0..200 {
-                team.run(&|worker, workers| {
-                    assert_eq!(workers, runs.len());
-                    runs[worker].fetch_add(1, Ordering::Relaxed);
-                });
+            for (count, step) in [(0, 1), (1, 1), (7, 3), (64, 1), (64, 0)] {
+                for _ in 0..50 {
+                    let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                    team.share(count, step, &|worker, part| {
+                        assert!(worker < team.workers() && part.len() <= step.max(1));
+                        for at in part {
+                            runs[at].fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    assert!(runs.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                }
             }
-            assert!(runs.iter().all(|count| count.load(Ordering::Relaxed) == 200));
         }
     }
 
     #[test]
-    fn a_job_announced_to_sleeping_workers_wakes_them() {
+    fn workers_that_are_there_take_part_even_out_of_their_sleep() {
         let team = Team::new(3);
-        let runs = AtomicUsize::new(0);
-        for round in 1..20 {
+        for _ in 0..20 {
             let begun = Instant::now();
             while team.shared.workers_asleep.load(Ordering::SeqCst) < 2 {
                 assert!(begun.elapsed() < Duration::from_secs(30), "idle workers never fall asleep");
                 std::thread::yield_now();
             }
-            team.run(&|_, _| {
-                runs.fetch_add(1, Ordering::Relaxed);
+            // Each part waits until all three are at one: only workers that have woken can end it.
+            let inside = AtomicUsize::new(0);
+            team.share(3, 1, &|_, _| {
+                inside.fetch_add(1, Ordering::SeqCst);
+                let begun = Instant::now();
+                while inside.load(Ordering::SeqCst) < 3 {
+                    assert!(begun.elapsed() < Duration::from_secs(30), "a worker did not wake");
+                    std::thread::yield_now();
+                }
             });
-            assert_eq!(runs.load(Ordering::Relaxed), 3 * round);
         }
     }
 
@@ -248,16 +332,23 @@ mod tests {
     fn a_panic_of_any_worker_reaches_the_caller_and_the_team_works_on() {
         let team = Team::new(2);
         for guilty in [0, 1] {
+            let arrived = AtomicUsize::new(0);
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                team.run(&|worker, _| assert_ne!(worker, guilty, "on purpose"));
+                team.share(2, 1, &|worker, _| {
+                    arrived.fetch_add(1, Ordering::SeqCst);
+                    while arrived.load(Ordering::SeqCst) < 2 {
+                        std::thread::yield_now();
+                    }
+                    assert_ne!(worker, guilty, "on purpose");
+                });
             }));
             assert!(outcome.is_err());
         }
         let runs = AtomicUsize::new(0);
-        team.run(&|_, _| {
+        team.share(10, 1, &|_, _| {
             runs.fetch_add(1, Ordering::Relaxed);
         });
-        assert_eq!(runs.load(Ordering::Relaxed), 2);
+        assert_eq!(runs.load(Ordering::Relaxed), 10);
     }
 
     #[test]
@@ -268,8 +359,8 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        team.run(&|_, workers| {
-                            assert!(inside.fetch_add(1, Ordering::SeqCst) < workers);
+                        team.share(8, 1, &|_, _| {
+                            assert!(inside.fetch_add(1, Ordering::SeqCst) < team.workers());
                             inside.fetch_sub(1, Ordering::SeqCst);
                         });
                     }

@@ -82,17 +82,24 @@ fn random(spec: &ModelSpec) -> Random {
     Random(tensors, bytes)
 }
 
-/// Median time of a step.
-fn time(mut step: impl FnMut()) -> f64 {
+/// How long this thread has been on a core, where Linux says it: on a busy machine, and with one thread, that is
+/// the honest measure.
+fn on_core() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
+}
+
+/// Mean time of a step: on a core with one thread, by the clock with several.
+fn time(threads: usize, mut step: impl FnMut()) -> f64 {
     step();
-    let (mut times, begun) = (Vec::new(), Instant::now());
-    while times.len() < 5 || begun.elapsed() < Duration::from_secs(2) {
-        let step_begun = Instant::now();
+    let (begun, core_begun, mut steps) = (Instant::now(), on_core(), 0);
+    while steps < 3 || begun.elapsed() < Duration::from_secs(1) {
         step();
-        times.push(step_begun.elapsed().as_secs_f64());
+        steps += 1;
     }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    let on_core = on_core().zip(core_begun).map(|(now, begun)| now - begun);
+    let seconds = on_core.filter(|_| threads == 1).unwrap_or(begun.elapsed()).as_secs_f64();
+    seconds / f64::from(steps)
 }
 
 fn measure(shape: &Shape, isa: Isa, threads: usize) {
@@ -124,7 +131,7 @@ fn measure(shape: &Shape, isa: Isa, threads: usize) {
                 logits: LogitRows::Last,
             })
             .collect();
-        let seconds = time(|| {
+        let seconds = time(threads, || {
             decoder.forward(&team, &mut scratch, &spans, &mut kv).expect("spans are right");
         });
         let rate = batch as f64 / seconds;
@@ -137,7 +144,7 @@ fn measure(shape: &Shape, isa: Isa, threads: usize) {
     }
     for chunk in [16, 64, 128, 512] {
         let span = Span { tokens: &tokens[..chunk], position: 0, pages: &pages, logits: LogitRows::Last };
-        let seconds = time(|| {
+        let seconds = time(threads, || {
             decoder.forward(&team, &mut scratch, &[span], &mut kv).expect("spans are right");
         });
         // The head sees one row, and the embedding is a look-up.

@@ -110,5 +110,9 @@ impl<const FUSED: bool> Lanes for Scalar<FUSED> {
         best
     }
     #[inline(always)]
+    unsafe fn again<T>(pointer: *const T) -> *const T {
+        pointer
+    }
+    #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
 }
