@@ -36,8 +36,11 @@ pub async fn bootstrap(store: &dyn Store) -> Result<Bootstrap, StoreError> {
     Ok(Bootstrap { first_key, join_token })
 }
 
-/// Creates a key.
-pub(crate) async fn create_key(
+/// Creates a key: for a new account where none is named.
+///
+/// # Errors
+/// The store fails.
+pub async fn create_key(
     store: &dyn Store,
     name: String,
     account: Option<AccountId>,

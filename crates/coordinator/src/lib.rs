@@ -21,7 +21,7 @@ mod segments;
 mod server;
 mod uplink;
 
-pub use bootstrap::{Bootstrap, bootstrap};
+pub use bootstrap::{Bootstrap, bootstrap, create_key};
 pub use config::{Config, ConfigError, HttpConfig, RequestConfig, UplinkConfig};
 pub use server::{RunError, run};
 

@@ -74,12 +74,13 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
     };
     let (session, ends) = Session::new(&admitted);
     let session = Arc::new(session);
+    // First on its lane: from the moment that the machine is known, pools may have things to tell it.
+    session.lanes.control(FromCoordinator::Welcome(handshake::welcome(&core, &admitted.hello)));
     match core.machines.connect(&session, &admitted.hello) {
         Ok(after) => core.carry_out(None, after),
         Err(refused) => return refuse(&core, &mut socket, refused).await,
     }
     tracing::info!(machine = %session.machine, name = session.name, agent = admitted.hello.agent, "a machine joined");
-    session.lanes.control(FromCoordinator::Welcome(handshake::welcome(&core, &admitted.hello)));
     let (sink, stream) = socket.split();
     let uplink = &core.config.uplink;
     let (ping, silence) = (span(uplink.heartbeat_us), span(uplink.silence_us_max));

@@ -1,0 +1,19 @@
+//! A coordinator serving, seen from both of its doors: HTTP callers in front, providers behind. The providers here
+//! speak the real protocol over real sockets and answer what a test tells them to.
+
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#[path = "serving/answers.rs"]
+mod answers;
+#[path = "serving/front_door.rs"]
+mod front_door;
+#[path = "serving/house.rs"]
+mod house;
+#[path = "serving/losses.rs"]
+mod losses;
+#[path = "serving/provider.rs"]
+mod provider;
+#[path = "serving/queueing.rs"]
+mod queueing;
+#[path = "serving/strangers.rs"]
+mod strangers;

@@ -1,0 +1,175 @@
+//! Providers that are not let in, and connections that carry what no provider sends.
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
+use wire::control::{FromCoordinator, FromProvider, Hello, RefusalCode, Refused};
+
+use futures_util::SinkExt;
+
+use super::house::{House, PATIENCE, eventually};
+use super::provider::{Offer, Provider, Seen, connect, hear, hello, prove, say};
+
+async fn refused(socket: &mut super::provider::Socket) -> Refused {
+    match hear(socket).await {
+        Some(FromCoordinator::Refused(refused)) => refused,
+        _ => panic!("not refused"),
+    }
+}
+
+fn changed(offer: &Offer, token: &str, change: impl FnOnce(&mut Hello)) -> FromProvider {
+    let FromProvider::Hello(mut said) = hello(offer, token) else { panic!("hello says hello") };
+    change(&mut said);
+    FromProvider::Hello(said)
+}
+
+#[tokio::test]
+async fn a_wrong_token_or_protocol_is_refused_with_reason_and_remedy() {
+    let house = House::open().await;
+    let offer = Offer::default();
+    let cases = [
+        (hello(&offer, "join-phx-wrong"), RefusalCode::BadToken),
+        (changed(&offer, &house.token, |h| h.protocol = 2), RefusalCode::BadProtocol),
+        (changed(&offer, &house.token, |h| h.signing_key = "short".to_owned()), RefusalCode::BadIdentity),
+        (changed(&offer, &house.token, |h| h.name = String::new()), RefusalCode::BadMessage),
+        (FromProvider::Draining, RefusalCode::BadMessage),
+    ];
+    for (first, code) in cases {
+        let mut socket = connect(&house).await;
+        say(&mut socket, &first).await;
+        let refused = refused(&mut socket).await;
+        assert_eq!(refused.code, code);
+        assert!(!refused.reason.is_empty() && !refused.remedy.is_empty());
+        assert!(hear(&mut socket).await.is_none(), "the connection closes");
+    }
+    assert_eq!(house.metric("phalanx_uplink_refusals_total{kind=\"bad_token\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_ones_own_does_not_get_in() {
+    let house = House::open().await;
+    let (mine, theirs) = (Offer::default(), Offer::default());
+    // Their identity, my signature.
+    let mut socket = connect(&house).await;
+    say(&mut socket, &changed(&mine, &house.token, |h| h.machine = theirs.keys.machine())).await;
+    prove(&mut socket, &mine, &house.token).await;
+    assert_eq!(refused(&mut socket).await.code, RefusalCode::BadIdentity);
+    // My identity, no signature.
+    let mut socket = connect(&house).await;
+    say(&mut socket, &hello(&mine, &house.token)).await;
+    let _challenge = hear(&mut socket).await;
+    say(&mut socket, &FromProvider::Proof { signature: String::new() }).await;
+    assert_eq!(refused(&mut socket).await.code, RefusalCode::BadIdentity);
+}
+
+#[tokio::test]
+async fn garbage_closes_its_own_connection_and_is_counted() {
+    let house = House::open().await;
+    let provider = Provider::join(&house).await;
+    for garbage in
+        [Message::Text("{]".into()), Message::Binary(vec![1, 2, 3].into()), Message::Text("[1]".into())]
+    {
+        // Before the handshake.
+        let mut socket = connect(&house).await;
+        socket.send(garbage.clone()).await.unwrap();
+        assert_eq!(refused(&mut socket).await.code, RefusalCode::BadMessage);
+        assert!(hear(&mut socket).await.is_none());
+        // And after it.
+        let mut other = Provider::join(&house).await;
+        other.send_raw(garbage);
+        let said = other.sees(|seen| match seen {
+            Seen::Refused(refused) => Some(refused.code),
+            _ => None,
+        });
+        assert_eq!(said.await, RefusalCode::BadMessage);
+        other.sees(|seen| matches!(seen, Seen::Closed).then_some(())).await;
+    }
+    // Bytes that are no WebSocket frame at all.
+    let mut raw = tokio::net::TcpStream::connect(&house.address).await.unwrap();
+    let upgrade = "GET /api/uplink HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    raw.write_all(upgrade.as_bytes()).await.unwrap();
+    raw.write_all(&[0xff; 64]).await.unwrap();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, raw.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "the connection is left open");
+    assert_eq!(house.metric("phalanx_machines").await, 1.0, "the good provider stays");
+    assert_eq!(house.metric("phalanx_uplink_faults_total{kind=\"frame_unreadable\"}").await, 1.0);
+    assert_eq!(house.metric("phalanx_uplink_faults_total{kind=\"control_unreadable\"}").await, 2.0);
+    assert_eq!(house.chat(json!({})).await.status(), 200);
+    drop(provider);
+}
+
+#[tokio::test]
+async fn what_a_newer_provider_says_beyond_this_protocol_is_tolerated() {
+    let house = House::open().await;
+    let provider = Provider::join(&house).await;
+    provider.send_raw(Message::Text("{\"type\":\"horoscope\",\"sign\":\"crab\"}".into()));
+    assert_eq!(house.chat(json!({})).await.status(), 200);
+    assert_eq!(house.metric("phalanx_machines").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_provider_that_falls_silent_is_gone() {
+    let house = House::with(|config| {
+        config.uplink.heartbeat_us = base::Micros::from_millis(100);
+        config.uplink.silence_us_max = base::Micros::from_millis(400);
+        config.uplink.handshake_us = base::Micros::from_millis(400);
+    })
+    .await;
+    // One that says nothing at all.
+    let mut mute = connect(&house).await;
+    assert_eq!(refused(&mut mute).await.code, RefusalCode::BadMessage);
+    // One whose process hangs after the handshake: its socket is open, and nobody reads it.
+    let offer = Offer::default();
+    let mut socket = connect(&house).await;
+    say(&mut socket, &hello(&offer, &house.token)).await;
+    prove(&mut socket, &offer, &house.token).await;
+    assert!(matches!(hear(&mut socket).await, Some(FromCoordinator::Welcome(_))));
+    eventually("it is gone", async || house.metric("phalanx_machines").await == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_newer_start_takes_an_older_ones_place_and_not_the_other_way_round() {
+    let house = House::open().await;
+    let secret = trust::MachineKeys::generate().to_secret_bytes();
+    let keys = || trust::MachineKeys::from_secret_bytes(&secret).unwrap();
+    let mut old = Provider::join_as(&house, Offer { keys: keys(), incarnation: 5, ..Offer::default() }).await;
+    let new = Provider::join_as(&house, Offer { keys: keys(), incarnation: 6, ..Offer::default() }).await;
+    let told = old.sees(|seen| match seen {
+        Seen::Refused(refused) => Some(refused.code),
+        _ => None,
+    });
+    assert_eq!(told.await, RefusalCode::Superseded);
+    let stale = Offer { keys: keys(), incarnation: 5, ..Offer::default() };
+    let mut socket = connect(&house).await;
+    say(&mut socket, &hello(&stale, &house.token)).await;
+    prove(&mut socket, &stale, &house.token).await;
+    assert_eq!(refused(&mut socket).await.code, RefusalCode::Superseded);
+    assert_eq!(house.metric("phalanx_machines").await, 1.0);
+    assert_eq!(house.chat(json!({})).await.status(), 200);
+    drop(new);
+}
+
+#[tokio::test]
+async fn a_provider_learns_what_the_coordinator_thinks_of_it() {
+    let house = House::open().await;
+    let mut provider = Provider::join(&house).await;
+    let takes = provider.sees(|seen| match seen {
+        Seen::Standing(line) => Some(line),
+        _ => None,
+    });
+    assert_eq!(takes.await, "small: takes requests");
+    let mut report = provider.report.clone();
+    assert_eq!(report.instance, provider.instance);
+    report.generation = 2;
+    report.phase = wire::control::InstancePhase::Failed;
+    report.detail = "disk full".to_owned();
+    provider.send(&FromProvider::InstanceChanged(report));
+    let line = provider.sees(|seen| match seen {
+        Seen::Standing(line) if line.contains("no requests") => Some(line),
+        _ => None,
+    });
+    assert!(line.await.contains("failed"));
+    assert_eq!(house.chat(json!({})).await.status(), 503, "no path");
+}
