@@ -2,6 +2,7 @@
 
 mod archive;
 mod conversation;
+mod marks;
 
 use serde_json::Value;
 
@@ -75,6 +76,7 @@ pub struct OpenKit {
     pub template: Option<ChatTemplate>,
     /// The one for conversations with tools, where it is another.
     tool_template: Option<ChatTemplate>,
+    marks: marks::Marks,
 }
 
 impl std::fmt::Debug for OpenKit {
@@ -106,7 +108,9 @@ impl Kit {
         let (default, with_tools) = self.template_sources(&settings)?;
         let compile =
             |source: Option<String>| source.map(|text| ChatTemplate::new(&text, bos, eos)).transpose();
-        Ok(OpenKit { spec, tokenizer, template: compile(default)?, tool_template: compile(with_tools)? })
+        let (template, tool_template) = (compile(default)?, compile(with_tools)?);
+        let marks = marks::Marks::of(&tokenizer);
+        Ok(OpenKit { spec, tokenizer, template, tool_template, marks })
     }
 
     fn settings(&self) -> Result<Value, KitError> {
@@ -181,7 +185,8 @@ impl OpenKit {
         Ok(template.render(&messages, tools, add_generation_prompt, extra)?)
     }
 
-    /// The tokens of a conversation, up to where the answer begins. Templates write their own begin of text.
+    /// The tokens of a conversation, up to where the answer begins. Templates write their own begin of text. The
+    /// model's marks are the template's alone: where the caller's texts spell one, it stays text.
     ///
     /// # Errors
     /// As [`OpenKit::render_chat`], or the tokenizer fails.
@@ -191,8 +196,15 @@ impl OpenKit {
         tools: Option<&Value>,
         extra: &ChatExtra,
     ) -> Result<Vec<u32>, KitError> {
-        let text = self.render_chat(messages, tools, true, extra)?;
-        Ok(self.tokenizer.encode(&text, false)?)
+        let spelled = |value: &Value| self.marks.appear_in(value);
+        if !messages.iter().any(spelled) && !tools.is_some_and(spelled) {
+            let text = self.render_chat(messages, tools, true, extra)?;
+            return Ok(self.tokenizer.encode(&text, false)?);
+        }
+        let messages: Vec<Value> = messages.iter().map(|message| self.marks.parted(message)).collect();
+        let tools = tools.map(|tools| self.marks.parted(tools));
+        let text = self.render_chat(&messages, tools.as_ref(), true, extra)?;
+        Ok(marks::encode(&self.tokenizer, &text)?)
     }
 
     /// The tokens of a text to continue, with the begin of text that the tokenizer puts before it.

@@ -1,8 +1,9 @@
 //! What a model *is*, not how it runs: families as data, checkpoints, tokenizer, chat template.
 //!
 //! What it is: pure code over bytes that somebody else read. What it is *not*: it opens no file and multiplies no
-//! matrix (see `nn`). Start with [`spec::ModelSpec`], which every family ends in, then `family` for how a
-//! `config.json` becomes one, and `checkpoint` for where its tensors lie.
+//! matrix (see `nn`). Start with [`spec::ModelSpec`], which every family ends in, then [`family`] for how a
+//! `config.json` becomes one, and [`checkpoint`] for where its tensors lie. [`kit::Kit`] is what a coordinator holds of a
+//! model: texts to tokens and back ([`tokenizer`]), conversations to texts ([`template`]). [`synth`] makes models.
 
 pub mod checkpoint;
 pub mod family;

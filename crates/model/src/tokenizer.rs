@@ -144,6 +144,15 @@ impl Tokenizer {
         self.parts.bytes.is_special(token)
     }
 
+    /// How the model's marks are spelled.
+    pub fn special_texts(&self) -> Vec<String> {
+        let ids = self.parts.bytes.special();
+        ids.iter()
+            .filter_map(|&id| self.parts.inner.id_to_token(id))
+            .filter(|text| !text.is_empty())
+            .collect()
+    }
+
     /// One above the largest token there is.
     pub fn vocabulary_len(&self) -> usize {
         self.parts.bytes.len()

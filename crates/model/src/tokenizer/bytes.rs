@@ -101,6 +101,11 @@ impl TokenBytes {
         self.special.binary_search(&token).is_ok()
     }
 
+    /// The marks' numbers, sorted.
+    pub(super) fn special(&self) -> &[u32] {
+        &self.special
+    }
+
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
