@@ -11,8 +11,8 @@ use engine::{EngineConfig, ModelSource};
 use crate::uplink::socket::AuthorityError;
 use crate::uplink::target::TargetError;
 
-/// The longest name of a machine or a model, in characters: names are shown in tables and are metric labels.
-pub const NAME_CHARS_MAX: usize = 128;
+/// The longest name of a machine or a model, in bytes: names are shown in tables and are metric labels.
+pub const NAME_BYTES_MAX: usize = 128;
 
 /// A provider's settings.
 #[derive(Debug, Clone)]
@@ -88,9 +88,8 @@ fn checked(what: &'static str, name: &str) -> Result<(), ConfigError> {
     if name.trim().is_empty() {
         return Err(wrong("is empty".into()));
     }
-    let length = name.chars().count();
-    if length > NAME_CHARS_MAX {
-        return Err(wrong(format!("has {length} characters, {NAME_CHARS_MAX} are allowed")));
+    if name.len() > NAME_BYTES_MAX {
+        return Err(wrong(format!("has {} bytes, {NAME_BYTES_MAX} are allowed", name.len())));
     }
     if name.chars().any(char::is_control) {
         return Err(wrong("holds a control character".into()));
@@ -171,7 +170,7 @@ mod tests {
         assert!(refusal(|c| c.models.clear()).contains("--model"));
         assert!(refusal(|c| c.models.push(c.models[0].clone())).contains("\"tiny\" is given twice"));
         assert!(refusal(|c| c.models[0].name = "".into()).contains("is empty"));
-        assert!(refusal(|c| c.name = Some("x".repeat(200))).contains("200 characters, 128 are allowed"));
+        assert!(refusal(|c| c.name = Some("x".repeat(200))).contains("200 bytes, 128 are allowed"));
         assert!(refusal(|c| c.name = Some("a\u{1b}[2J".into())).contains("control character"));
     }
 

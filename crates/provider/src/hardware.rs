@@ -30,7 +30,8 @@ pub(crate) fn probe() -> Hardware {
 /// The name that people know this machine by, where nobody gave another.
 pub(crate) fn machine_name() -> String {
     let name = sysinfo::System::host_name().unwrap_or_default();
-    let name: String = name.trim().chars().filter(|c| !c.is_control()).take(crate::NAME_CHARS_MAX).collect();
+    let name: String =
+        name.trim().chars().filter(char::is_ascii_graphic).take(crate::NAME_BYTES_MAX).collect();
     if name.is_empty() { "machine".to_owned() } else { name }
 }
 

@@ -18,7 +18,7 @@ mod provider;
 mod session;
 mod uplink;
 
-pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_CHARS_MAX};
+pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_BYTES_MAX};
 pub use event::Event;
 pub use identity::{IdentityError, KEY_FILE};
 pub use provider::{Farewell, RunError, run};

@@ -16,6 +16,12 @@ struct Stage {
     _home: tempfile::TempDir,
 }
 
+impl Stage {
+    async fn leave(self) {
+        self.running.leave_from(self.peer).await;
+    }
+}
+
 async fn stage_on(welcome: Welcome) -> Stage {
     let fake = Fake::new().await;
     let home = tempfile::tempdir().unwrap();
@@ -56,7 +62,7 @@ async fn an_attempt_is_answered_in_sealed_chunks_and_the_same_job_gets_the_same_
         !stage.peer.wiretap.windows(text.len()).any(|window| window == text),
         "the answer travels sealed"
     );
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -69,7 +75,7 @@ async fn an_attempt_that_resumes_goes_on_as_if_it_had_not_been_interrupted() {
     let rest = stage.peer.answer(attempt).await;
     assert_eq!(rest.tokens, whole.tokens[6..]);
     assert_eq!(rest.finish.generated_tokens, 16);
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -86,7 +92,7 @@ async fn many_attempts_at_once_are_each_answered_whole() {
         assert_eq!(answer.tokens.len(), 20);
         assert_eq!(answer.logprobs, if n % 2 == 0 { 20 } else { 0 });
     }
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -107,7 +113,7 @@ async fn a_cancelled_attempt_ends_at_once_and_frees_its_place() {
     stage.peer.send(&FromCoordinator::Cancel { attempt }).await;
     let attempt = stage.peer.attempt(&job("tiny", &[1, 2, 3], 4)).await;
     stage.peer.answer(attempt).await;
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -120,7 +126,7 @@ async fn a_cancellation_that_overtakes_its_attempt_still_counts() {
     let (reason, message) = refusal(&mut stage.peer, attempt).await;
     assert_eq!(reason, AttemptRefusal::NotReady);
     assert!(message.contains("cancelled"), "{message}");
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -130,7 +136,7 @@ async fn an_attempt_for_another_model_is_refused_as_such() {
     let (reason, message) = refusal(&mut stage.peer, attempt).await;
     assert_eq!(reason, AttemptRefusal::WrongModel);
     assert!(message.contains("huge"), "{message}");
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -140,7 +146,7 @@ async fn an_attempt_that_can_never_fit_is_refused_with_both_numbers() {
     let (reason, message) = refusal(&mut stage.peer, attempt).await;
     assert_eq!(reason, AttemptRefusal::TooLong);
     assert!(message.contains("100000"), "{message}");
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -174,7 +180,7 @@ async fn what_cannot_be_opened_or_read_is_refused_and_nothing_else_is_disturbed(
     assert_eq!(refusal(&mut stage.peer, short).await.0, AttemptRefusal::Unreadable);
 
     assert_eq!(stage.peer.answer(running).await.tokens.len(), 40);
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -186,7 +192,7 @@ async fn a_message_over_the_sessions_limit_fails_its_attempt_and_not_the_connect
     assert_eq!(reason, AttemptRefusal::TooLong);
     assert!(message.contains("65536"), "{message}");
     assert_eq!(stage.peer.answer(running).await.tokens.len(), 40);
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -197,7 +203,7 @@ async fn an_attempt_that_comes_twice_runs_once() {
     stage.peer.raw(Message::Binary(frame.clone().into())).await;
     stage.peer.raw(Message::Binary(frame.into())).await;
     assert_eq!(stage.peer.answer(attempt).await.tokens.len(), 60);
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -220,7 +226,7 @@ async fn a_full_engine_refuses_and_what_it_took_is_finished() {
         }
     }
     assert!(finished >= 8 && finished + refused == 64, "{finished} finished, {refused} refused");
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -234,7 +240,7 @@ async fn a_reader_that_stalls_and_returns_gets_every_token() {
     let (one, two) = (stage.peer.answer(first).await, stage.peer.answer(second).await);
     assert_eq!(one.tokens.len(), 400);
     assert_eq!(one.tokens, two.tokens);
-    stage.running.leave().await;
+    stage.leave().await;
 }
 
 #[tokio::test]
@@ -255,5 +261,5 @@ async fn attempts_of_a_lost_session_are_not_computed_on() {
         _ => None,
     };
     peer.find("an idle instance", idle).await;
-    running.leave().await;
+    running.leave_from(peer).await;
 }

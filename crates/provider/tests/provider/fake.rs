@@ -401,6 +401,13 @@ impl Running {
         soon("the provider's end", self.task).await.unwrap()
     }
 
+    /// Leaves while the coordinator reads on, as a real one does.
+    pub(crate) async fn leave_from(mut self, peer: Peer) -> Farewell {
+        self.ask_to_leave();
+        let (farewell, _) = tokio::join!(self.ended(), peer.until_closed());
+        farewell.unwrap()
+    }
+
     pub(crate) async fn leave(mut self) -> Farewell {
         self.ask_to_leave();
         self.ended().await.unwrap()

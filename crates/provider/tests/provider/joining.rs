@@ -23,7 +23,7 @@ async fn a_provider_proves_its_identity_registers_and_says_when_its_model_is_rea
     let ready = peer.instance_in(InstancePhase::Ready).await;
     assert!(ready.slots > 0 && ready.kv_tokens > 0 && ready.decode_tokens_per_s > 0.0, "{ready:?}");
     running.event("joined", |e| matches!(e, Event::Joined { .. }).then_some(())).await;
-    running.leave().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn a_kit_comes_on_demand_and_is_what_its_hash_says() {
     let kit = peer.kit(&model.kit_sha256, model.kit_bytes.0 as usize).await;
     assert_eq!(trust::hex(&trust::sha256(&kit)), model.kit_sha256);
     model::kit::Kit::from_bytes(&kit).unwrap().open().unwrap();
-    running.leave().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn heartbeats_carry_reports_whose_generation_grows() {
             generation = beat.instances[0].generation;
         }
     }
-    running.leave().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -105,8 +105,8 @@ async fn a_coordinator_that_is_full_is_tried_again() {
     peer.send(&refused(RefusalCode::Unavailable)).await;
     drop(peer);
     running.event("a pause", |e| matches!(e, Event::Reconnecting { .. }).then_some(())).await;
-    let (_peer, _) = fake.join().await;
-    running.leave().await;
+    let (peer, _) = fake.join().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn a_lost_connection_is_made_again_as_the_same_start_and_a_restart_is_a_la
     let restarted = third.hello.clone().unwrap();
     assert_eq!(restarted.machine, before.machine);
     assert!(restarted.incarnation > before.incarnation);
-    running.leave().await;
+    running.leave_from(third).await;
 }
 
 #[tokio::test]
@@ -201,8 +201,8 @@ async fn garbage_in_a_handshake_and_more_than_a_little_in_a_session_make_it_dial
         }
     }
     peer.until_closed().await;
-    let (_peer, _) = fake.join().await;
-    running.leave().await;
+    let (peer, _) = fake.join().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -220,8 +220,8 @@ async fn a_silent_coordinator_is_left_and_dialled_again() {
         .await;
     assert!(detail.contains("nothing heard for 0.3 s"), "{detail}");
     drop(peer);
-    let (_peer, _) = fake.join().await;
-    running.leave().await;
+    let (peer, _) = fake.join().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn what_the_coordinator_thinks_is_passed_on() {
         })
         .await;
     assert_eq!(told, ["tiny: not ready", "an [31mescape"]);
-    running.leave().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -261,5 +261,5 @@ async fn a_model_that_cannot_be_loaded_is_reported_and_the_others_serve() {
         })
         .await;
     assert!(detail.0.as_str() == "gone" && detail.1 == failed.detail, "{detail:?}");
-    running.leave().await;
+    running.leave_from(peer).await;
 }

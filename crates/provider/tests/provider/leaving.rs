@@ -80,8 +80,8 @@ async fn a_coordinator_that_says_goodbye_is_joined_again() {
         })
         .await;
     assert!(detail.contains("an update"), "{detail}");
-    let (_peer, _) = fake.join().await;
-    running.leave().await;
+    let (peer, _) = fake.join().await;
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]
@@ -89,10 +89,10 @@ async fn a_second_provider_in_the_same_folder_does_not_start() {
     let fake = Fake::new().await;
     let home = tempfile::tempdir().unwrap();
     let running = Running::start(config(&fake, home.path()));
-    let (_peer, _) = fake.join().await;
+    let (peer, _) = fake.join().await;
     match Running::start(config(&fake, home.path())).ended().await {
         Err(error @ RunError::Identity(_)) => assert!(error.to_string().contains("--data"), "{error}"),
         other => panic!("{other:?}"),
     }
-    running.leave().await;
+    running.leave_from(peer).await;
 }

@@ -8,3 +8,4 @@ mod fake;
 mod joining;
 mod leaving;
 mod models;
+mod secure;
