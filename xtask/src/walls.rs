@@ -23,7 +23,7 @@ const BANNED: [(&str, &str); 5] = [
 
 /// Libraries that one crate alone may name.
 const RESERVED: [(&str, &str); 4] =
-    [("aws-lc-rs", "trust"), ("hpke", "trust"), ("sqlx", "store"), ("memmap2", "kernels")];
+    [("aws-lc-rs", "trust"), ("hpke", "trust"), ("rusqlite", "store"), ("memmap2", "kernels")];
 
 /// What only shells may name: it opens sockets or runs tasks.
 const SHELL_ONLY: [&str; 8] =

@@ -1,2 +1,97 @@
-//! (being written)
-fn main() {}
+//! The binary `phalanx`: reads the command line, puts the shells together, and starts one of them.
+//!
+//! One file per verb. What it is *not*: a place where anything is decided; a verb reads its arguments, calls a crate
+//! and prints. Start with [`up`], which starts a whole fleet on this machine.
+
+mod bench;
+mod chat;
+mod client;
+mod coordinator;
+mod doctor;
+mod keys;
+mod logits;
+mod models;
+mod place;
+mod provider;
+mod ready;
+mod run;
+mod serving;
+mod settings;
+mod shutdown;
+mod status;
+mod terminal;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+// Many small, short-lived allocations a token: see `bench scenarios`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "phalanx", version, about = "One private LLM service out of all the machines you have")]
+#[command(after_help = "Start with `phalanx up`: a whole fleet on this machine, with a model in it.")]
+struct Arguments {
+    /// What to log on standard error, as in `info` or `coordinator=debug,warn`.
+    #[arg(long, global = true, env = "PHALANX_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a whole fleet on this machine: a coordinator, two providers, the bundled model.
+    Up(up::Options),
+    /// Start a coordinator: the control plane and the API.
+    Coordinator(coordinator::Options),
+    /// Offer this machine to a coordinator.
+    Provider(provider::Options),
+    /// Talk to a model.
+    Chat(chat::Options),
+    /// Answer one prompt with the engine alone: no network, no coordinator.
+    Run(run::Options),
+    /// Print a model's logits after given tokens.
+    Logits(logits::Options),
+    /// Show machines, models and instances, and why any of them takes no requests.
+    Status(status::Options),
+    /// List, inspect and make models.
+    #[command(subcommand)]
+    Models(models::Verb),
+    /// Create, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(keys::Verb),
+    /// Measure: the ten scenarios, or the engine.
+    #[command(subcommand)]
+    Bench(bench::Verb),
+    /// Check this machine and this installation, and say what to do about what is wrong.
+    Doctor(doctor::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    terminal::start_log(arguments.log.as_deref());
+    let result = match arguments.command {
+        Command::Up(options) => serving::block_on(up::run(options)),
+        Command::Coordinator(options) => serving::block_on(coordinator::run(options)),
+        Command::Provider(options) => serving::block_on(provider::run(options)),
+        Command::Chat(options) => serving::block_on(chat::run(options)),
+        Command::Run(options) => run::run(&options),
+        Command::Logits(options) => logits::run(&options),
+        Command::Status(options) => serving::block_on(status::run(options)),
+        Command::Models(verb) => models::run(verb),
+        Command::Keys(verb) => serving::block_on(keys::run(verb)),
+        Command::Bench(verb) => serving::block_on(bench::run(verb)),
+        Command::Doctor(options) => serving::block_on(doctor::run(options)),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if terminal::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! `phalanx bench`: the ten scenarios on real processes, or the engine alone.
+
+use std::process::ExitCode;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Ten scenarios: real coordinator, real providers, real sockets, sealing on, the ledger on disk.
+    Scenarios(bench::scenarios::Options),
+    /// One engine: decode, prefill, batches, loading, memory.
+    Engine(bench::engine::Options),
+}
+
+pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    let passed = match verb {
+        Verb::Scenarios(options) => bench::scenarios::run(options).await?,
+        Verb::Engine(options) => tokio::task::spawn_blocking(move || bench::engine::run(&options)).await??,
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

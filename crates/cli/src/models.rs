@@ -1,0 +1,27 @@
+//! `phalanx models`: list, inspect and make models.
+
+mod inspect;
+mod list;
+mod synth;
+
+use std::process::ExitCode;
+
+use crate::serving;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Verb {
+    /// List the models that are in this program, and those that the coordinator serves.
+    List(list::Options),
+    /// Tell a model's family, format, size, and the memory it needs.
+    Inspect(inspect::Options),
+    /// Write a model with random weights, of any shape, for tests and benches.
+    Synth(synth::Options),
+}
+
+pub(crate) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::List(options) => serving::block_on(list::run(options)),
+        Verb::Inspect(options) => inspect::run(&options),
+        Verb::Synth(options) => synth::run(&options),
+    }
+}

@@ -1,0 +1,137 @@
+//! `phalanx models synth`: writes a model with random weights, of any shape, for tests and benches.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use model::checkpoint::DType;
+use model::synth::{Synth, SynthRequest};
+
+use crate::terminal::{say, say_json};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The model family: llama or qwen3.
+    #[arg(long, default_value = "llama")]
+    family: String,
+    /// E: width of the residual stream.
+    #[arg(long, default_value_t = 256)]
+    hidden: usize,
+    /// Layers.
+    #[arg(long, default_value_t = 4)]
+    layers: usize,
+    /// H: query heads.
+    #[arg(long, default_value_t = 8)]
+    heads: usize,
+    /// K: key and value heads [default: as many as query heads].
+    #[arg(long)]
+    kv_heads: Option<usize>,
+    /// D: numbers in a head [default: hidden / heads].
+    #[arg(long)]
+    head_dim: Option<usize>,
+    /// F: width of the feed-forward [default: four times hidden].
+    #[arg(long)]
+    feed_forward: Option<usize>,
+    /// V: different tokens.
+    #[arg(long, default_value_t = 1024)]
+    vocabulary: usize,
+    /// The longest context, in tokens.
+    #[arg(long, default_value_t = 4096)]
+    context: usize,
+    /// How weights are stored: f32, f16 or bf16.
+    #[arg(long, default_value = "bf16", value_parser = parse_format)]
+    format: DType,
+    /// Use the embedding as the head.
+    #[arg(long)]
+    tied: bool,
+    /// The same seed gives the same weights.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The folder to write. Must not hold a model yet.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_format(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let synth = Synth::new(&SynthRequest {
+        family: options.family.clone(),
+        hidden: options.hidden,
+        layers: options.layers,
+        heads: options.heads,
+        kv_heads: options.kv_heads.unwrap_or(options.heads),
+        head_dim: options.head_dim,
+        feed_forward: options.feed_forward.unwrap_or(options.hidden.saturating_mul(4)),
+        vocabulary: options.vocabulary,
+        context: options.context,
+        dtype: options.format,
+        tied: options.tied,
+        seed: options.seed,
+    })?;
+    let weights = options.out.join("model.safetensors");
+    if weights.exists() {
+        bail!("{} is there already: choose another folder, or remove it", weights.display());
+    }
+    fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
+    let kit = synth.kit();
+    write(&options.out.join("config.json"), &kit.config)?;
+    write(&options.out.join("tokenizer.json"), &kit.tokenizer)?;
+    if let Some(tokenizer_config) = &kit.tokenizer_config {
+        write(&options.out.join("tokenizer_config.json"), tokenizer_config)?;
+    }
+    let bytes = write_weights(&synth, &weights).inspect_err(|_| {
+        // Half a file would be taken for a whole one next time.
+        let _ = fs::remove_file(&weights);
+    })?;
+    if options.json {
+        say_json(&serde_json::json!({
+            "path": options.out,
+            "parameters": model::checkpoint::parameters(synth.spec()),
+            "weight_bytes": bytes,
+        }))?;
+    } else {
+        say(format!(
+            "{}: {} weights, {}",
+            options.out.display(),
+            model::checkpoint::parameters(synth.spec()),
+            base::Bytes(bytes)
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
+}
+
+fn write_weights(synth: &Synth, path: &Path) -> anyhow::Result<u64> {
+    let (header, tensor_bytes) = synth.header();
+    let context = || format!("writing {}", path.display());
+    let mut file = BufWriter::new(File::create(path).with_context(context)?);
+    file.write_all(&header).with_context(context)?;
+    let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")?;
+    let bar = ProgressBar::new(tensor_bytes).with_style(style);
+    for index in 0..synth.tensors().len() {
+        for chunk in synth.chunks(index) {
+            file.write_all(&chunk).with_context(context)?;
+            bar.inc(chunk.len() as u64);
+        }
+    }
+    bar.finish_and_clear();
+    file.into_inner().map_err(|error| error.into_error()).and_then(|f| f.sync_all()).with_context(context)?;
+    Ok(tensor_bytes)
+}

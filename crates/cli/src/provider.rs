@@ -1,0 +1,131 @@
+//! `phalanx provider`: offers this machine to a coordinator.
+
+use std::process::ExitCode;
+
+use provider::{Config, Event, ModelConfig};
+use serde::Serialize;
+
+use crate::place::DataOption;
+use crate::ready::ReadyOption;
+use crate::serving::{self, EngineOptions, ServedModel};
+use crate::shutdown;
+use crate::terminal::say;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The coordinator's address, as `phalanx coordinator` printed it.
+    #[arg(long, value_name = "URL", env = "PHALANX_JOIN")]
+    join: String,
+    /// The token that the coordinator printed.
+    #[arg(long, env = "PHALANX_JOIN_TOKEN", hide_env_values = true)]
+    token: String,
+    /// What to call this machine [default: its host name].
+    #[arg(long)]
+    name: Option<String>,
+    /// Serve this model, as NAME=PATH or `bundled` [default: bundled]. May be repeated.
+    #[arg(long = "model", value_name = "MODEL", value_parser = serving::parse_served_model)]
+    models: Vec<ServedModel>,
+    #[command(flatten)]
+    engine: EngineOptions,
+    /// Trust only the authorities in this PEM file for https [default: the system's].
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    data: DataOption,
+    #[command(flatten)]
+    ready: ReadyOption,
+    /// Print only what needs attention.
+    #[arg(long)]
+    quiet: bool,
+    /// End when this process, the parent, does.
+    #[arg(long, hide = true)]
+    with_parent: Option<u32>,
+}
+
+/// What a script wants to know of a provider.
+#[derive(Serialize)]
+struct Ready {
+    machine: String,
+    pid: u32,
+}
+
+pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    if let Some(parent) = options.with_parent {
+        shutdown::with_parent(parent)?;
+    }
+    let ending = shutdown::on_signals()?;
+    let folder = options.data.make()?;
+    let mut config = Config::new(options.join, options.token, folder);
+    config.name = options.name;
+    config.ca_file = options.ca_file;
+    let models = if options.models.is_empty() { vec![ServedModel::bundled()] } else { options.models };
+    for model in models {
+        let mut served = ModelConfig::new(model.name, model.source);
+        served.engine = options.engine.config();
+        config.models.push(served);
+    }
+    let mut teller =
+        Teller { quiet: options.quiet, ready: options.ready, machine: None, joined: false, served: false };
+    provider::run(config, ending.cancelled_owned(), move |event| teller.tell(&event)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what happens, and writes the ready file once something is served.
+struct Teller {
+    quiet: bool,
+    ready: ReadyOption,
+    machine: Option<String>,
+    joined: bool,
+    served: bool,
+}
+
+impl Teller {
+    fn tell(&mut self, event: &Event) {
+        match event {
+            Event::Identified { machine, name, .. } => {
+                self.machine = Some(machine.to_string());
+                self.print(format!("This machine is {name} ({machine})."));
+            }
+            Event::Loading { model } => self.print(format!("{model}: loading")),
+            Event::Ready { model, took, slots, kv_tokens } => {
+                self.served = true;
+                self.print(format!(
+                    "{model}: ready after {:.1} s, {slots} requests together, {kv_tokens} tokens of KV cache",
+                    took.as_secs_f64()
+                ));
+            }
+            Event::Connecting { url } => self.print(format!("Connecting to {url}")),
+            Event::Joined { url } => {
+                self.joined = true;
+                self.print(format!("Joined {url}."));
+            }
+            Event::Standing { lines } => {
+                lines.iter().for_each(|line| self.print(format!("Coordinator: {line}")))
+            }
+            Event::Draining { in_flight } => {
+                self.print(format!("Ending: {in_flight} requests are finished first."))
+            }
+            Event::Failed { model, detail } => eprintln!("{model} cannot be served: {detail}"),
+            Event::Refused { reason, remedy, .. } => {
+                eprintln!("refused by the coordinator: {reason}. {remedy}")
+            }
+            // Under `up` this happens when the coordinator, and then everything, ends.
+            Event::Reconnecting { detail, pause } if !self.quiet => {
+                eprintln!("no connection ({detail}); trying again in {:.1} s", pause.as_secs_f64());
+            }
+            _ => {}
+        }
+        if self.joined
+            && self.served
+            && let Some(machine) = self.machine.take()
+            && let Err(error) = self.ready.write(&Ready { machine, pid: std::process::id() })
+        {
+            eprintln!("{error:#}");
+        }
+    }
+
+    fn print(&self, line: String) {
+        // A closed standard output must not end a provider.
+        if !self.quiet && say(line).is_err() {}
+    }
+}

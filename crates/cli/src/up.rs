@@ -1,0 +1,202 @@
+//! `phalanx up`: a whole fleet on this machine: a coordinator in this process, providers in processes of their own.
+
+mod children;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use wire::admin::FleetStatus;
+
+use self::children::{Children, Plan};
+use crate::client::Client;
+use crate::coordinator::{Ground, url_of, warn_beyond_loopback};
+use crate::place::DataOption;
+use crate::ready::ReadyOption;
+use crate::serving::{self, EngineOptions, ServedModel};
+use crate::settings::SettingsOptions;
+use crate::shutdown;
+use crate::terminal::{say, say_json};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where to listen. Port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8420", env = "PHALANX_LISTEN")]
+    listen: SocketAddr,
+    /// How many providers to start.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    providers: u32,
+    /// Serve this model, as NAME=PATH or `bundled` [default: bundled]. May be repeated.
+    #[arg(long = "model", value_name = "MODEL", value_parser = serving::parse_served_model)]
+    models: Vec<ServedModel>,
+    #[command(flatten)]
+    engine: EngineOptions,
+    #[command(flatten)]
+    data: DataOption,
+    #[command(flatten)]
+    ready: ReadyOption,
+    #[command(flatten)]
+    settings: SettingsOptions,
+    /// Print JSON when ready.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a script wants to know of a fleet.
+#[derive(Serialize)]
+struct Ready<'a> {
+    url: &'a str,
+    key: &'a str,
+    join_token: &'a str,
+    pid: u32,
+    models: Vec<String>,
+}
+
+/// How long the first model may take to load before `up` says that something is wrong.
+const READY_MAX: Duration = Duration::from_secs(600);
+
+pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let config: coordinator::Config = options.settings.read()?;
+    let ending = shutdown::on_signals()?;
+    let folder = options.data.make()?;
+    let listener = serving::listen(options.listen).await?;
+    let url = url_of(listener.local_addr()?);
+    let ground = Ground::open(&folder, &url).await?;
+
+    let closing = CancellationToken::new();
+    let serve =
+        coordinator::run(config, listener, Arc::clone(&ground.store) as _, closing.clone().cancelled_owned());
+    let serving = tokio::spawn(serve);
+    let mut children = Children::start(plan(&options, &folder, &url, &ground)?)?;
+
+    let outcome = tokio::select! {
+        outcome = attend(&options, &url, &ground, &mut children) => outcome,
+        () = ending.cancelled() => Ok(()),
+    };
+    if !options.json {
+        eprintln!("\nending: running requests are finished first (Ctrl-C again ends at once)");
+    }
+    // Requests are finished while the providers that compute them still run.
+    closing.cancel();
+    let served = serving.await.context("the coordinator's task")?;
+    children.stop().await;
+    outcome?;
+    served?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the fleet serves, says so, and then keeps its providers running for good.
+async fn attend(
+    options: &Options,
+    url: &str,
+    ground: &Ground,
+    children: &mut Children,
+) -> anyhow::Result<()> {
+    let client = Client::new(url, &ground.key);
+    let status = tokio::select! {
+        status = await_served(&client, options) => status?,
+        error = children.keep() => return Err(error),
+    };
+    let models = status.models.iter().map(|pool| pool.model.to_string()).collect();
+    let ready =
+        Ready { url, key: &ground.key, join_token: &ground.join_token, pid: std::process::id(), models };
+    if options.json {
+        say_json(&ready)?;
+    } else {
+        banner(options, &ready, &status)?;
+    }
+    options.ready.write(&ready)?;
+    Err(children.keep().await)
+}
+
+/// Waits until every provider's instances take requests, or can be seen to fail.
+async fn await_served(client: &Client, options: &Options) -> anyhow::Result<FleetStatus> {
+    let spinner = indicatif::ProgressBar::new_spinner().with_message("loading the model");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let wanted = options.providers as usize * options.models.len().max(1);
+    let deadline = Instant::now() + READY_MAX;
+    let mut pace = tokio::time::interval(Duration::from_millis(25));
+    loop {
+        pace.tick().await;
+        let status: FleetStatus = client.get("/api/status").await?;
+        let instances: Vec<_> = status.machines.iter().flat_map(|m| &m.instances).collect();
+        if instances.iter().filter(|i| i.ineligible.is_none()).count() >= wanted {
+            spinner.finish_and_clear();
+            return Ok(status);
+        }
+        let failed = instances.iter().find(|i| i.phase == wire::control::InstancePhase::Failed);
+        if let Some(failed) = failed {
+            bail!(
+                "{} cannot be served: {}",
+                failed.model,
+                failed.ineligible.as_deref().unwrap_or("no reason")
+            );
+        }
+        if Instant::now() > deadline {
+            let why = instances.iter().find_map(|i| i.ineligible.as_deref()).unwrap_or("no provider joined");
+            bail!("nothing serves after {} s: {why}", READY_MAX.as_secs());
+        }
+    }
+}
+
+fn plan(options: &Options, folder: &Path, url: &str, ground: &Ground) -> anyhow::Result<Plan> {
+    let mut arguments = Vec::new();
+    let bundled = [ServedModel::bundled()];
+    let models = if options.models.is_empty() { &bundled[..] } else { &options.models };
+    for model in models {
+        arguments.extend(["--model".to_owned(), model.argument().to_owned()]);
+    }
+    let mut engine = options.engine.clone();
+    if engine.threads.is_none() {
+        // The cores are shared out, so that providers do not wait for each other's threads.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        engine.threads = u32::try_from(cores).ok().map(|cores| (cores / options.providers).max(1));
+    }
+    arguments.extend(engine.arguments());
+    Ok(Plan {
+        program: std::env::current_exe().context("finding this program's own file")?,
+        count: options.providers,
+        join: url.to_owned(),
+        token: ground.join_token.clone(),
+        folder: folder.to_owned(),
+        arguments,
+    })
+}
+
+fn banner(options: &Options, ready: &Ready<'_>, status: &FleetStatus) -> anyhow::Result<()> {
+    let model = status.models.first().map(|pool| pool.model.to_string()).unwrap_or_default();
+    let speeds = status.machines.iter().flat_map(|m| &m.instances).map(|i| i.decode_tokens_per_s);
+    say(format!("Phalanx {} is up.\n", env!("CARGO_PKG_VERSION")))?;
+    say(format!("  URL       {}/v1", ready.url))?;
+    say(format!("  key       {}", ready.key))?;
+    for pool in &status.models {
+        say(format!(
+            "  model     {} ({} instances, context {} tokens, about {:.0} tokens/s each)",
+            pool.model,
+            pool.eligible.0,
+            pool.context,
+            speeds.clone().fold(f32::INFINITY, f32::min)
+        ))?;
+    }
+    say("\nTry it:\n")?;
+    say(format!(
+        "  curl -sN {}/v1/chat/completions -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' \
+         -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello! Who are you?\"}}]}}'",
+        ready.url, ready.key
+    ))?;
+    say(
+        "\nor talk to it in another terminal: phalanx chat (from the source tree: cargo run --release -- chat)",
+    )?;
+    say(format!(
+        "Another machine joins with: phalanx provider --join {} --token {}",
+        ready.url, ready.join_token
+    ))?;
+    say("\nCtrl-C ends everything.")?;
+    warn_beyond_loopback(options.listen.ip());
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! Whole fleets of real processes: what a newcomer, an operator and an attacker would see.
+
+#[path = "fleet/api.rs"]
+mod api;
+#[path = "fleet/losses.rs"]
+mod losses;
+#[path = "fleet/newcomer.rs"]
+mod newcomer;
+#[path = "fleet/refusals.rs"]
+mod refusals;
+#[path = "fleet/sealing.rs"]
+mod sealing;

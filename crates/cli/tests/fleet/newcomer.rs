@@ -1,0 +1,104 @@
+//! What a newcomer does: `phalanx up`, the line that it prints, Ctrl-C.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+
+use testkit::Program;
+
+use crate::api::{Api, PHALANX, events, text_of, turn};
+
+#[tokio::test]
+async fn up_prints_a_curl_line_that_streams_an_answer_and_ends_without_a_trace() {
+    let up = Program::new(PHALANX, ["up", "--listen", "127.0.0.1:0"]).start();
+    let api = Api::of(&up);
+    assert_eq!(
+        up.ready_file()["pid"].as_u64(),
+        Some(u64::try_from(up.pid().as_raw_nonzero().get()).unwrap())
+    );
+    api.await_eligible(2).await;
+    let children = children_of(up.pid().as_raw_nonzero().get());
+    assert_eq!(children.len(), 2, "two providers, each a process of its own");
+
+    // The line is run as it was printed: by a shell.
+    let printed = up.printed();
+    let line = printed.lines().find(|line| line.trim_start().starts_with("curl ")).expect("a curl line");
+    if Command::new("curl").arg("--version").output().is_ok() {
+        let output = Command::new("sh").args(["-c", line]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("data: {") && text.trim_end().ends_with("data: [DONE]"), "{text}");
+    }
+    assert!(line.contains(&api.url) && line.contains(&api.key));
+    let mut body = turn("Hello! Who are you?", 64);
+    body["stream"] = true.into();
+    let (events, done) = events(api.post("/v1/chat/completions", &body).await).await;
+    assert!(done);
+    assert!(text_of(&events).contains("Phalanx"), "{}", text_of(&events));
+
+    let address: SocketAddr = api.url.trim_start_matches("http://").parse().unwrap();
+    let stopped = up.stop();
+    assert!(stopped.status.success(), "{}\n{}", stopped.status, stopped.printed);
+    assert!(TcpStream::connect(address).is_err(), "the port is closed");
+    drop(TcpListener::bind(address).expect("the port is free"));
+    for child in children {
+        assert!(!std::path::Path::new(&format!("/proc/{child}")).exists(), "process {child} is left");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_up_takes_its_providers_with_it() {
+    let up = Program::new(PHALANX, ["up", "--listen", "127.0.0.1:0"]).start();
+    let children = children_of(up.pid().as_raw_nonzero().get());
+    assert_eq!(children.len(), 2);
+    drop(up.kill());
+    let mut pace = tokio::time::interval(std::time::Duration::from_millis(20));
+    for _ in 0..1500 {
+        if children.iter().all(|child| !is_alive(*child)) {
+            return;
+        }
+        pace.tick().await;
+    }
+    panic!("providers outlive their parent by half a minute");
+}
+
+#[tokio::test]
+async fn a_second_start_keeps_machines_and_key_and_a_second_up_beside_it_is_told_why_not() {
+    let up = Program::new(PHALANX, ["up", "--listen", "127.0.0.1:0"]).start();
+    let api = Api::of(&up);
+    let machines = |status: &serde_json::Value| -> Vec<String> {
+        let all = status["machines"].as_array().unwrap().iter();
+        let mut names: Vec<_> = all.map(|m| m["machine"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    api.await_eligible(2).await;
+    let before = machines(&api.get("/api/status").await);
+
+    let address = api.url.trim_start_matches("http://").to_owned();
+    let beside = Program::new(PHALANX, ["up", "--listen", &address]).spawn().ended();
+    assert!(!beside.status.success());
+    assert!(beside.printed.contains("in use") && beside.printed.contains("--listen"), "{}", beside.printed);
+
+    let again = Program::new(PHALANX, ["up", "--listen", "127.0.0.1:0"]).in_folder_of(up.stop()).start();
+    let api_again = Api::of(&again);
+    assert_eq!(api_again.key, api.key);
+    api_again.await_eligible(2).await;
+    assert_eq!(machines(&api_again.get("/api/status").await), before);
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let mut found: Vec<i32> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // A child started by another thread is listed under that thread.
+    for task in std::fs::read_dir(format!("/proc/{parent}/task")).unwrap() {
+        let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+        found.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn is_alive(process: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
