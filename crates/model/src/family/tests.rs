@@ -138,6 +138,32 @@ fn a_sliding_window_is_on_the_layers_that_say_so_and_only_if_it_is_used() {
 }
 
 #[test]
+fn configurations_as_published_have_the_parameters_as_published() {
+    let llama = json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
+        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+        "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 500000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_cache": true,
+        "vocab_size": 128256
+    });
+    let spec = read(&llama).unwrap();
+    assert_eq!((crate::checkpoint::parameters(&spec), spec.stop_tokens.len()), (1_235_814_400, 3));
+    let qwen = json!({
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "bos_token_id": 151643,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+        "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
+        "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
+        "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936
+    });
+    assert_eq!(crate::checkpoint::parameters(&read(&qwen).unwrap()), 596_049_920);
+}
+
+#[test]
 fn a_missing_size_is_named() {
     for field in [
         "hidden_size",
