@@ -54,7 +54,7 @@ fn apply(table: &mut Table, change: &str) -> anyhow::Result<()> {
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
     let mut place = table;
-    let mut parts: Vec<&str> = name.split('.').collect();
+    let mut parts: Vec<&str> = name.split('.').map(str::trim).collect();
     let last = parts.pop().unwrap_or_default();
     for part in parts {
         let inner = place.entry(part).or_insert_with(|| Value::Table(Table::new()));

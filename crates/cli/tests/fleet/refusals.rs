@@ -97,7 +97,7 @@ async fn a_revoked_key_opens_nothing_and_a_plain_key_does_not_operate() {
     let created: Value = api.post("/api/keys", &json!({"name": "app"})).await.json().await.unwrap();
     let app = Api { key: created["secret"].as_str().unwrap().to_owned(), ..Api::of(&coordinator) };
     assert!(app.get("/v1/models").await["data"].is_array());
-    assert_eq!(app.get("/api/status").await["error"]["code"], "admin_key_needed");
+    assert_eq!(app.get("/api/status").await["error"]["code"], "not_admin");
     let id = created["key"]["id"].as_str().unwrap();
     let client = reqwest::Client::new();
     let revoke = client.delete(format!("{}/api/keys/{id}", api.url)).bearer_auth(&api.key).send().await;
