@@ -1,7 +1,6 @@
 //! A coordinator serving, seen from both of its doors: HTTP callers in front, providers behind. The providers here
 //! speak the real protocol over real sockets and answer what a test tells them to.
 
-
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #[path = "serving/answers.rs"]
 mod answers;

@@ -75,8 +75,6 @@ impl Serving {
             }
             Err(interrupt) => return self.give_up(&flight, &interrupt),
         }
-        // The next attempt's keys are made while this one is computed.
-        flight.session.restock();
         loop {
             let chunk = match self.hear(&mut flight).await {
                 Heard::Chunk(chunk) => chunk,

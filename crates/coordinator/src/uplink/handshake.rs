@@ -110,6 +110,7 @@ async fn next(core: &Core, socket: &mut WebSocket) -> Result<FromProvider, Faile
                 return Err(garbage("a binary message before the handshake's end"));
             }
             Some(Ok(Message::Close(_))) | None => return Err(Failed::Gone),
+            Some(Err(error)) if super::session::is_loss(&error) => return Err(Failed::Gone),
             Some(Err(_)) => return Err(garbage("bytes that are no WebSocket message")),
         };
         if text.len() as u64 > core.config.uplink.control_bytes_max.0 {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use wire::control::FromCoordinator;
 
 use super::attempts::Shared;
+use super::session::Session;
 
 /// Control messages that may wait. They are small and rare (a cancel for each attempt at most): a peer that leaves
 /// so many unread is not reading.
@@ -72,13 +73,23 @@ impl Lanes {
 
 /// Writes both lanes into `sink` until the connection is closed or fails. Between messages it pings, so that the
 /// peer hears something at least every `ping`; no single write may take longer than `write_max`.
-pub(crate) async fn write<S>(mut sink: S, mut ends: LaneEnds, ping: Duration, write_max: Duration)
-where
+///
+/// Whenever nothing waits, it makes the keys of attempts to come.
+pub(crate) async fn write<S>(
+    mut sink: S,
+    mut ends: LaneEnds,
+    session: Arc<Session>,
+    ping: Duration,
+    write_max: Duration,
+) where
     S: Sink<Message> + Unpin,
 {
     let mut pings = tokio::time::interval(ping);
     pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        while ends.control.is_empty() && ends.data.is_empty() && session.restock() {
+            tokio::task::yield_now().await;
+        }
         let (message, about) = tokio::select! {
             biased;
             Some(message) = ends.control.recv() => (Message::Text(message.encode().into()), None),

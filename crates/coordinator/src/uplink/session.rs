@@ -20,9 +20,9 @@ use super::lanes::{LaneEnds, Lanes};
 use crate::core::{Core, span};
 use crate::metrics::Metrics;
 
-/// Key agreements made ahead for a machine. One is used for each attempt, and made anew after it was sent: a burst
-/// of so many attempts waits for none.
-const PREPARED_MAX: usize = 4;
+/// Key agreements made ahead for a machine, whenever its writer has nothing to write. A burst of so many attempts
+/// waits for none; each takes some hundred bytes.
+const PREPARED_MAX: usize = 16;
 
 /// A connected provider.
 pub(crate) struct Session {
@@ -73,13 +73,15 @@ impl Session {
         ready.map_or_else(|| PreparedAttempt::new(&self.sealing_key), Ok)
     }
 
-    /// Makes keys ahead until there are enough.
-    pub(crate) fn restock(&self) {
-        while self.prepared.lock().len() < PREPARED_MAX {
-            // A key that cannot be used is found out, and told, when an attempt needs it.
-            let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return };
-            self.prepared.lock().push(fresh);
+    /// Makes one attempt's keys ahead; false where there are enough.
+    pub(crate) fn restock(&self) -> bool {
+        if self.prepared.lock().len() >= PREPARED_MAX {
+            return false;
         }
+        // A key that cannot be used is found out, and told, when an attempt needs it.
+        let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return false };
+        self.prepared.lock().push(fresh);
+        true
     }
 
     pub(crate) fn expect_kits(&self, asked: Vec<(String, usize)>) {
@@ -153,19 +155,22 @@ fn garbage(kind: &'static str) -> Left {
 
 /// A WebSocket that broke: by the network's fault, or by what came over it.
 fn broken(error: &axum::Error) -> Step {
+    if is_loss(error) { Step::Leave(Left::lost("the connection broke")) } else { Step::Garbage("websocket") }
+}
+
+/// Whether a connection broke under its messages, rather than by them.
+pub(super) fn is_loss(error: &axum::Error) -> bool {
     use std::error::Error as _;
     let mut cause = error.source();
     while let Some(inner) = cause {
         if inner.is::<std::io::Error>() {
-            return Step::Leave(Left::lost("the connection broke"));
+            return true;
         }
         cause = inner.source();
     }
+    // The library has no kind for a peer that is gone without its goodbye.
     let text = error.to_string();
-    if text.contains("without closing handshake") || text.contains("closed") {
-        return Step::Leave(Left::lost("the connection broke"));
-    }
-    Step::Garbage("websocket")
+    text.contains("without closing handshake") || text.contains("closed")
 }
 
 fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
@@ -176,7 +181,6 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
     match message {
         FromProvider::Hello(_) | FromProvider::Proof { .. } => return Step::Fault("handshake_again"),
         FromProvider::Register(register) => {
-            session.restock();
             let after = core.machines.register(session, register);
             core.carry_out(Some(session), after);
         }
