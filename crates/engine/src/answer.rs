@@ -19,7 +19,8 @@ const STOP_TEXT_BYTES_MAX: usize = 4096;
 pub(crate) struct Terms {
     pub(crate) vocabulary: usize,
     pub(crate) stop_tokens: Vec<u32>,
-    pub(crate) tokenizer: Tokenizer,
+    /// Absent where only logits can be had.
+    pub(crate) tokenizer: Option<Tokenizer>,
 }
 
 /// Says what is wrong with a job that can be seen without any state, if anything is.
@@ -46,6 +47,7 @@ pub(crate) fn check(job: &Job, vocabulary: usize) -> Result<(), Refusal> {
 pub(crate) struct Answer {
     sink: Box<dyn Sink>,
     sampler: Sampler,
+    tokenizer: Tokenizer,
     stream: DecodeStream,
     stops: StopTexts,
     stopped: bool,
@@ -64,13 +66,14 @@ impl Answer {
         ask: &Ask,
         prompt: &[u32],
         generated: &[u32],
-        terms: &Terms,
+        tokenizer: &Tokenizer,
         sink: Box<dyn Sink>,
     ) -> Self {
         let mut answer = Self {
             sink,
             sampler: Sampler::new(ask.sampling.clone(), prompt, generated),
-            stream: terms.tokenizer.stream(true),
+            stream: tokenizer.stream(true),
+            tokenizer: tokenizer.clone(),
             stops: StopTexts::new(ask.stop.clone()),
             stopped: false,
             ignore_stop_tokens: ask.ignore_stop_tokens,
@@ -101,7 +104,7 @@ impl Answer {
         if !self.ignore_stop_tokens && terms.stop_tokens.contains(&token) {
             return Ok(Drawn::Stop);
         }
-        self.pending.logprobs = self.logprobs.map(|count| vec![logprob(row, token, count, terms)]);
+        self.pending.logprobs = self.logprobs.map(|count| vec![logprob(row, token, count, &self.tokenizer)]);
         self.pending.tokens = vec![token];
         self.pending.text = self.certain_text(token);
         self.sampler.note(token);
@@ -147,9 +150,9 @@ impl Answer {
     }
 }
 
-fn logprob(row: &[f32], token: u32, count: u8, terms: &Terms) -> TokenLogprob {
+fn logprob(row: &[f32], token: u32, count: u8, tokenizer: &Tokenizer) -> TokenLogprob {
     let (logprob, top) = sampling::logprobs(row, token, usize::from(count));
-    let bytes = |token: u32| terms.tokenizer.token_bytes(token);
+    let bytes = |token: u32| tokenizer.token_bytes(token);
     let top = top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect();
     TokenLogprob { token, bytes: bytes(token), logprob, top }
 }

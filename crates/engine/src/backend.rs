@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use base::Rng;
 use batch::Limits;
 use model::checkpoint::CheckpointError;
-use nn::{CacheError, Decoder, KvCache, KvDType, LogitRows, Scratch, Span, Team, Weights};
+use nn::{CacheError, Decoder, KvCache, LogitRows, Scratch, Span, Team, Weights};
 
 use crate::capacity::{self, Capacity};
 use crate::compute::{Compute, Work};
-use crate::config::{EngineConfig, KvFormat, WeightFormat};
+use crate::config::{EngineConfig, WeightFormat};
 use crate::engine::{Ready, StartError};
 use crate::load::LoadedModel;
 use crate::machine;
@@ -58,12 +58,7 @@ pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<C
     let options = nn::LoadOptions { weights, ..nn::LoadOptions::default() };
     let checkpoint = model.checkpoint().map_err(BackendError::from)?;
     let decoder = Decoder::load(spec, &checkpoint, &options, &team).map_err(BackendError::from)?;
-    let dtype = match config.kv {
-        KvFormat::Auto => KvDType::default(),
-        KvFormat::F32 => KvDType::F32,
-        KvFormat::F16 => KvDType::F16,
-        KvFormat::Bf16 => KvDType::Bf16,
-    };
+    let dtype = config.kv.dtype();
     let context = u32::try_from(spec.context).unwrap_or(u32::MAX);
     let per_token = KvCache::bytes_per_token(spec, dtype);
     let Capacity { pages, context, notice } =

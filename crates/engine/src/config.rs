@@ -1,6 +1,7 @@
 //! Every knob of an engine, declared once.
 
 use base::{Bytes, Micros};
+use nn::KvDType;
 use serde::{Deserialize, Serialize};
 
 /// How an engine computes. What is absent is chosen from the model and the machine.
@@ -64,6 +65,17 @@ pub enum KvFormat {
     F16,
     /// bfloat16: half the memory, for models whose keys leave the range of 16-bit floats.
     Bf16,
+}
+
+impl KvFormat {
+    pub(crate) fn dtype(self) -> KvDType {
+        match self {
+            Self::Auto => KvDType::default(),
+            Self::F32 => KvDType::F32,
+            Self::F16 => KvDType::F16,
+            Self::Bf16 => KvDType::Bf16,
+        }
+    }
 }
 
 impl EngineConfig {

@@ -27,9 +27,6 @@ const LOGITS_WAIT_MAX: Duration = Duration::from_secs(600);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// A model without a tokenizer is not served.
-    #[error("the model has no tokenizer, so it cannot answer with text")]
-    NoTokenizer,
     /// The KV cache.
     #[error("the kv cache does not fit")]
     Capacity(#[from] CapacityError),
@@ -83,6 +80,7 @@ pub struct Engine {
 struct Shared {
     name: ModelName,
     vocabulary: usize,
+    has_tokenizer: bool,
     notice: Option<String>,
     clock: Clock,
     desk: Arc<Desk>,
@@ -99,14 +97,17 @@ pub(crate) struct Ready<C> {
 
 impl Engine {
     /// Loads the weights, measures the speed, and serves `model` as `name`. Returns when it is ready; loading a large
-    /// model takes as long as reading it.
+    /// model takes as long as reading it. A model without a tokenizer gives logits only.
     ///
     /// # Errors
-    /// The model has no tokenizer, weights or KV cache do not fit, or the configuration cannot work.
+    /// Weights or KV cache do not fit, or the configuration cannot work.
     pub fn start(name: ModelName, model: LoadedModel, config: EngineConfig) -> Result<Self, StartError> {
-        let tokenizer = model.tokenizer().ok_or(StartError::NoTokenizer)?.clone();
         let spec = model.spec();
-        let terms = Terms { vocabulary: spec.vocabulary, stop_tokens: spec.stop_tokens.clone(), tokenizer };
+        let terms = Terms {
+            vocabulary: spec.vocabulary,
+            stop_tokens: spec.stop_tokens.clone(),
+            tokenizer: model.tokenizer().cloned(),
+        };
         Self::start_with(name, terms, move || backend::open(&model, &config))
     }
 
@@ -117,7 +118,7 @@ impl Engine {
         open: impl FnOnce() -> Result<Ready<C>, StartError> + Send + 'static,
     ) -> Result<Self, StartError> {
         let clock = Clock::new();
-        let vocabulary = terms.vocabulary;
+        let (vocabulary, has_tokenizer) = (terms.vocabulary, terms.tokenizer.is_some());
         let (tell, told) = bounded(1);
         let body = move || {
             let (worker, opened) = match open().and_then(|ready| assemble(ready, terms, clock)) {
@@ -135,7 +136,8 @@ impl Engine {
             std::thread::Builder::new().name("engine".to_owned()).spawn(body).map_err(StartError::Thread)?;
         // No deadline: how long a model takes to read is the disk's affair, and the sender's end is noticed.
         let (desk, notice) = told.recv().map_err(|_| StartError::Broke)??;
-        let shared = Shared { name, vocabulary, notice, clock, desk, thread: Mutex::new(Some(thread)) };
+        let thread = Mutex::new(Some(thread));
+        let shared = Shared { name, vocabulary, has_tokenizer, notice, clock, desk, thread };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -157,6 +159,9 @@ impl Engine {
         if job.ask.model != self.shared.name {
             let serves = self.shared.name.clone();
             return Err(Refusal::WrongModel { asked: job.ask.model, serves });
+        }
+        if !self.shared.has_tokenizer {
+            return Err(Refusal::NotReady { detail: "its model has no tokenizer".to_owned() });
         }
         answer::check(&job, self.shared.vocabulary)?;
         self.shared.desk.submit(Accepted { attempt, at: self.shared.clock.now(), job, sink })
@@ -247,3 +252,6 @@ fn assemble<C: Compute>(ready: Ready<C>, terms: Terms, clock: Clock) -> Result<A
     let worker = Worker::new(desk.clone(), Arc::new(terms), clock, batch, compute, speed);
     Ok((worker, desk, notice))
 }
+
+#[cfg(test)]
+mod tests;

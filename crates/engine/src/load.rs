@@ -1,17 +1,22 @@
 //! A model's files, found and checked, before anything is computed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use base::Bytes;
-use model::checkpoint::{Checkpoint, CheckpointError, SafetensorsFile, ShardIndex, parameters};
+use model::checkpoint::{
+    Checkpoint, CheckpointError, SafetensorsFile, ShardIndex, TensorSource, expected_tensors, parameters,
+};
 use model::family::{ConfigError, spec_from_config};
 use model::kit::{Kit, KitError, OpenKit};
 use model::spec::ModelSpec;
 use model::tokenizer::Tokenizer;
+use nn::KvCache;
 
 use crate::bundled;
+use crate::config::KvFormat;
 use crate::files::FileBytes;
 
 /// Where a model comes from.
@@ -187,6 +192,19 @@ impl LoadedModel {
     /// What the weights take on disk.
     pub fn weight_bytes(&self) -> Bytes {
         self.weight_bytes
+    }
+
+    /// The number formats that its weights are stored in (`F32`, `F16`, `BF16`), each once.
+    pub fn formats(&self) -> Vec<&'static str> {
+        let checkpoint = self.checkpoint().expect("it was checked when it was loaded");
+        let name = |role| checkpoint.tensor(role).expect("it was checked when it was loaded").dtype.name();
+        let names = expected_tensors(&self.spec).into_iter().map(|(role, _, _)| name(role));
+        names.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Memory that a token takes in an engine's KV cache.
+    pub fn kv_bytes_per_token(&self, format: KvFormat) -> Bytes {
+        KvCache::bytes_per_token(&self.spec, format.dtype())
     }
 
     /// What to hash so that two machines know that they hold the same weights: (name, contents) of the index, where there

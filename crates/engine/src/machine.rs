@@ -27,11 +27,6 @@ pub fn instruction_sets() -> Vec<&'static str> {
     nn::features()
 }
 
-/// The vector extensions that kernels know of, by their usual names: for people and hardware reports.
-pub fn vector_extensions() -> Vec<&'static str> {
-    nn::features()
-}
-
 /// Memory, as it is now; nothing where the system does not say.
 pub fn memory() -> Option<Memory> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -125,7 +125,8 @@ impl<C: Compute> Worker<C> {
 
     fn accept(&mut self, accepted: Accepted) {
         let Accepted { attempt, at, job, sink } = accepted;
-        let answer = Answer::new(&job.ask, &job.prompt, &job.generated, &self.terms, sink);
+        let tokenizer = self.terms.tokenizer.as_ref().expect("nothing is accepted without a tokenizer");
+        let answer = Answer::new(&job.ask, &job.prompt, &job.generated, tokenizer, sink);
         let (prompt_tokens, generated) = (job.prompt.len(), job.generated.len());
         let mut tokens = job.prompt;
         tokens.extend(job.generated);
