@@ -73,11 +73,11 @@ impl Lane {
     /// Adds at the end. After [`Lane::close`], and for a kit that is on its way already, does nothing.
     pub(crate) fn push(&self, load: Load) {
         let mut state = self.state.lock();
-        let twice = |other: &Load| match (other, &load) {
-            (Load::Kit(one), Load::Kit(two)) => one.sha256 == two.sha256,
-            _ => false,
+        let twice = match &load {
+            Load::Answer(_) => false,
+            Load::Kit(kit) => state.queue.iter().any(|l| matches!(l, Load::Kit(k) if k.sha256 == kit.sha256)),
         };
-        if state.closed || state.queue.iter().any(twice) {
+        if state.closed || twice {
             return;
         }
         state.queue.push_back(load);

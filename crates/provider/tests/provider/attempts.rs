@@ -230,17 +230,54 @@ async fn a_full_engine_refuses_and_what_it_took_is_finished() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stalls_and_returns_gets_every_token() {
-    let mut stage = stage().await;
-    let first = stage.peer.attempt(&job("tiny", &[9, 8, 7], 400)).await;
-    // Not reading for as long as another connection takes to be served whole would need a second coordinator; the
-    // attempt is simply left unread until its engine has long been done or paused.
-    tokio::task::yield_now().await;
-    let second = stage.peer.attempt(&job("tiny", &[9, 8, 7], 400)).await;
-    let (one, two) = (stage.peer.answer(first).await, stage.peer.answer(second).await);
-    assert_eq!(one.tokens.len(), 400);
-    assert_eq!(one.tokens, two.tokens);
-    stage.leave().await;
+async fn answers_larger_than_a_narrow_link_holds_arrive_whole() {
+    let fake = Fake::narrow().await;
+    let home = tempfile::tempdir().unwrap();
+    let running = Running::start(config(&fake, home.path()));
+    let (mut peer, _) = fake.join().await;
+    peer.instance_in(InstancePhase::Ready).await;
+    let mut wide = job("tiny", &[9, 8, 7], 300);
+    // Some kilobytes a token: megabytes in all, through a window of kilobytes. Engines wait, and nothing is lost.
+    wide.ask.logprobs = Some(20);
+    let mut attempts = Vec::new();
+    for _ in 0..4 {
+        attempts.push(peer.attempt(&wide).await);
+    }
+    let narrow = peer.attempt(&job("tiny", &[9, 8, 7], 300)).await;
+    let expected = peer.answer(narrow).await.tokens;
+    assert_eq!(expected.len(), 300);
+    for attempt in attempts {
+        let answer = peer.answer(attempt).await;
+        assert_eq!((answer.tokens, answer.logprobs), (expected.clone(), 300));
+    }
+    running.leave_from(peer).await;
+}
+
+#[tokio::test]
+async fn two_models_on_one_provider_each_answer_for_themselves() {
+    let fake = Fake::new().await;
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = config(&fake, home.path());
+    settings.models.push(crate::models::other("other", home.path()));
+    let running = Running::start(settings);
+    let (mut peer, _) = fake.join().await;
+    let both_ready = |message: &FromProvider| match message {
+        FromProvider::Heartbeat(beat) => {
+            let ready = beat.instances.iter().filter(|i| i.phase == InstancePhase::Ready).count();
+            (ready == 2).then_some(())
+        }
+        _ => None,
+    };
+    peer.find("two ready instances", both_ready).await;
+    let mut answers = Vec::new();
+    for model in ["tiny", "other", "tiny", "other"] {
+        let attempt = peer.attempt(&job(model, &[1, 2, 3], 32)).await;
+        answers.push(peer.answer(attempt).await.tokens);
+    }
+    assert_eq!(answers[0], answers[2]);
+    assert_eq!(answers[1], answers[3]);
+    assert_ne!(answers[0], answers[1], "two models, two answers");
+    running.leave_from(peer).await;
 }
 
 #[tokio::test]

@@ -10,16 +10,27 @@ const FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", 
 
 /// A tiny Llama with a long context, so that an answer can be as long as a test wants.
 pub(crate) fn tiny(name: &str, home: &Path) -> ModelConfig {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/tiny/llama-f32");
+    let model = fixture("llama-f32", name, home);
+    let config = home.join(name).join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let longer = text.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 65536");
+    assert_ne!(text, longer, "the fixture's context is no longer where this looks for it");
+    std::fs::write(config, longer).unwrap();
+    model
+}
+
+/// Another model, of another family.
+pub(crate) fn other(name: &str, home: &Path) -> ModelConfig {
+    fixture("qwen3-f32", name, home)
+}
+
+fn fixture(which: &str, name: &str, home: &Path) -> ModelConfig {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/tiny").join(which);
     let folder = home.join(name);
     std::fs::create_dir_all(&folder).unwrap();
     for file in FILES {
         std::fs::copy(from.join(file), folder.join(file)).unwrap();
     }
-    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let longer = config.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 65536");
-    assert_ne!(config, longer, "the fixture's context is no longer where this looks for it");
-    std::fs::write(folder.join("config.json"), longer).unwrap();
     serving(name, folder)
 }
 
