@@ -78,6 +78,37 @@ async fn round(store: &Arc<SqliteStore>, callers: usize, seed: u64) {
     show("  settle", spans.iter().map(|span| span.1).collect(), wall);
 }
 
+/// `callers` requests at once, `REQUESTS_EACH` times: what a burst of clients meets.
+async fn bursts(store: &Arc<SqliteStore>, callers: usize, rng: &mut Rng) {
+    let mut spans = Vec::new();
+    let mut wall = Duration::ZERO;
+    for _ in 0..REQUESTS_EACH {
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..callers)
+            .map(|_| {
+                let (store, reservation) = (Arc::clone(store), reservation(rng));
+                tokio::spawn(async move {
+                    let begin = Instant::now();
+                    let request = reservation.request;
+                    store.reserve(reservation).await.expect("there is room");
+                    (request, begin.elapsed())
+                })
+            })
+            .collect();
+        let mut requests = Vec::new();
+        for task in tasks {
+            let (request, span) = task.await.expect("no caller panics");
+            requests.push(request);
+            spans.push(span);
+        }
+        wall += start.elapsed();
+        for request in requests {
+            store.settle(settlement(request)).await.expect("it is open");
+        }
+    }
+    show(&format!("{callers} at once: reserve"), spans, wall);
+}
+
 #[tokio::main]
 async fn main() {
     let folder =
@@ -87,6 +118,10 @@ async fn main() {
     for seed in 1..=3 {
         for callers in [1, 10, 100] {
             round(&store, callers, seed).await;
+        }
+        let mut rng = Rng::new(1 << 40 | seed);
+        for callers in [10, 100] {
+            bursts(&store, callers, &mut rng).await;
         }
     }
     store.close().await.expect("it closes");

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base::RequestId;
+use rusqlite::ErrorCode;
 
 /// Why a store did not do what was asked. Cheap to clone: one failed write answers many callers.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -102,28 +103,18 @@ pub enum OpenError {
     },
 }
 
-/// SQLite's primary result codes (<https://sqlite.org/rescode.html>): the low byte of an extended one.
-const CANT_OPEN: i32 = 14;
-const PERMISSION: i32 = 3;
-const BUSY: i32 = 5;
-const LOCKED: i32 = 6;
-const READ_ONLY: i32 = 8;
-const IO: i32 = 10;
-const CORRUPT: i32 = 11;
-const FULL: i32 = 13;
-const NOT_A_DATABASE: i32 = 26;
-
 impl StoreError {
     /// What SQLite's error means for whoever runs the store in `file`.
-    pub(crate) fn from_sqlite(file: &Path, error: &sqlx::Error) -> Self {
+    pub(crate) fn from_sqlite(file: &Path, error: &rusqlite::Error) -> Self {
         let failure = Failure { file: file.to_owned(), message: error.to_string() };
-        let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<i32>().ok());
-        match code.map(|code| code & 0xff) {
-            Some(FULL) => Self::Full(failure),
-            Some(BUSY | LOCKED) => Self::Locked(failure),
-            Some(CORRUPT | NOT_A_DATABASE) => Self::Corrupt(failure),
-            Some(READ_ONLY | PERMISSION | CANT_OPEN) => Self::ReadOnly(failure),
-            Some(IO) => Self::Disk(failure),
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full(failure),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked(failure),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt(failure),
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+                Self::ReadOnly(failure)
+            }
+            Some(ErrorCode::SystemIoFailure) => Self::Disk(failure),
             _ => Self::Database(failure),
         }
     }

@@ -5,12 +5,14 @@ mod open;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread;
 
 use base::{AccountId, Bytes, KeyId};
-use sqlx::{Row, SqlitePool};
-use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use rusqlite::{Connection, OptionalExtension, Row};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::{
@@ -44,10 +46,12 @@ impl SqliteOptions {
 pub struct SqliteStore {
     file: PathBuf,
     writes: mpsc::Sender<Write>,
-    readers: SqlitePool,
+    /// For listings and sums, which are rare: one at a time, beside the writer and never in its way.
+    reader: Arc<Mutex<Connection>>,
     keys: Arc<RwLock<KeyTable>>,
     lost: u64,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// Gets its value, or loses its sender, when the writer has ended.
+    ended: tokio::sync::Mutex<oneshot::Receiver<()>>,
 }
 
 impl SqliteStore {
@@ -57,17 +61,36 @@ impl SqliteStore {
     /// # Errors
     /// The file is damaged, not ours, newer, in use by another process, or cannot be written.
     pub async fn open(options: &SqliteOptions, now_unix_us: u64) -> Result<Self, OpenError> {
-        let opened = open::open(options, now_unix_us).await?;
+        let wanted = options.clone();
+        let opened = spawn_blocking(move || open::open(&wanted, now_unix_us))
+            .await
+            .map_err(|_| OpenError::Store(StoreError::Closed))??;
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
+        let (ending, ended) = oneshot::channel();
         let keys = Arc::new(RwLock::new(opened.keys));
-        let writer = writer::Writer::new(opened.writable, Arc::clone(&keys), opened.connection);
+        let writer = writer::Writer::new(
+            opened.writable,
+            opened.connection,
+            Arc::clone(&keys),
+            writes.downgrade(),
+            Handle::current(),
+        );
+        // A thread of its own: a flush to the disk blocks, and no worker of the runtime should.
+        thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || {
+                writer.run(queue);
+                // Whoever closes may have gone.
+                let _ = ending.send(());
+            })
+            .map_err(|source| OpenError::Io { file: options.file.clone(), source })?;
         Ok(Self {
             file: options.file.clone(),
             writes,
-            readers: opened.readers,
+            reader: Arc::new(Mutex::new(opened.reader)),
             keys,
             lost: opened.lost,
-            writer: Mutex::new(Some(tokio::spawn(writer.run(queue)))),
+            ended: tokio::sync::Mutex::new(ended),
         })
     }
 
@@ -94,18 +117,23 @@ impl SqliteStore {
         timeout(WAIT_MAX, asked).await.map_err(|_| StoreError::TimedOut { waited: WAIT_MAX })?
     }
 
-    /// Runs a query on a reading connection, within the deadline.
-    async fn read<T>(&self, query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-        match timeout(WAIT_MAX, query).await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(sqlx::Error::PoolClosed)) => Err(StoreError::Closed),
-            Ok(Err(error)) => Err(StoreError::from_sqlite(&self.file, &error)),
+    /// Runs a query on the reading connection, within the deadline.
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if self.writes.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        let reader = Arc::clone(&self.reader);
+        let found = spawn_blocking(move || query(&reader.lock().unwrap_or_else(PoisonError::into_inner)));
+        match timeout(WAIT_MAX, found).await {
+            Ok(Ok(Ok(found))) => Ok(found),
+            Ok(Ok(Err(error))) => Err(StoreError::from_sqlite(&self.file, &error)),
+            // The runtime is going: it no longer runs what blocks.
+            Ok(Err(_)) => Err(StoreError::Closed),
             Err(_) => Err(StoreError::TimedOut { waited: WAIT_MAX }),
         }
-    }
-
-    fn damaged(&self, what: &str) -> StoreError {
-        StoreError::corrupt(&self.file, format!("unreadable {what}"))
     }
 }
 
@@ -127,9 +155,10 @@ impl Store for SqliteStore {
     }
 
     fn setting<'a>(&'a self, name: &'a str) -> Answer<'a, Option<String>> {
-        Box::pin(self.read(async move {
-            let sql = "SELECT value FROM settings WHERE name = $1";
-            sqlx::query_scalar(sql).bind(name).fetch_optional(&self.readers).await
+        let name = name.to_owned();
+        Box::pin(self.read(move |reader| {
+            let sql = "SELECT value FROM settings WHERE name = ?1";
+            reader.query_row(sql, [name], |row| row.get(0)).optional()
         }))
     }
 
@@ -139,7 +168,11 @@ impl Store for SqliteStore {
     }
 
     fn reserve(&self, reservation: Reservation) -> Answer<'_, ()> {
-        Box::pin(self.write(move |reply| Write::Reserve { reservation, reply }))
+        Box::pin(async move {
+            let written = self.write(move |reply| Write::Reserve { reservation, reply }).await?;
+            written.claim();
+            Ok(())
+        })
     }
 
     fn settle(&self, settlement: Settlement) -> Answer<'_, Settled> {
@@ -147,48 +180,37 @@ impl Store for SqliteStore {
     }
 
     fn usage(&self, account: AccountId) -> Answer<'_, Usage> {
-        Box::pin(async move {
-            let sql = "SELECT requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens FROM usage \
-                       WHERE account = $1";
-            let row =
-                self.read(sqlx::query(sql).bind(account.to_string()).fetch_optional(&self.readers)).await?;
-            let Some(row) = row else { return Ok(Usage::default()) };
-            let count = |at: usize| -> Result<u64, StoreError> {
-                let value: i64 = row.try_get(at).map_err(|_| self.damaged("usage"))?;
-                u64::try_from(value).map_err(|_| self.damaged("usage"))
-            };
-            Ok(Usage {
-                requests: count(0)?,
-                prompt_tokens: count(1)?,
-                generated_tokens: count(2)?,
-                refunded_tokens: count(3)?,
-                reserved_tokens: count(4)?,
-            })
-        })
+        Box::pin(self.read(move |reader| {
+            let sql = "SELECT requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens FROM usage
+                       WHERE account = ?1";
+            let found = reader.query_row(sql, [account.to_string()], |row| {
+                Ok(Usage {
+                    requests: open::count(row, 0)?,
+                    prompt_tokens: open::count(row, 1)?,
+                    generated_tokens: open::count(row, 2)?,
+                    refunded_tokens: open::count(row, 3)?,
+                    reserved_tokens: open::count(row, 4)?,
+                })
+            });
+            Ok(found.optional()?.unwrap_or_default())
+        }))
     }
 
     fn ledger(&self, after: u64, count: u32) -> Answer<'_, Vec<LedgerEntry>> {
-        Box::pin(async move {
-            let sql = "SELECT sequence, request, account, key, model, prompt_tokens, generated_tokens, \
-                       refunded_tokens, outcome, reserved_unix_us, settled_unix_us FROM ledger \
-                       WHERE sequence > $1 ORDER BY sequence LIMIT $2";
+        Box::pin(self.read(move |reader| {
+            let sql = "SELECT sequence, request, account, key, model, prompt_tokens, generated_tokens,
+                              refunded_tokens, outcome, reserved_unix_us, settled_unix_us
+                       FROM ledger WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
             let after = i64::try_from(after).unwrap_or(i64::MAX);
-            let rows = self
-                .read(sqlx::query(sql).bind(after).bind(i64::from(count)).fetch_all(&self.readers))
-                .await?;
-            let entries =
-                rows.iter().map(|row| ledger_entry(row).ok_or_else(|| self.damaged("ledger entry")));
-            entries.collect()
-        })
+            reader.prepare(sql)?.query_map((after, count), ledger_entry)?.collect()
+        }))
     }
 
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async {
             let asked = self.write(|reply| Write::Close { reply }).await;
-            self.readers.close().await;
-            if let Some(writer) = self.writer.lock().await.take()
-                && timeout(WAIT_MAX, writer).await.is_err()
-            {
+            // An error is the writer's end, too: it was joined before, or its thread is gone.
+            if timeout(WAIT_MAX, &mut *self.ended.lock().await).await.is_err() {
                 return Err(StoreError::TimedOut { waited: WAIT_MAX });
             }
             // Closing twice is no mistake.
@@ -197,22 +219,19 @@ impl Store for SqliteStore {
     }
 }
 
-/// The entry that a row of the ledger holds; nothing where it holds something that was never written.
-fn ledger_entry(row: &sqlx::sqlite::SqliteRow) -> Option<LedgerEntry> {
-    let number = |at: usize| row.try_get::<i64, _>(at).ok().and_then(|value| u64::try_from(value).ok());
-    let count = |at: usize| number(at).and_then(|value| u32::try_from(value).ok());
-    let text = |at: usize| row.try_get::<&str, _>(at).ok();
-    Some(LedgerEntry {
-        sequence: number(0)?,
-        request: text(1)?.parse().ok()?,
-        account: text(2)?.parse().ok()?,
-        key: text(3)?.parse().ok()?,
-        model: text(4)?.into(),
-        prompt_tokens: count(5)?,
-        generated_tokens: count(6)?,
-        refunded_tokens: number(7)?,
-        outcome: Outcome::from_name(text(8)?)?,
-        reserved_unix_us: number(9)?,
-        settled_unix_us: number(10)?,
+fn ledger_entry(row: &Row<'_>) -> Result<LedgerEntry, rusqlite::Error> {
+    let outcome: String = row.get(8)?;
+    Ok(LedgerEntry {
+        sequence: open::count(row, 0)?,
+        request: open::parsed(row, 1)?,
+        account: open::parsed(row, 2)?,
+        key: open::parsed(row, 3)?,
+        model: row.get::<_, String>(4)?.as_str().into(),
+        prompt_tokens: row.get(5)?,
+        generated_tokens: row.get(6)?,
+        refunded_tokens: open::count(row, 7)?,
+        outcome: Outcome::from_name(&outcome).ok_or_else(|| open::unreadable(8, "outcome"))?,
+        reserved_unix_us: open::count(row, 9)?,
+        settled_unix_us: open::count(row, 10)?,
     })
 }

@@ -1,25 +1,24 @@
-//! The one task that writes: it takes all that waits, writes it as one transaction, and answers everybody.
+//! The one thread that writes: it takes all that waits, writes it as one transaction, and answers everybody.
 //!
 //! Group commit: what makes a write durable is the disk's flush (150 us on the machine this was built on, milliseconds
 //! on others), and it costs the same for one row and for five hundred. While a group is being written the next one
-//! gathers by itself, so no timer is needed. Rows travel as JSON in one statement a group, since each statement is a
-//! trip to SQLite's thread and back.
+//! gathers by itself, so no timer is needed (`benches/reserve.rs`).
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
 use base::{AccountId, KeyId, RequestId};
-use serde::Serialize;
-use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
-use sqlx::{Connection, query};
+use rusqlite::{Connection, TransactionBehavior, params};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::keys::{self, KeyTable};
 use super::open::Writable;
-use crate::{KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError, WAIT_MAX};
+use crate::{KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError};
 
 /// Rows in one transaction at most: what a group takes stays far below the deadline of who waits behind it.
 const GROUP_MAX: usize = 512;
@@ -31,7 +30,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// Something to write, and where its answer goes.
 pub(super) enum Write {
-    Reserve { reservation: Reservation, reply: Reply<()> },
+    Reserve { reservation: Reservation, reply: Reply<Unclaimed> },
     Settle { settlement: Settlement, reply: Reply<Settled> },
     CreateKey { key: KeyInfo, hash: [u8; 32], reply: Reply<()> },
     RevokeKey { key: KeyId, unix: u64, reply: Reply<Option<KeyInfo>> },
@@ -39,11 +38,55 @@ pub(super) enum Write {
     Close { reply: Reply<()> },
 }
 
+/// A reservation that was written and whose caller has not taken note of it yet. Where the caller went, this is dropped
+/// wherever it is on its way, and the reservation is settled as cancelled: a client that goes leaves none open.
+pub(super) struct Unclaimed {
+    reservation: Option<(RequestId, u64)>,
+    way: Arc<Way>,
+}
+
+/// The way from the writer to the runtime, and back.
+struct Way {
+    runtime: Handle,
+    writes: mpsc::WeakSender<Write>,
+}
+
+impl Unclaimed {
+    /// The caller has it.
+    pub(super) fn claim(mut self) {
+        self.reservation = None;
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        // A store that is closing settles it as lost when it is opened again.
+        let (Some((request, reserved_at)), Some(writes)) =
+            (self.reservation.take(), self.way.writes.upgrade())
+        else {
+            return;
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let settlement = Settlement {
+            request,
+            prompt_tokens: 0,
+            generated_tokens: 0,
+            outcome: Outcome::Cancelled,
+            at_unix_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX).max(reserved_at),
+        };
+        let (reply, _nobody) = oneshot::channel();
+        if let Err(TrySendError::Full(write)) = writes.try_send(Write::Settle { settlement, reply }) {
+            // Ends with the writer, which never leaves the queue standing.
+            let _task = self.way.runtime.spawn(async move { writes.send(write).await.is_ok() });
+        }
+    }
+}
+
 /// A settlement and the reservation that it ends.
 struct Ending {
     settlement: Settlement,
     reservation: Reservation,
-    /// Nobody waits for one that the store made itself or already gave an error for.
+    /// Nobody waits for one that an error was given for already.
     reply: Option<Reply<Settled>>,
 }
 
@@ -66,7 +109,7 @@ impl Ending {
 /// What one transaction writes.
 #[derive(Default)]
 struct Group {
-    reserved: Vec<(Reservation, Reply<()>)>,
+    reserved: Vec<(Reservation, Reply<Unclaimed>)>,
     settled: Vec<Ending>,
 }
 
@@ -80,70 +123,71 @@ struct Change {
     reserved: i64,
 }
 
-const WRITE_GROUP: &str = "BEGIN IMMEDIATE;
-    INSERT INTO reservations (request, account, key, model, prompt_tokens, max_tokens, reserved_unix_us)
-        SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
-        FROM json_each($1);
-    INSERT INTO ledger (request, account, key, model, prompt_tokens, generated_tokens, refunded_tokens, outcome,
-                        reserved_unix_us, settled_unix_us)
-        SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
-               value ->> 8, value ->> 9
-        FROM json_each($2);
-    DELETE FROM reservations WHERE request IN (SELECT value ->> 0 FROM json_each($2));
-    INSERT INTO usage (account, requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens)
-        SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5 FROM json_each($3) WHERE true
-        ON CONFLICT (account) DO UPDATE SET
-            requests = requests + excluded.requests,
-            prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-            generated_tokens = generated_tokens + excluded.generated_tokens,
-            refunded_tokens = refunded_tokens + excluded.refunded_tokens,
-            reserved_tokens = reserved_tokens + excluded.reserved_tokens;
-    COMMIT;";
+const RESERVE: &str = "INSERT INTO reservations
+    (request, account, key, model, prompt_tokens, max_tokens, reserved_unix_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+const RELEASE: &str = "DELETE FROM reservations WHERE request = ?1";
+const ENTER: &str = "INSERT INTO ledger
+    (request, account, key, model, prompt_tokens, generated_tokens, refunded_tokens, outcome, reserved_unix_us,
+     settled_unix_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+const ADD_UP: &str = "INSERT INTO usage
+    (account, requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+    ON CONFLICT (account) DO UPDATE SET
+        requests = requests + excluded.requests,
+        prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+        generated_tokens = generated_tokens + excluded.generated_tokens,
+        refunded_tokens = refunded_tokens + excluded.refunded_tokens,
+        reserved_tokens = reserved_tokens + excluded.reserved_tokens";
 
 impl Group {
     fn is_empty(&self) -> bool {
         self.reserved.is_empty() && self.settled.is_empty()
     }
 
-    /// The rows of [`WRITE_GROUP`]: reservations, ledger entries, changes of sums.
-    fn rows(&self) -> [String; 3] {
-        let reserved: Vec<_> = self
-            .reserved
-            .iter()
-            .map(|(r, _)| {
-                (r.request, r.account, r.key, &r.model, r.prompt_tokens, r.max_tokens, r.at_unix_us)
-            })
-            .collect();
-        let settled: Vec<_> = self
-            .settled
-            .iter()
-            .map(|ending| {
+    /// Writes all of it, or nothing.
+    fn write(&self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
+        // Immediate: a transaction that begins by reading may be refused when it comes to write.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let mut reserve = transaction.prepare_cached(RESERVE)?;
+            for (r, _) in &self.reserved {
+                let (request, account, key) =
+                    (r.request.to_string(), r.account.to_string(), r.key.to_string());
+                let (model, at) = (r.model.as_str(), whole(r.at_unix_us));
+                reserve.execute(params![request, account, key, model, r.prompt_tokens, r.max_tokens, at])?;
+            }
+            let mut enter = transaction.prepare_cached(ENTER)?;
+            let mut release = transaction.prepare_cached(RELEASE)?;
+            for ending in &self.settled {
                 let (r, s) = (&ending.reservation, &ending.settlement);
-                let tokens =
-                    (ending.prompt_tokens(), ending.generated_tokens(), ending.settled().refunded_tokens);
-                let (prompt, generated, refunded) = tokens;
-                let names = (s.outcome.as_str(), r.at_unix_us, s.at_unix_us);
-                let (outcome, reserved_at, settled_at) = names;
-                (
-                    r.request,
-                    r.account,
-                    r.key,
-                    &r.model,
-                    prompt,
-                    generated,
-                    refunded,
-                    outcome,
-                    reserved_at,
-                    settled_at,
-                )
-            })
-            .collect();
-        let changes: Vec<_> = self
-            .changes()
-            .into_iter()
-            .map(|(account, c)| (account, c.requests, c.prompt, c.generated, c.refunded, c.reserved))
-            .collect();
-        [json(&reserved), json(&settled), json(&changes)]
+                let request = r.request.to_string();
+                release.execute([&request])?;
+                enter.execute(params![
+                    request,
+                    r.account.to_string(),
+                    r.key.to_string(),
+                    r.model.as_str(),
+                    ending.prompt_tokens(),
+                    ending.generated_tokens(),
+                    whole(ending.settled().refunded_tokens),
+                    s.outcome.as_str(),
+                    whole(r.at_unix_us),
+                    whole(s.at_unix_us),
+                ])?;
+            }
+            let mut add_up = transaction.prepare_cached(ADD_UP)?;
+            for (account, c) in self.changes() {
+                let account = account.to_string();
+                add_up.execute(params![
+                    account,
+                    c.requests,
+                    c.prompt,
+                    c.generated,
+                    c.refunded,
+                    c.reserved
+                ])?;
+            }
+        }
+        transaction.commit()
     }
 
     fn changes(&self) -> HashMap<AccountId, Change> {
@@ -163,36 +207,41 @@ impl Group {
     }
 }
 
-fn json(rows: &impl Serialize) -> String {
-    serde_json::to_string(rows).expect("rows are texts and numbers")
-}
-
-/// The task's state.
+/// The thread's state.
 pub(super) struct Writer {
     writable: Writable,
     /// Nothing after a failure: the next write connects again, which also ends whatever transaction was left.
-    connection: Option<SqliteConnection>,
+    connection: Option<Connection>,
     keys: Arc<RwLock<KeyTable>>,
     /// Reservations that are on the disk and not settled: as many as there are requests in flight.
     open: HashMap<RequestId, Reservation>,
-    /// Settlements to be written with the next group: those that failed, and those of callers who went before their
-    /// reservation was written. At most one for each reservation that the disk holds.
+    /// Settlements that failed, to be written with the next group. At most one for each reservation on the disk.
     pending: Vec<Ending>,
+    way: Arc<Way>,
 }
 
 impl Writer {
-    pub(super) fn new(writable: Writable, keys: Arc<RwLock<KeyTable>>, connection: SqliteConnection) -> Self {
-        Self { writable, connection: Some(connection), keys, open: HashMap::new(), pending: Vec::new() }
+    /// A writer for what comes through `writes`. Answers are given on `runtime`.
+    pub(super) fn new(
+        writable: Writable,
+        connection: Connection,
+        keys: Arc<RwLock<KeyTable>>,
+        writes: mpsc::WeakSender<Write>,
+        runtime: Handle,
+    ) -> Self {
+        let way = Arc::new(Way { runtime, writes });
+        Self { writable, connection: Some(connection), keys, open: HashMap::new(), pending: Vec::new(), way }
     }
 
-    /// Writes until it is told to close, or nobody can ask any more.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Write>) {
+    /// Writes until it is told to close, or nobody can ask any more. Blocks.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Write>) {
         let mut failed = false;
         let closing = loop {
-            let first = match (self.pending.is_empty(), failed) {
-                (true, _) => queue.recv().await.map(Some),
-                (false, true) => timeout(RETRY, queue.recv()).await.map_or(Some(None), |got| got.map(Some)),
-                (false, false) => Some(queue.try_recv().ok()),
+            let first = if failed && !self.pending.is_empty() {
+                let waited = self.way.runtime.block_on(async { timeout(RETRY, queue.recv()).await });
+                waited.map_or(Some(None), |got| got.map(Some))
+            } else {
+                queue.blocking_recv().map(Some)
             };
             let Some(first) = first else { break None };
             let mut group = Group { settled: std::mem::take(&mut self.pending), ..Group::default() };
@@ -205,15 +254,15 @@ impl Writer {
                 alone = self.take(write, &mut group);
                 taken += 1;
             }
-            failed = !self.write_group(group).await;
+            failed = !self.write_group(group);
             match alone {
                 Some(Write::Close { reply }) => break Some(reply),
-                Some(write) => self.write_alone(write).await,
+                Some(write) => self.write_alone(write),
                 None => {}
             }
         };
         queue.close();
-        self.finish().await;
+        self.finish();
         if let Some(reply) = closing {
             let _ = reply.send(Ok(()));
         }
@@ -223,12 +272,14 @@ impl Writer {
     fn take(&mut self, write: Write, group: &mut Group) -> Option<Write> {
         match write {
             Write::Reserve { reservation, reply } => {
-                let request = reservation.request;
-                if self.open.contains_key(&request) {
-                    let _ = reply.send(Err(StoreError::AlreadyReserved { request }));
-                } else {
-                    self.open.insert(request, reservation.clone());
-                    group.reserved.push((reservation, reply));
+                match self.open.entry(reservation.request) {
+                    Entry::Vacant(place) => {
+                        place.insert(reservation.clone());
+                        group.reserved.push((reservation, reply));
+                    }
+                    Entry::Occupied(place) => {
+                        let _ = reply.send(Err(StoreError::AlreadyReserved { request: *place.key() }));
+                    }
                 }
                 None
             }
@@ -249,12 +300,11 @@ impl Writer {
     }
 
     /// Writes a group and answers its callers. Gives whether it was written.
-    async fn write_group(&mut self, group: Group) -> bool {
+    fn write_group(&mut self, group: Group) -> bool {
         if group.is_empty() {
             return true;
         }
-        let [reserved, settled, changes] = group.rows();
-        let written = self.execute(query(WRITE_GROUP).bind(reserved).bind(settled).bind(changes)).await;
+        let written = self.execute(|connection| group.write(connection));
         match &written {
             Ok(()) => self.answer(group),
             Err(error) => self.give_up(group, error),
@@ -262,18 +312,22 @@ impl Writer {
         written.is_ok()
     }
 
-    fn answer(&mut self, group: Group) {
-        for (reservation, reply) in group.reserved {
-            if reply.send(Ok(())).is_err() && self.open.remove(&reservation.request).is_some() {
-                self.pending.push(abandoned(reservation));
+    /// Answers on the runtime: there a caller's task is woken without a trip to the kernel, and here the next group
+    /// does not wait for it.
+    fn answer(&self, group: Group) {
+        let way = Arc::clone(&self.way);
+        let _task = self.way.runtime.spawn(async move {
+            for (reservation, reply) in group.reserved {
+                let written = Some((reservation.request, reservation.at_unix_us));
+                let _ = reply.send(Ok(Unclaimed { reservation: written, way: Arc::clone(&way) }));
             }
-        }
-        for ending in group.settled {
-            let settled = ending.settled();
-            if let Some(reply) = ending.reply {
-                let _ = reply.send(Ok(settled));
+            for ending in group.settled {
+                let settled = ending.settled();
+                if let Some(reply) = ending.reply {
+                    let _ = reply.send(Ok(settled));
+                }
             }
-        }
+        });
     }
 
     fn give_up(&mut self, group: Group, error: &StoreError) {
@@ -293,43 +347,39 @@ impl Writer {
         }
     }
 
-    async fn connected(&mut self) -> Result<&mut SqliteConnection, StoreError> {
-        if self.connection.is_none() {
-            self.connection = Some(self.writable.connect().await?);
+    /// Runs statements on the connection. It is made anew after a failure, which also ends whatever transaction or lock
+    /// was left.
+    fn execute(
+        &mut self,
+        work: impl FnOnce(&mut Connection) -> Result<(), rusqlite::Error>,
+    ) -> Result<(), StoreError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.writable.connect()?,
+        };
+        match work(&mut connection) {
+            Ok(()) => {
+                self.connection = Some(connection);
+                Ok(())
+            }
+            Err(error) => {
+                let error = StoreError::from_sqlite(&self.writable.file, &error);
+                tracing::error!(error = &error as &dyn std::error::Error, "a write to the store failed");
+                Err(error)
+            }
         }
-        Ok(self.connection.as_mut().expect("set above"))
     }
 
-    /// Runs statements on the connection, which is made anew after a failure.
-    async fn execute(&mut self, work: Query<'_, Sqlite, SqliteArguments>) -> Result<(), StoreError> {
-        let written = work.execute(self.connected().await?).await;
-        match written {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.failed(&error).await),
-        }
-    }
-
-    /// Closes the connection, which ends a transaction that it may be in; tells what the error means.
-    async fn failed(&mut self, error: &sqlx::Error) -> StoreError {
-        if let Some(connection) = self.connection.take() {
-            // Whether or not it closes well, it is not used again.
-            let _ = timeout(WAIT_MAX, connection.close()).await;
-        }
-        let error = StoreError::from_sqlite(&self.writable.file, error);
-        tracing::error!(error = &error as &dyn std::error::Error, "a write to the store failed");
-        error
-    }
-
-    async fn write_alone(&mut self, write: Write) {
+    fn write_alone(&mut self, write: Write) {
         match write {
             Write::CreateKey { key, hash, reply } => {
-                let _ = reply.send(self.create_key(key, hash).await);
+                let _ = reply.send(self.create_key(key, hash));
             }
             Write::RevokeKey { key, unix, reply } => {
-                let _ = reply.send(self.revoke_key(key, unix).await);
+                let _ = reply.send(self.revoke_key(key, unix));
             }
             Write::PutSetting { name, value, reply } => {
-                let _ = reply.send(self.put_setting(name, value).await);
+                let _ = reply.send(self.put_setting(name, value));
             }
             Write::Reserve { .. } | Write::Settle { .. } | Write::Close { .. } => {
                 unreachable!("taken into the group, or the end of the loop")
@@ -337,78 +387,62 @@ impl Writer {
         }
     }
 
-    async fn create_key(&mut self, key: KeyInfo, hash: [u8; 32]) -> Result<(), StoreError> {
+    fn create_key(&mut self, key: KeyInfo, hash: [u8; 32]) -> Result<(), StoreError> {
         if keys::read(&self.keys).has(key.id, &hash) {
             return Err(StoreError::KeyExists);
         }
-        let sql = "INSERT INTO keys (id, account, name, admin, hash, ends_with, created_unix, revoked_unix) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-        let work = query(sql)
-            .bind(key.id.to_string())
-            .bind(key.account.to_string())
-            .bind(key.name.clone())
-            .bind(key.admin)
-            .bind(hash.to_vec())
-            .bind(key.ends_with.clone())
-            .bind(seconds(key.created_unix))
-            .bind(key.revoked_unix.map(seconds));
-        self.execute(work).await?;
+        let sql = "INSERT INTO keys (id, account, name, admin, hash, ends_with, created_unix, revoked_unix)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        self.execute(|connection| {
+            let (id, account) = (key.id.to_string(), key.account.to_string());
+            let (created, revoked) = (whole(key.created_unix), key.revoked_unix.map(whole));
+            let values = params![id, account, key.name, key.admin, hash, key.ends_with, created, revoked];
+            connection.execute(sql, values).map(drop)
+        })?;
         keys::write(&self.keys).insert(key, hash);
         Ok(())
     }
 
-    async fn revoke_key(&mut self, id: KeyId, unix: u64) -> Result<Option<KeyInfo>, StoreError> {
+    fn revoke_key(&mut self, id: KeyId, unix: u64) -> Result<Option<KeyInfo>, StoreError> {
         let known = keys::read(&self.keys).by_id(id).cloned();
         let Some(mut key) = known else { return Ok(None) };
         if key.revoked_unix.is_none() {
-            let work = query("UPDATE keys SET revoked_unix = $2 WHERE id = $1")
-                .bind(id.to_string())
-                .bind(seconds(unix));
-            self.execute(work).await?;
+            let sql = "UPDATE keys SET revoked_unix = ?2 WHERE id = ?1";
+            self.execute(|connection| {
+                connection.execute(sql, params![id.to_string(), whole(unix)]).map(drop)
+            })?;
             keys::write(&self.keys).revoke(id, unix);
             key.revoked_unix = Some(unix);
         }
         Ok(Some(key))
     }
 
-    async fn put_setting(&mut self, name: String, value: Option<String>) -> Result<(), StoreError> {
-        let work = match value {
-            Some(value) => query(
-                "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            )
-            .bind(name)
-            .bind(value),
-            None => query("DELETE FROM settings WHERE name = $1").bind(name),
-        };
-        self.execute(work).await
+    fn put_setting(&mut self, name: String, value: Option<String>) -> Result<(), StoreError> {
+        self.execute(|connection| {
+            let written = match value {
+                Some(value) => {
+                    let sql = "INSERT INTO settings (name, value) VALUES (?1, ?2)
+                               ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+                    connection.execute(sql, [name, value])
+                }
+                None => connection.execute("DELETE FROM settings WHERE name = ?1", [name]),
+            };
+            written.map(drop)
+        })
     }
 
     /// Writes what is pending once more, and leaves one file without a log beside it.
-    async fn finish(mut self) {
+    fn finish(mut self) {
         let group = Group { settled: std::mem::take(&mut self.pending), ..Group::default() };
-        self.write_group(group).await;
-        if let Some(mut connection) = self.connection.take() {
+        self.write_group(group);
+        if let Some(connection) = self.connection.take() {
             // What stays in the log is read at the next start, so a failure here loses nothing.
-            let _ = query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await;
-            let _ = connection.close().await;
+            let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
         }
     }
 }
 
-/// Ends a reservation whose caller went before it was written.
-fn abandoned(reservation: Reservation) -> Ending {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let settlement = Settlement {
-        request: reservation.request,
-        prompt_tokens: 0,
-        generated_tokens: 0,
-        outcome: Outcome::Cancelled,
-        at_unix_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX).max(reservation.at_unix_us),
-    };
-    Ending { settlement, reservation, reply: None }
-}
-
-/// SQLite's integers are signed; a time beyond the year 292 billion is kept as the last that fits.
-fn seconds(unix: u64) -> i64 {
-    i64::try_from(unix).unwrap_or(i64::MAX)
+/// SQLite's integers are signed: what does not fit (a time beyond the year 292,000) is kept as the last that does.
+fn whole(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
