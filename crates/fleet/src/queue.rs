@@ -150,10 +150,16 @@ impl Queue {
     }
 
     /// Who makes room for `enqueue` in a full queue: the last of a lower class; else the last of the account that
-    /// has most waiting, where that is at least two more than the arriving account has.
-    pub(crate) fn gives_way(&self, enqueue: &Enqueue) -> Option<RequestId> {
-        let last = self.order.iter().next_back()?;
-        if last.0.fresh == 1 && last.0.priority > enqueue.priority {
+    /// has most waiting, where that is at least two more than the arriving account has. Never `held`, which an
+    /// instance is kept free for, nor what was dispatched before.
+    pub(crate) fn gives_way(&self, enqueue: &Enqueue, held: Option<RequestId>) -> Option<RequestId> {
+        let mut movable = self.order.iter().rev().filter(|(place, waiting)| {
+            place.fresh == 1
+                && place.priority >= enqueue.priority
+                && Some(waiting.enqueue.ask.request) != held
+        });
+        let last = movable.clone().next()?;
+        if last.0.priority > enqueue.priority {
             return Some(last.1.enqueue.ask.request);
         }
         let own = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.waiting);
@@ -161,13 +167,7 @@ impl Queue {
         if turn.waiting < own + 2 {
             return None;
         }
-        self.order
-            .iter()
-            .rev()
-            .find(|(place, w)| {
-                place.fresh == 1 && place.priority >= enqueue.priority && w.enqueue.account == *most
-            })
-            .map(|(_, w)| w.enqueue.ask.request)
+        movable.find(|(_, waiting)| waiting.enqueue.account == *most).map(|(_, w)| w.enqueue.ask.request)
     }
 
     /// Forgets accounts whose turns are over, when they have become many: a constant cost a request on average.

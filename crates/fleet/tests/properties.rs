@@ -310,6 +310,16 @@ proptest! {
 }
 
 #[test]
+fn who_an_instance_is_kept_free_for_gives_way_to_nobody() {
+    // Found by the property above: pushing it out freed the instance, and a request told to wait started at once.
+    let mut world = World::new(3_513_505_098_526_431_383);
+    for _ in 0..300 {
+        world.step();
+    }
+    world.drain();
+}
+
+#[test]
 fn the_world_does_dispatch_queue_refuse_and_lose() {
     // The property above would hold in an empty world: this counts that it was none.
     let (mut dispatched, mut queued, mut held, mut refused) = (0, 0, 0, HashSet::new());

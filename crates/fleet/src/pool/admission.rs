@@ -121,7 +121,7 @@ impl Pool {
         }
         let full = self.policy.queue_max > 0 && self.queue.len() >= self.policy.queue_max as usize;
         let gives_way = if full && !enqueue.again {
-            let loser = self.queue.gives_way(enqueue);
+            let loser = self.queue.gives_way(enqueue, self.held());
             // Promised from a quarter of the queue on: a place that is free for certain by then, not the first one,
             // for which everybody else competes.
             let retry_after = self.retry_after(self.drain_time(ask, self.queue.len() / 4));

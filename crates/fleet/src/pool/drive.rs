@@ -11,24 +11,31 @@ impl Pool {
     /// Dispatches, in the queue's order, everything that some instance can take. What cannot go now does not stop what
     /// can; who has waited long for KV room has an instance kept free instead.
     pub(super) fn drive(&mut self, effects: &mut Vec<Effect>) {
-        let mut after = None;
+        let answer = self.answer_expected();
+        let (mut after, mut refused) = (None, None);
+        let mut held = self.held();
         while self.any_room() {
             let Some((place, waiting)) = self.queue.next_after(after) else { return };
-            let since = waiting.since;
-            let request = waiting.enqueue.ask.request;
-            let answer = self.answer_expected();
             let mut ask = waiting.enqueue.ask.clone();
+            let (request, since) = (ask.request, waiting.since);
             ask.answer_tokens = answer;
-            if self.place(&ask, since, effects) {
+            if held != Some(request) && refused.as_ref().is_some_and(|smaller| needs_more(&ask, smaller)) {
+                after = Some(place);
+            } else if self.place(&ask, since, effects) {
                 self.queue.serve(request).expect("it was just seen there");
                 if self.release_hold(request) {
                     // What was kept free may suit somebody who was passed over.
-                    after = None;
+                    (after, refused, held) = (None, None, None);
                 }
             } else {
                 after = Some(place);
                 if self.now.saturating_sub(since) >= self.policy.patience_us {
                     self.hold(&ask);
+                    held = self.held();
+                }
+                // Who is kept room for and who may not go everywhere say little about others.
+                if ask.excluded.is_empty() && held != Some(request) {
+                    refused = Some(ask);
                 }
             }
         }
@@ -97,7 +104,7 @@ impl Pool {
     /// Keeps free for `ask` the instance that will have room for it soonest, where only KV room is missing. One
     /// request of a pool at a time.
     fn hold(&mut self, ask: &Ask) {
-        if self.instances.values().any(|i| i.held_for.is_some()) {
+        if self.held().is_some() {
             return;
         }
         let short = self.instances.values().filter_map(|i| match eligible(i, ask, self.now) {
@@ -110,6 +117,11 @@ impl Pool {
         }
     }
 
+    /// The request that an instance is kept free for.
+    pub(super) fn held(&self) -> Option<RequestId> {
+        self.instances.values().find_map(|i| i.held_for)
+    }
+
     /// Frees what was kept free for `request`; false where nothing was.
     pub(super) fn release_hold(&mut self, request: RequestId) -> bool {
         let mut held = false;
@@ -119,4 +131,10 @@ impl Pool {
         }
         held
     }
+}
+
+/// Whether no instance that cannot take `smaller` can take `ask`: so that a long queue of like requests is not weighed
+/// one by one against instances that have no room for any of them.
+fn needs_more(ask: &Ask, smaller: &Ask) -> bool {
+    ask.kv_need() >= smaller.kv_need() && ask.length_max() >= smaller.length_max()
 }
