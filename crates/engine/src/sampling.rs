@@ -26,14 +26,20 @@ pub(crate) struct Sampler {
     /// Tokens of prompt and answer; empty where no penalty needs them.
     seen: HashMap<u32, Seen>,
     adjusted: Vec<f32>,
+    weights: Vec<f32>,
     candidates: Vec<(f32, u32)>,
 }
 
 impl Sampler {
     /// A sampler for an answer to `prompt` of which `generated` is there.
     pub(crate) fn new(sampling: Sampling, prompt: &[u32], generated: &[u32]) -> Self {
-        let mut sampler =
-            Self { sampling, seen: HashMap::new(), adjusted: Vec::new(), candidates: Vec::new() };
+        let mut sampler = Self {
+            sampling,
+            seen: HashMap::new(),
+            adjusted: Vec::new(),
+            weights: Vec::new(),
+            candidates: Vec::new(),
+        };
         if sampler.penalises() {
             for &token in prompt {
                 sampler.seen.entry(token).or_default();
@@ -99,7 +105,9 @@ impl Sampler {
         let chance = Rng::new(self.sampling.seed).fork(u64::from(index)).next_f64();
         let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
         if top_p >= 1.0 && top_k == 0 && min_p == 0.0 {
-            return Ok(draw_any(row, max, temperature, chance));
+            self.weights.clear();
+            self.weights.extend(row.iter().map(|&logit| ((logit - max) / temperature).exp()));
+            return Ok(draw_any(&self.weights, chance));
         }
         self.filter(row, max);
         let total: f64 = self.candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
@@ -159,16 +167,14 @@ fn best(row: &[f32]) -> Result<(u32, f32), NotFinite> {
 }
 
 /// Draws from the whole vocabulary, without sorting it.
-fn draw_any(row: &[f32], max: f32, temperature: f32, chance: f64) -> u32 {
-    let weight = |logit: f32| f64::from(((logit - max) / temperature).exp());
-    let total: f64 = row.iter().map(|&logit| weight(logit)).sum();
+fn draw_any(weights: &[f32], chance: f64) -> u32 {
+    let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
     let mut left = chance * total;
     let mut last = 0;
-    for (token, &logit) in (0u32..).zip(row) {
-        let weight = weight(logit);
+    for (token, &weight) in (0u32..).zip(weights) {
         if weight > 0.0 {
             last = token;
-            left -= weight;
+            left -= f64::from(weight);
             if left < 0.0 {
                 break;
             }
@@ -202,7 +208,7 @@ pub(crate) fn check(sampling: &Sampling, vocabulary: usize) -> Result<(), String
     let s = sampling;
     let ranges = [
         ("temperature", s.temperature, 0.0, 100.0),
-        ("top_p", s.top_p, f32::MIN_POSITIVE, 1.0),
+        ("top_p", s.top_p, 0.0, 1.0),
         ("min_p", s.min_p, 0.0, 1.0),
         ("repetition_penalty", s.repetition_penalty, 1e-3, 1e3),
         ("presence_penalty", s.presence_penalty, -1e3, 1e3),
@@ -266,6 +272,7 @@ mod tests {
         assert_eq!(left(Sampling { top_p: 0.75, ..hot() }), [false, true, false, false, true]);
         assert_eq!(left(Sampling { top_p: 0.85, ..hot() }), [false, true, true, false, true]);
         assert_eq!(left(Sampling { top_p: 1e-6, ..hot() }), [false, true, false, false, false]);
+        assert_eq!(left(Sampling { top_p: 0.0, ..hot() }), [false, true, false, false, false]);
         assert_eq!(left(Sampling { min_p: 0.3, ..hot() }), [false, true, true, false, true]);
         assert_eq!(left(Sampling { min_p: 1.0, ..hot() }), [false, true, false, false, true]);
         assert_eq!(left(Sampling { temperature: 0.01, ..hot() }), [false, true, false, false, true]);
@@ -320,8 +327,8 @@ mod tests {
 
     #[test]
     fn a_nonsensical_setting_is_named_with_its_range() {
-        let error = check(&Sampling { top_p: 0.0, ..hot() }, 5).unwrap_err();
-        assert!(error.starts_with("top_p is 0; it must be within"), "{error}");
+        let error = check(&Sampling { top_p: 1.5, ..hot() }, 5).unwrap_err();
+        assert!(error.starts_with("top_p is 1.5; it must be within"), "{error}");
         assert!(check(&Sampling { temperature: f32::NAN, ..hot() }, 5).is_err());
         let error = check(&Sampling { logit_bias: vec![(5, 1.0)], ..hot() }, 5).unwrap_err();
         assert_eq!(error, "logit_bias names token 5; the model has 5");

@@ -1,6 +1,6 @@
 //! The engine's thread: takes in, plans, computes, draws, delivers, and settles; step by step.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use batch::{Account, Arrival, Batch, Cause, Drawn, Ended, Plan};
 use crate::answer::{Answer, Terms};
 use crate::compute::{Compute, Work};
 use crate::desk::{Accepted, Desk, Intake};
+use crate::sampling::NotFinite;
 use crate::speed::Speed;
 
 /// How soon to look again whether a slow reader has room: sinks cannot ring. Short against what a person notices, long
@@ -35,6 +36,12 @@ impl Clock {
     }
 }
 
+/// How an answer ends.
+enum Ending {
+    Finished(Ended),
+    Failed(String),
+}
+
 /// What the engine's thread owns.
 pub(crate) struct Worker<C> {
     desk: Arc<Desk>,
@@ -46,8 +53,9 @@ pub(crate) struct Worker<C> {
     answers: HashMap<AttemptId, Answer>,
     /// How long to wait for work before the next step.
     wait: Option<Duration>,
-    /// Attempts that ended and that the desk does not know of yet.
-    ended: Vec<AttemptId>,
+    /// Answers that ended in this round. They are told so once the desk knows that their places are free: whoever hears
+    /// of an end may ask for the place at once.
+    endings: VecDeque<(AttemptId, Answer, Ending)>,
     steps: u64,
     computed_tokens: u64,
     cached_tokens: u64,
@@ -72,7 +80,7 @@ impl<C: Compute> Worker<C> {
             speed,
             answers: HashMap::new(),
             wait: Some(IDLE_WAIT),
-            ended: Vec::new(),
+            endings: VecDeque::new(),
             steps: 0,
             computed_tokens: 0,
             cached_tokens: 0,
@@ -113,7 +121,7 @@ impl<C: Compute> Worker<C> {
         let now = self.clock.now();
         for attempt in intake.cancels {
             if let Some(ended) = self.batch.end(now, attempt, Cause::Cancelled) {
-                self.finish(&ended);
+                self.finish(ended);
             }
         }
         for question in intake.questions {
@@ -128,8 +136,7 @@ impl<C: Compute> Worker<C> {
         let tokenizer = self.terms.tokenizer.as_ref().expect("nothing is accepted without a tokenizer");
         let answer = Answer::new(&job.ask, &job.prompt, &job.generated, tokenizer, sink);
         let (prompt_tokens, generated) = (job.prompt.len(), job.generated.len());
-        let mut tokens = job.prompt;
-        tokens.extend(job.generated);
+        let tokens = joined(job.prompt, job.generated);
         let done = if answer.stopped() {
             Some(Cause::Stop)
         } else if generated >= job.ask.max_tokens as usize {
@@ -144,8 +151,8 @@ impl<C: Compute> Worker<C> {
                 generated_tokens: generated as u32,
                 ..Account::default()
             };
-            answer.finish(&Ended { attempt, cause, account });
-            self.ended.push(attempt);
+            let ended = Ended { attempt, cause, account };
+            self.endings.push_back((attempt, answer, Ending::Finished(ended)));
             return;
         }
         let deadline = (job.ask.deadline_us > 0).then(|| at.saturating_add(Micros(job.ask.deadline_us)));
@@ -160,8 +167,7 @@ impl<C: Compute> Worker<C> {
             Err(refusal) => {
                 // The desk has checked all of this: it and the batch would have to disagree.
                 tracing::error!(%attempt, %refusal, "an accepted attempt was refused");
-                answer.fail(&refusal.to_string());
-                self.ended.push(attempt);
+                self.endings.push_back((attempt, answer, Ending::Failed(refusal.to_string())));
             }
         }
     }
@@ -173,7 +179,7 @@ impl<C: Compute> Worker<C> {
         });
         self.compute.wipe(&plan.wipe);
         for ended in std::mem::take(&mut plan.ended) {
-            self.finish(&ended);
+            self.finish(ended);
         }
         if plan.spans.is_empty() {
             self.compute.wipe(&self.batch.drain_wipes());
@@ -232,9 +238,9 @@ impl<C: Compute> Worker<C> {
         let drawing: Vec<AttemptId> =
             plan.spans.iter().filter(|span| span.draws).map(|span| span.attempt).collect();
         let ended = self.batch.commit(self.clock.now(), plan, drawn);
-        for ended in &ended {
+        for ended in ended {
             if damaged.contains(&ended.attempt) {
-                self.fail(ended.attempt, &crate::sampling::NotFinite.to_string());
+                self.end(ended.attempt, Ending::Failed(NotFinite.to_string()));
             } else {
                 self.finish(ended);
             }
@@ -252,31 +258,27 @@ impl<C: Compute> Worker<C> {
         let now = self.clock.now();
         for span in &plan.spans {
             self.batch.end(now, span.attempt, Cause::Stop);
-            self.fail(span.attempt, message);
+            self.end(span.attempt, Ending::Failed(message.to_owned()));
         }
     }
 
-    fn finish(&mut self, ended: &Ended) {
+    fn finish(&mut self, ended: Ended) {
         self.cached_tokens += u64::from(ended.account.cached_tokens);
         self.preemptions += u64::from(ended.account.preemptions);
-        if let Some(answer) = self.answers.remove(&ended.attempt) {
-            answer.finish(ended);
-        }
-        self.ended.push(ended.attempt);
+        self.end(ended.attempt, Ending::Finished(ended));
     }
 
-    fn fail(&mut self, attempt: AttemptId, message: &str) {
-        if let Some(answer) = self.answers.remove(&attempt) {
-            answer.fail(message);
-        }
-        self.ended.push(attempt);
+    fn end(&mut self, attempt: AttemptId, ending: Ending) {
+        let answer = self.answers.remove(&attempt).expect("every sequence has its answer until it ends");
+        self.endings.push_back((attempt, answer, ending));
     }
 
     fn settle(&mut self) {
         let load = self.batch.load();
         let (speed, steps, computed) = (self.speed, self.steps, self.computed_tokens);
         let (cached, preemptions) = (self.cached_tokens, self.preemptions);
-        self.desk.settle(&self.ended, load.pages_needed as u64, |report| {
+        let ended: Vec<AttemptId> = self.endings.iter().map(|(attempt, ..)| *attempt).collect();
+        self.desk.settle(&ended, load.pages_needed as u64, |report| {
             report.running = load.running as u32;
             report.prefill_tokens_waiting = load.prefill_tokens as u64;
             report.prefill_tokens_per_s = speed.prefill_tokens_per_s();
@@ -286,12 +288,18 @@ impl<C: Compute> Worker<C> {
             report.cached_tokens = cached;
             report.preemptions = preemptions;
         });
-        self.ended.clear();
+        while let Some((_, answer, ending)) = self.endings.pop_front() {
+            match ending {
+                Ending::Finished(ended) => answer.finish(&ended),
+                Ending::Failed(message) => answer.fail(&message),
+            }
+        }
     }
 
     fn close(mut self, why: &str) {
         let intake = self.desk.close(why);
-        for (_, answer) in self.answers.drain() {
+        let undelivered = self.endings.drain(..).map(|(_, answer, _)| answer);
+        for answer in undelivered.chain(self.answers.drain().map(|(_, answer)| answer)) {
             // A sink that panics must not keep the others from their end.
             let _ = catch_unwind(AssertUnwindSafe(|| answer.fail(why)));
         }
@@ -303,4 +311,19 @@ impl<C: Compute> Worker<C> {
             let _ = catch_unwind(AssertUnwindSafe(|| accepted.sink.failed(why)));
         }
     }
+}
+
+/// Both, one after the other, with nothing left of them elsewhere: growing the first would leave a copy behind.
+fn joined(mut prompt: Vec<u32>, mut generated: Vec<u32>) -> Vec<u32> {
+    if generated.is_empty() {
+        return prompt;
+    }
+    let mut tokens = Vec::with_capacity(prompt.len() + generated.len());
+    for part in [&mut prompt, &mut generated] {
+        tokens.extend_from_slice(part);
+        part.fill(0);
+        // Else the optimiser may leave out stores to memory that is freed next.
+        std::hint::black_box(part);
+    }
+    tokens
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base::{AttemptId, RequestId};
 use engine::{Engine, EngineConfig, LoadOptions, ModelSource, Refusal, Sink, load};
@@ -143,10 +143,14 @@ pub(crate) fn submit(engine: &Engine, job: Job) -> Result<Reader, Refusal> {
 
 /// Submits `job` with a sink that has room for so many chunks until it is resumed.
 pub(crate) fn submit_slow(engine: &Engine, job: Job, chunks: u64) -> Result<Reader, Refusal> {
+    submit_gated(engine, job, Arc::new(AtomicU64::new(chunks)))
+}
+
+/// Submits `job` with a sink that has room for as many chunks as `room` says, which several can share.
+pub(crate) fn submit_gated(engine: &Engine, job: Job, room: Arc<AtomicU64>) -> Result<Reader, Refusal> {
     static ATTEMPTS: AtomicU64 = AtomicU64::new(1);
     let attempt = AttemptId(ATTEMPTS.fetch_add(1, Ordering::SeqCst).into());
     let (sender, receiver) = channel();
-    let room = Arc::new(AtomicU64::new(chunks));
     engine.submit(attempt, job, Box::new(ChannelSink { sender, delivered: 0, room: room.clone() }))?;
     Ok(Reader { attempt, receiver, room })
 }
@@ -154,13 +158,4 @@ pub(crate) fn submit_slow(engine: &Engine, job: Job, chunks: u64) -> Result<Read
 /// Submits `job` and reads its whole answer.
 pub(crate) fn answer(engine: &Engine, job: Job) -> Answer {
     submit(engine, job).expect("there is room").rest().expect("it is answered")
-}
-
-/// Waits, without sleeping, until `holds`.
-pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < PATIENCE, "never: {what}");
-        std::thread::yield_now();
-    }
 }

@@ -1,12 +1,15 @@
 //! Many requests at once: none is touched by another, whatever happens to the others.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use base::{AttemptId, Bytes};
 use engine::{EngineConfig, ModelSource, Refusal};
 use wire::chunk::FinishReason;
 use wire::control::AttemptRefusal;
 use wire::job::{Job, Sampling};
 
-use crate::harness::{answer, config, eventually, job, prompt, start, submit, submit_slow, tiny};
+use crate::harness::{answer, config, job, prompt, start, submit, submit_gated, submit_slow, tiny};
 
 /// Jobs of every kind of sampling, with prompts that need several steps.
 fn jobs() -> Vec<Job> {
@@ -54,11 +57,15 @@ fn answers_that_outgrow_a_small_cache_are_the_same_as_in_a_large_one() {
     let kv_bytes = Some(Bytes(per_token.0 * 160));
     let tight = start(&source, EngineConfig { context: Some(144), kv_bytes, ..config() });
     let job = |number: usize| job(&prompt(number, 8), 90, Sampling::default());
-    let readers: Vec<_> = (0..8).map(|number| submit(&tight, job(number)).unwrap()).collect();
-    for (number, reader) in readers.into_iter().enumerate() {
-        assert_eq!(reader.rest().unwrap().text, answer(&roomy, job(number)).text);
+    // All of them get a token before any gets a second, so that all are there together.
+    let room = Arc::new(AtomicU64::new(1));
+    let readers: Vec<_> =
+        (0..8).map(|number| submit_gated(&tight, job(number), room.clone()).unwrap()).collect();
+    let begun: Vec<String> = readers.iter().map(|reader| reader.chunk().text).collect();
+    readers[0].resume();
+    for (number, (begun, reader)) in begun.into_iter().zip(readers).enumerate() {
+        assert_eq!(begun + &reader.rest().unwrap().text, answer(&roomy, job(number)).text);
     }
-    eventually("all of it is settled", || tight.load_now().running == 0);
     assert!(tight.load_now().preemptions > 0, "this is meant to outgrow the cache");
 }
 
@@ -157,7 +164,7 @@ fn a_cancel_ends_one_request_frees_its_pages_and_may_come_twice() {
     engine.cancel(attempt);
     engine.cancel(AttemptId(u128::MAX));
     assert_eq!(other.rest().unwrap().tokens.len(), 20);
-    eventually("every page is free again", || engine.load_now().kv_tokens_free == all);
+    assert_eq!(engine.load_now().kv_tokens_free, all, "whoever hears of an end finds its pages free");
 }
 
 #[test]
@@ -214,7 +221,8 @@ fn what_cannot_be_taken_is_refused_with_its_reason() {
         engine.cancel(reader.attempt);
         reader.rest().unwrap();
     }
-    eventually("the places are free again", || engine.load_now().running + engine.load_now().waiting == 0);
+    let report = engine.load_now();
+    assert_eq!(report.running + report.waiting, 0, "whoever hears of an end finds its place free");
     assert_eq!(answer(&engine, job(&prompt(0, 8), 4, Sampling::default())).tokens.len(), 4);
 }
 
@@ -259,5 +267,5 @@ fn a_report_says_what_the_engine_holds_and_how_fast_it_is() {
     assert_eq!(report.kv_tokens, report.kv_tokens_free);
     let said = answer(&engine, job(&[1, 2, 3], 5, Sampling::default()));
     assert_eq!((said.finish.prompt_tokens, said.finish.generated_tokens), (3, 5));
-    eventually("the steps are counted", || engine.load_now().steps == 5);
+    assert_eq!(engine.load_now().steps, 5);
 }
