@@ -9,6 +9,7 @@ pub(crate) mod session;
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
@@ -27,7 +28,15 @@ const IDLE_BUFFER_BYTES: usize = 8 << 10;
 const WRITE_BUFFER_MARGIN: usize = 1 << 20;
 
 /// Upgrades the connection, and serves it until it ends.
-pub(crate) async fn serve(State(core): State<Arc<Core>>, upgrade: WebSocketUpgrade) -> Response {
+pub(crate) async fn serve(
+    State(core): State<Arc<Core>>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let Ok(upgrade) = upgrade else {
+        let detail =
+            "this path is for providers, which connect with a WebSocket: use `phalanx provider --join`";
+        return Problem::Header { name: "upgrade", detail }.into_response();
+    };
     if core.draining.is_cancelled() {
         return Problem::Draining.into_response();
     }

@@ -71,6 +71,17 @@ impl Lanes {
     }
 }
 
+/// What `sending` came to, and when the write began that the socket took whole. Not when that write returned: the
+/// peer has the bytes by then and computes, on a small machine in this thread's stead.
+async fn taken_at<T>(sending: impl Future<Output = T>) -> (T, Instant) {
+    let mut sending = std::pin::pin!(sending);
+    std::future::poll_fn(|cx| {
+        let began = Instant::now();
+        sending.as_mut().poll(cx).map(|out| (out, began))
+    })
+    .await
+}
+
 /// Writes both lanes into `sink` until the connection is closed or fails. Between messages it pings, so that the
 /// peer hears something at least every `ping`; no single write may take longer than `write_max`.
 ///
@@ -97,13 +108,14 @@ pub(crate) async fn write<S>(
             Some(frame) = ends.data.recv() => (Message::Binary(frame.bytes), Some(frame.about)),
             _ = pings.tick() => (Message::Ping(Bytes::new()), None),
         };
-        if !matches!(tokio::time::timeout(write_max, sink.send(message)).await, Ok(Ok(()))) {
+        let sent = tokio::time::timeout(write_max, taken_at(sink.send(message))).await;
+        let Ok((Ok(()), at)) = sent else {
             ends.close.cancel();
             return;
-        }
+        };
         if let Some(about) = about {
             // Set once: an attempt has one frame.
-            let _ = about.written.set(Instant::now());
+            let _ = about.written.set(at);
         }
     }
     ends.control.close();

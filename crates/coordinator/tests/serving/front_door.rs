@@ -103,6 +103,9 @@ async fn unknown_paths_and_methods_are_answered_in_the_same_shape() {
     let response = house.get("/v1/chat/completions").await;
     assert_eq!(response.status(), 405);
     assert_eq!(response.headers()["allow"], "POST");
+    let plain = house.get("/api/uplink").await;
+    assert_eq!(plain.status(), 400);
+    assert_eq!(error_of(plain).await["param"], "upgrade");
     assert_eq!(error_of(response).await["code"], "method_not_allowed");
 }
 

@@ -231,3 +231,30 @@ async fn a_draining_machine_finishes_what_it_has_and_gets_nothing_new() {
     let got: Value = call.await.unwrap().unwrap().json().await.unwrap();
     assert_eq!(got["choices"][0]["message"]["content"], "slow");
 }
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_loses_its_own_answer_and_slows_nobody() {
+    let house = House::with(|config| {
+        config.uplink.chunks_waiting_max = 8;
+        config.requests.reader_us_max = base::Micros::from_millis(300);
+    })
+    .await;
+    let mut provider = Provider::join(&house).await;
+    // More than the sockets between take in: 400 pieces of 64 KB.
+    let piece = "x".repeat(64 << 10);
+    let mut flood: Vec<Act> = (0..400).map(|index| Act::Send(token(index, &piece))).collect();
+    flood.push(Act::Send(end(400, FinishReason::Stop)));
+    provider.next(flood);
+    let unread = house.chat(json!({"stream": true})).await;
+    assert_eq!(unread.status(), 200);
+    let (attempt, _) = provider.attempt().await;
+    let cancelled = provider.sees(|seen| match seen {
+        Seen::Cancel(id) => Some(id),
+        _ => None,
+    });
+    assert_eq!(cancelled.await, attempt);
+    assert_eq!(house.chat(json!({})).await.status(), 200, "its machine serves others meanwhile");
+    let got = streamed(&unread.text().await.unwrap());
+    assert!(!got.done);
+    eventually("both settled", async || house.store.ledger(0, 10).await.unwrap().len() == 2).await;
+}

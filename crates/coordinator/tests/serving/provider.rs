@@ -153,8 +153,9 @@ impl Provider {
         self.say.send(Message::Text(message.encode().into())).unwrap();
     }
 
+    /// Sends whatever it is; after the connection's end, nothing.
     pub(crate) fn send_raw(&self, message: Message) {
-        self.say.send(message).unwrap();
+        let _ = self.say.send(message);
     }
 
     /// The next thing it sees that `pick` wants.

@@ -173,3 +173,38 @@ async fn a_provider_learns_what_the_coordinator_thinks_of_it() {
     assert!(line.await.contains("failed"));
     assert_eq!(house.chat(json!({})).await.status(), 503, "no path");
 }
+
+#[tokio::test]
+async fn no_bytes_whatever_from_a_provider_bring_the_coordinator_down() {
+    let house = House::open().await;
+    let good = Provider::join(&house).await;
+    let mut rng = base::Rng::new(20_261_121);
+    let heartbeat = FromProvider::Heartbeat(wire::control::Heartbeat {
+        sequence: 1,
+        instances: vec![good.report.clone()],
+    });
+    let chunk =
+        wire::frame::FrameHeader::of_attempt(wire::frame::FrameKind::Chunk, super::provider::nobody(), 0);
+    let models = [heartbeat.encode().into_bytes(), wire::frame::encode(chunk, &[7; 40])];
+    for round in 0..60 {
+        let other =
+            Provider::join_unready(&house, Offer { model: "other".to_owned(), ..Offer::default() }).await;
+        for _ in 0..8 {
+            let mut bytes = models[rng.below(2) as usize].clone();
+            for _ in 0..=rng.below(3) {
+                let at = rng.below(bytes.len() as u64) as usize;
+                bytes[at] = rng.next_u64() as u8;
+            }
+            bytes.truncate(1 + rng.below(bytes.len() as u64) as usize);
+            let message = match String::from_utf8(bytes.clone()) {
+                Ok(text) if round % 2 == 0 => Message::Text(text.into()),
+                _ => Message::Binary(bytes.into()),
+            };
+            other.send_raw(message);
+        }
+    }
+    assert_eq!(house.chat(json!({})).await.status(), 200);
+    let good_stays = async || house.metric("phalanx_machines").await >= 1.0;
+    eventually("the good provider stays", good_stays).await;
+    drop(good);
+}
