@@ -26,6 +26,10 @@ const WRITE_BUFFER_BYTES: usize = 32 << 10;
 /// The largest message that is written: chunks and pieces of kits are far smaller.
 pub(crate) const OUTBOUND_BYTES_MAX: usize = 16 << 20;
 
+// The WebSocket library logs each frame whole at trace level, the join token in the first one included: this level is
+// compiled out of every program that holds this crate.
+const _: () = assert!(log::STATIC_MAX_LEVEL as usize <= log::LevelFilter::Debug as usize);
+
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {

@@ -49,7 +49,8 @@ async fn a_coordinator_whose_authority_is_named_is_joined_over_tls() {
     let running = Running::start(config);
     let (stream, _) = soon("a connection", listener.accept()).await.unwrap();
     let stream = soon("TLS", acceptor.accept(stream)).await.unwrap();
-    let mut socket = soon("a WebSocket", tokio_tungstenite::accept_async(stream)).await.unwrap();
+    let accepting = Box::pin(tokio_tungstenite::accept_async(stream));
+    let mut socket = soon("a WebSocket", accepting).await.unwrap();
     let first = soon("a hello", futures_util::StreamExt::next(&mut socket)).await.unwrap().unwrap();
     let Message::Text(text) = first else { panic!("{first:?}") };
     assert!(matches!(FromProvider::decode(&text).unwrap(), FromProvider::Hello(_)));
