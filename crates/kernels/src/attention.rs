@@ -18,8 +18,8 @@ const BLOCK: usize = 128;
 /// Query rows in a tile (a token's heads that share a KV head, token after token): so often are keys and values
 /// used once they are in registers or near.
 const TILE: usize = 16;
-/// Below so many multiply-adds the loop runs on the caller alone: it takes about as long as waking others does.
-const ALONE_BELOW: usize = 32 * 1024;
+/// Below so many multiply-adds the loop runs on the caller alone: see the same constant of the matrix product.
+const ALONE_BELOW: usize = 128 * 1024;
 
 /// The shape of attention.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,8 +8,9 @@ use crate::rows::NormInPlace;
 use crate::shared::SharedMut;
 use crate::team::Team;
 
-/// Below so many elements the loop runs on the caller alone: it takes about as long as waking others does.
-const ALONE_BELOW: usize = 8 * 1024;
+/// Below so many elements the loop runs on the caller alone: a few microseconds of work, which sharing would not
+/// shorten.
+const ALONE_BELOW: usize = 24 * 1024;
 
 /// The shape of the projected rows `[T, (H + 2K) * D]` (queries, keys, values) and what is done to their heads.
 #[derive(Clone, Copy)]

@@ -134,7 +134,7 @@ pub fn features() -> Vec<&'static str> {
                 $(if std::arch::is_aarch64_feature_detected!($name) { found.push($name); })*
             };
         }
-        probe!("neon", "fp16", "dotprod", "bf16", "i8mm", "sve", "sve2", "sme");
+        probe!("neon", "fp16", "dotprod", "bf16", "i8mm", "sve", "sve2");
     }
     found
 }

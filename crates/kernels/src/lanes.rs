@@ -78,6 +78,8 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn again<T>(pointer: *const T) -> *const T;
     /// Asks for the cache line at `at`, which need not be valid memory.
     unsafe fn prefetch(at: *const u8);
+    /// The same, into the second level cache only.
+    unsafe fn prefetch_second(at: *const u8);
 }
 
 /// The order in which sixteen lanes are added up: halves, then neighbours, then neighbours, then halves. It is

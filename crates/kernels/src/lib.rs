@@ -9,6 +9,8 @@
 
 // Here, and nowhere else in the workspace: see the crate's description.
 #![allow(unsafe_code)]
+// Tiles are arrays of registers: counted loops over all their sides at once say what happens, iterators hide it.
+#![allow(clippy::needless_range_loop)]
 
 mod attention;
 mod buffer;

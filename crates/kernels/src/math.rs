@@ -16,14 +16,14 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L::V) -> L::V {
         let x = L::min(L::splat(88.3), L::max(L::splat(-87.3), x));
         let n = L::sub(L::fma(x, L::splat(std::f32::consts::LOG2_E), L::splat(ROUND)), L::splat(ROUND));
         // ln 2 in two parts, the first with so few digits that its product with `n` is exact.
-        let r = L::fma(n, L::splat(-0.693_359_375), x);
+        let r = L::fma(n, L::splat(-0.693_359_4), x);
         let r = L::fma(n, L::splat(2.121_944_4e-4), r);
         let mut p = L::splat(1.987_569_1e-4);
         p = L::fma(p, r, L::splat(1.398_2e-3));
         p = L::fma(p, r, L::splat(8.333_452e-3));
         p = L::fma(p, r, L::splat(4.166_579_6e-2));
         p = L::fma(p, r, L::splat(1.666_666_5e-1));
-        p = L::fma(p, r, L::splat(5.000_000_1e-1));
+        p = L::fma(p, r, L::splat(0.5));
         let p = L::fma(L::mul(r, r), p, L::add(r, L::splat(1.0)));
         L::mul(p, L::pow2(n))
     }

@@ -6,8 +6,8 @@ use crate::math;
 use crate::shared::SharedMut;
 use crate::team::Team;
 
-/// Below so many elements a loop runs on the caller alone: it takes about as long as waking others does.
-const ALONE_BELOW: usize = 8 * 1024;
+/// Below so many elements a loop runs on the caller alone: a few microseconds of work, which sharing would not shorten.
+const ALONE_BELOW: usize = 24 * 1024;
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

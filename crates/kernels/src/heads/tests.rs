@@ -102,6 +102,22 @@ fn every_vector_path_gives_the_twins_bits() {
 }
 
 #[test]
+fn heads_shared_out_are_those_of_one_worker() {
+    // Enough rows for the team to be asked.
+    let pages = [2, 5, 0, 4, 1, 3];
+    let spans = [AttentionSpan { row: 0, tokens: 96, position: 0, pages: &pages }];
+    let before: Vec<f32> = numbers(7, 96 * WIDTH).repeat(2);
+    let spans = [spans[0], AttentionSpan { row: 96, ..spans[0] }];
+    let run = |threads| {
+        let mut rows = before.clone();
+        let kv = prepared(Isa::detect(), threads, &mut rows, true, &spans);
+        let KvElements::F32(elements) = &kv.elements else { unreachable!() };
+        (bits(&rows), bits(elements))
+    };
+    assert_eq!(run(3), run(1));
+}
+
+#[test]
 #[should_panic(expected = "page Some(6) of 6")]
 fn a_page_outside_the_cache_is_refused() {
     let spans = [AttentionSpan { row: 0, tokens: 1, position: 0, pages: &[6] }];

@@ -115,4 +115,6 @@ impl<const FUSED: bool> Lanes for Scalar<FUSED> {
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_second(_at: *const u8) {}
 }

@@ -1,4 +1,6 @@
 //! A decoder against its definition, and against itself cut and mixed in every way.
+// Not only in test functions: what they share is test code as well.
+#![allow(clippy::unwrap_used)]
 
 mod reference;
 mod tiny;
@@ -157,6 +159,19 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn threads_that_share_the_work_out_do_not_change_a_bit() {
+    // Large enough for every operation to be shared out.
+    let shape = Shape { hidden: 128, head_dim: 32, width: 600, vocabulary: 1000, ..LLAMA };
+    let tokens = tokens(&mut Rng::new(4), 200, shape.vocabulary);
+    let run =
+        |threads| rig(&shape, DType::BF16, &LoadOptions::default(), threads).whole(&tokens, KvDType::F32);
+    let alone = run(1);
+    for threads in [2, 3] {
+        assert!(run(threads).iter().zip(&alone).all(|(a, b)| bits(a) == bits(b)), "{threads} threads");
     }
 }
 
