@@ -348,16 +348,32 @@ macro_rules! json_message {
             /// # Errors
             /// Not JSON, or a known type of another shape. The message names field and position, never a value.
             pub fn decode(text: &str) -> Result<Self, DecodeError> {
-                serde_json::from_str(text).map_err(|e| DecodeError::Json {
-                    what: $what,
-                    detail: match e.classify() {
-                        serde_json::error::Category::Data => e.to_string().chars().take(200).collect(),
-                        _ => format!("not JSON at line {} column {}", e.line(), e.column()),
-                    },
-                })
+                // serde would take an array for a tagged object, too.
+                if !text.trim_ascii_start().starts_with('{') {
+                    return Err(DecodeError::Json { what: $what, detail: "not a JSON object".to_owned() });
+                }
+                serde_json::from_str(text).map_err(|e| DecodeError::Json { what: $what, detail: detail(&e) })
             }
         }
     };
+}
+
+/// What is wrong with a message, without any of its values: one of them is a secret, and this is logged.
+fn detail(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    if error.classify() != serde_json::error::Category::Data {
+        return format!("not JSON at line {line} column {column}");
+    }
+    let text = error.to_string();
+    let said = if text.starts_with("missing field") || text.starts_with("duplicate field") {
+        Some(text)
+    } else if text.starts_with("invalid") || text.starts_with("unknown variant") {
+        // "invalid type: string \"...\", expected u32 at line 1 column 9": what comes last is the type's own text.
+        text.rsplit_once(", expected ").map(|(_, expected)| format!("expected {expected}"))
+    } else {
+        None
+    };
+    said.unwrap_or_else(|| format!("a value of another shape at line {line} column {column}"))
 }
 
 json_message!(FromProvider, "a provider's message");

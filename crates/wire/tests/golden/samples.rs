@@ -1,0 +1,292 @@
+//! One value of everything that is sent, for the golden bytes and the other tests.
+#![allow(dead_code, reason = "shared by test programs that each use a part")]
+
+use base::{
+    AccountId, AttemptId, Bytes, Epoch, Incarnation, InstanceId, KeyId, MachineId, ModelName, RequestId,
+    Tokens,
+};
+use wire::admin::{
+    CreateKey, CreatedKey, FleetStatus, InstanceStatus, KeyInfo, KeyList, MachineStatus, PoolStatus,
+    SegmentReport, SegmentStats,
+};
+use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
+use wire::control::{
+    AttemptRefusal, FromCoordinator, FromProvider, Hardware, Heartbeat, Hello, InstanceOffer, InstancePhase,
+    InstanceReport, ModelDescriptor, RefusalCode, Refused, Register, Welcome,
+};
+use wire::job::{Ask, Job, Sampling};
+
+pub const ATTEMPT: AttemptId = AttemptId(0x0123_4567_89ab_cdef_1021_3243_5465_7687);
+pub const INSTANCE: InstanceId = InstanceId(0x1111_1111_1111_1111_1111_1111_1111_1111);
+pub const MACHINE: MachineId = MachineId(0x2222_2222_2222_2222_2222_2222_2222_2222);
+pub const REQUEST: RequestId = RequestId(0x3333_3333_3333_3333_3333_3333_3333_3333);
+pub const ACCOUNT: AccountId = AccountId(0x4444_4444_4444_4444_4444_4444_4444_4444);
+pub const KEY: KeyId = KeyId(0x5555_5555_5555_5555_5555_5555_5555_5555);
+pub const KIT_SHA256: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+pub fn report() -> InstanceReport {
+    InstanceReport {
+        instance: INSTANCE,
+        generation: 9,
+        phase: InstancePhase::Ready,
+        detail: String::new(),
+        slots: 8,
+        running: 2,
+        waiting: 1,
+        kv_tokens: 16_384,
+        kv_tokens_free: 12_000,
+        prefill_tokens_waiting: 300,
+        prefill_tokens_per_s: 2500.5,
+        decode_tokens_per_s: 210.25,
+    }
+}
+
+pub fn hardware() -> Hardware {
+    Hardware {
+        cpu: "AMD EPYC".to_owned(),
+        cores: 2,
+        isa: vec!["avx512".to_owned(), "avx2".to_owned()],
+        memory_total: Bytes(16 << 30),
+        memory_available: Bytes(9 << 30),
+        os: "Linux 6.1".to_owned(),
+    }
+}
+
+pub fn hello() -> Hello {
+    Hello {
+        protocol: wire::control::PROTOCOL,
+        token: "join-phx-0123".to_owned(),
+        machine: MACHINE,
+        incarnation: Incarnation(1_800_000_000_000_000),
+        name: "studio".to_owned(),
+        agent: "phalanx/0.1.0".to_owned(),
+        signing_key: "c2lnbmluZw==".to_owned(),
+        sealing_key: "c2VhbGluZw==".to_owned(),
+        capabilities: vec!["resume".to_owned()],
+    }
+}
+
+pub fn register() -> Register {
+    let model = ModelDescriptor {
+        name: ModelName::new("phalanx-mini"),
+        family: "llama".to_owned(),
+        parameters: 4_600_000,
+        weight_bytes: Bytes(9_200_000),
+        context: Tokens(2048),
+        vocabulary: 4096,
+        weights_sha256: KIT_SHA256.to_owned(),
+        kit_sha256: KIT_SHA256.to_owned(),
+        kit_bytes: Bytes(123_456),
+    };
+    let offer =
+        InstanceOffer { instance: INSTANCE, epoch: Epoch(3), rank: 0, ranks: 1, model, report: report() };
+    Register { hardware: hardware(), instances: vec![offer] }
+}
+
+/// Every message of a provider, by name.
+pub fn from_provider() -> Vec<(&'static str, FromProvider)> {
+    let changed =
+        InstanceReport { phase: InstancePhase::Failed, detail: "out of memory".to_owned(), ..report() };
+    vec![
+        ("hello", FromProvider::Hello(hello())),
+        ("proof", FromProvider::Proof { signature: "c2lnbmF0dXJl".to_owned() }),
+        ("register", FromProvider::Register(register())),
+        ("heartbeat", FromProvider::Heartbeat(Heartbeat { sequence: 4, instances: vec![report()] })),
+        ("instance_changed", FromProvider::InstanceChanged(changed)),
+        (
+            "attempt_refused",
+            FromProvider::AttemptRefused {
+                attempt: ATTEMPT,
+                reason: AttemptRefusal::NoKvRoom,
+                message: "700 tokens asked, 512 free".to_owned(),
+            },
+        ),
+        (
+            "attempt_failed",
+            FromProvider::AttemptFailed { attempt: ATTEMPT, message: "the engine stopped".to_owned() },
+        ),
+        ("draining", FromProvider::Draining),
+        ("goodbye", FromProvider::Goodbye { reason: "stopped by its owner".to_owned() }),
+    ]
+}
+
+/// Every message of the coordinator, by name.
+pub fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
+    vec![
+        ("challenge", FromCoordinator::Challenge { nonce: "bm9uY2U=".to_owned() }),
+        (
+            "welcome",
+            FromCoordinator::Welcome(Welcome {
+                capabilities: vec!["resume".to_owned()],
+                control_bytes_max: Bytes(1 << 20),
+                data_bytes_max: Bytes(16 << 20),
+                heartbeat_us: 1_000_000,
+                silence_us_max: 5_000_000,
+            }),
+        ),
+        (
+            "refused",
+            FromCoordinator::Refused(Refused {
+                code: RefusalCode::BadToken,
+                reason: "the join token is not one of ours".to_owned(),
+                remedy: "copy the token again".to_owned(),
+            }),
+        ),
+        ("want_kit", FromCoordinator::WantKit { kit_sha256: KIT_SHA256.to_owned() }),
+        ("standing", FromCoordinator::Standing { lines: vec!["phalanx-mini: takes requests".to_owned()] }),
+        ("cancel", FromCoordinator::Cancel { attempt: ATTEMPT }),
+        ("goodbye", FromCoordinator::Goodbye { reason: "restarting".to_owned(), retry_after_us: 2_000_000 }),
+    ]
+}
+
+pub fn sampling() -> Sampling {
+    Sampling {
+        temperature: 0.75,
+        top_p: 0.5,
+        top_k: 40,
+        min_p: 0.125,
+        repetition_penalty: 1.25,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.25,
+        seed: u64::MAX,
+        logit_bias: vec![(7, -100.0), (9, 1.5)],
+    }
+}
+
+pub fn job() -> Job {
+    let ask = Ask {
+        request: REQUEST,
+        model: ModelName::new("phalanx-mini"),
+        max_tokens: 64,
+        sampling: sampling(),
+        stop: vec!["\n\n".to_owned(), "конец".to_owned()],
+        ignore_stop_tokens: true,
+        logprobs: Some(3),
+        deadline_us: 30_000_000,
+    };
+    Job { ask, prompt: vec![1, 2, 3, 65_536], generated: vec![4, u32::MAX] }
+}
+
+/// A job that leaves everything at its default.
+pub fn plain_job() -> Job {
+    let ask = Ask {
+        request: REQUEST,
+        model: ModelName::new("phalanx-mini"),
+        max_tokens: 16,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        ignore_stop_tokens: false,
+        logprobs: None,
+        deadline_us: 0,
+    };
+    Job { ask, prompt: vec![1], generated: Vec::new() }
+}
+
+/// Chunks by name: of text alone, the last one, and one with everything.
+pub fn chunks() -> Vec<(&'static str, Chunk)> {
+    let finish = Finish {
+        reason: FinishReason::Stop,
+        prompt_tokens: 12,
+        cached_tokens: 4,
+        generated_tokens: 3,
+        queue_us: 100,
+        prefill_us: 2_000,
+        decode_us: 30_000,
+    };
+    let logprob = TokenLogprob {
+        token: 300,
+        bytes: vec![0xd0],
+        logprob: -0.5,
+        top: vec![(300, vec![0xd0], -0.5), (301, vec![0x41], -2.25)],
+    };
+    vec![
+        (
+            "text",
+            Chunk { first_index: 5, tokens: vec![10, 11], text: "Grüße".to_owned(), ..Chunk::default() },
+        ),
+        ("finish", Chunk { first_index: 7, finish: Some(finish.clone()), ..Chunk::default() }),
+        (
+            "everything",
+            Chunk {
+                first_index: 0,
+                tokens: vec![300],
+                text: String::new(),
+                logprobs: Some(vec![logprob]),
+                finish: Some(Finish { reason: FinishReason::Length, cached_tokens: 0, ..finish }),
+            },
+        ),
+    ]
+}
+
+pub fn key_info() -> KeyInfo {
+    KeyInfo {
+        id: KEY,
+        account: ACCOUNT,
+        name: "laptop".to_owned(),
+        admin: false,
+        created_unix: 1_800_000_000,
+        revoked_unix: None,
+        ends_with: "wxyz".to_owned(),
+    }
+}
+
+pub fn create_key() -> CreateKey {
+    CreateKey { name: "laptop".to_owned(), account: Some(ACCOUNT), admin: true }
+}
+
+pub fn created_key() -> CreatedKey {
+    CreatedKey { secret: "sk-phx-0123".to_owned(), key: key_info() }
+}
+
+pub fn key_list() -> KeyList {
+    KeyList { keys: vec![key_info(), KeyInfo { revoked_unix: Some(1_800_000_001), ..key_info() }] }
+}
+
+pub fn fleet_status() -> FleetStatus {
+    let instance = InstanceStatus {
+        instance: INSTANCE,
+        model: ModelName::new("phalanx-mini"),
+        rank: 0,
+        phase: InstancePhase::Draining,
+        ineligible: Some("draining".to_owned()),
+        running: 1,
+        slots: 8,
+        kv_tokens: (16_384, 12_000),
+        decode_tokens_per_s: 210.25,
+    };
+    let machine = MachineStatus {
+        machine: MACHINE,
+        name: "studio".to_owned(),
+        connected: true,
+        since_us: 5_000_000,
+        agent: "phalanx/0.1.0".to_owned(),
+        hardware: hardware(),
+        instances: vec![instance],
+    };
+    let pool = PoolStatus {
+        model: ModelName::new("phalanx-mini"),
+        context: Tokens(2048),
+        weight_bytes: Bytes(9_200_000),
+        eligible: (0, 1),
+        queued: 3,
+        running: 1,
+        refused: 12,
+    };
+    FleetStatus {
+        version: "phalanx/0.1.0".to_owned(),
+        uptime_us: 60_000_000,
+        machines: vec![machine],
+        models: vec![pool],
+    }
+}
+
+pub fn segment_report() -> SegmentReport {
+    let stats =
+        SegmentStats { count: 30, mean_us: 12.5, p50_us: 11.0, p95_us: 20.0, p99_us: 30.0, max_us: 31.5 };
+    SegmentReport {
+        window_us: 4_000_000,
+        completed: 29,
+        other: 1,
+        segments: [("parse".to_owned(), stats)].into(),
+    }
+}
