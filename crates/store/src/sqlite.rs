@@ -50,8 +50,8 @@ pub struct SqliteStore {
     reader: Arc<Mutex<Connection>>,
     keys: Arc<RwLock<KeyTable>>,
     lost: u64,
-    /// Gets its value, or loses its sender, when the writer has ended.
-    ended: tokio::sync::Mutex<oneshot::Receiver<()>>,
+    /// Gets its value, or loses its sender, when the writer has ended; gone once somebody has seen that.
+    ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl SqliteStore {
@@ -90,7 +90,7 @@ impl SqliteStore {
             reader: Arc::new(Mutex::new(opened.reader)),
             keys,
             lost: opened.lost,
-            ended: tokio::sync::Mutex::new(ended),
+            ended: tokio::sync::Mutex::new(Some(ended)),
         })
     }
 
@@ -209,9 +209,12 @@ impl Store for SqliteStore {
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async {
             let asked = self.write(|reply| Write::Close { reply }).await;
-            // An error is the writer's end, too: it was joined before, or its thread is gone.
-            if timeout(WAIT_MAX, &mut *self.ended.lock().await).await.is_err() {
-                return Err(StoreError::TimedOut { waited: WAIT_MAX });
+            let mut ended = self.ended.lock().await;
+            if let Some(end) = ended.as_mut() {
+                // A lost sender is the writer's end, too.
+                let seen = timeout(WAIT_MAX, end).await;
+                seen.map_err(|_| StoreError::TimedOut { waited: WAIT_MAX })?.ok();
+                *ended = None;
             }
             // Closing twice is no mistake.
             if matches!(asked, Err(StoreError::Closed)) { Ok(()) } else { asked }

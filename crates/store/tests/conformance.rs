@@ -115,7 +115,8 @@ async fn a_key_is_found_by_its_hash_listed_and_revoked_across_restarts<F: Form>(
 }
 
 async fn a_key_with_anothers_id_or_secret_is_refused<F: Form>() {
-    let store = F::new().open(1).await;
+    let form = F::new();
+    let store = form.open(1).await;
     store.create_key(key(1, "first"), [1; 32]).await.unwrap();
     for (id, hash) in [(1, [2; 32]), (2, [1; 32])] {
         let refused = store.create_key(key(id, "other"), hash).await;
@@ -139,7 +140,8 @@ async fn a_setting_is_kept_changed_and_removed<F: Form>() {
 }
 
 async fn a_reservation_is_settled_to_what_was_delivered_and_the_rest_comes_back<F: Form>() {
-    let store = F::new().open(1).await;
+    let form = F::new();
+    let store = form.open(1).await;
     store.reserve(reservation(1, ACCOUNT)).await.unwrap();
     let open = Usage { reserved_tokens: 150, ..Usage::default() };
     assert_eq!(store.usage(ACCOUNT).await.unwrap(), open);
@@ -172,7 +174,8 @@ async fn a_reservation_is_settled_to_what_was_delivered_and_the_rest_comes_back<
 }
 
 async fn a_request_is_reserved_once_and_settled_once<F: Form>() {
-    let store = F::new().open(1).await;
+    let form = F::new();
+    let store = form.open(1).await;
     let unknown = store.settle(settlement(1, 1, 1)).await;
     assert!(matches!(unknown, Err(StoreError::NotReserved { request: RequestId(1) })), "{unknown:?}");
     store.reserve(reservation(1, ACCOUNT)).await.unwrap();
@@ -185,7 +188,8 @@ async fn a_request_is_reserved_once_and_settled_once<F: Form>() {
 }
 
 async fn more_than_was_reserved_is_never_charged<F: Form>() {
-    let store = F::new().open(1).await;
+    let form = F::new();
+    let store = form.open(1).await;
     store.reserve(reservation(1, ACCOUNT)).await.unwrap();
     let settled = store.settle(settlement(1, u32::MAX, u32::MAX)).await.unwrap();
     assert_eq!(settled, Settled { charged_tokens: 150, refunded_tokens: 0 });
@@ -196,7 +200,8 @@ async fn more_than_was_reserved_is_never_charged<F: Form>() {
 }
 
 async fn every_outcome_and_the_largest_times_read_back<F: Form>() {
-    let store = F::new().open(1).await;
+    let form = F::new();
+    let store = form.open(1).await;
     for (request, outcome) in (1..).zip(Outcome::ALL) {
         let at = Reservation { at_unix_us: i64::MAX as u64, ..reservation(request, ACCOUNT) };
         store.reserve(at).await.unwrap();
@@ -254,8 +259,9 @@ async fn a_closed_store_says_so_and_may_be_closed_again<F: Form>() {
 }
 
 async fn a_caller_who_goes_before_the_answer_leaves_nothing_reserved<F: Form>() {
-    let store = F::new().open(1).await;
-    for request in 1..=200 {
+    let form = F::new();
+    let store = form.open(1).await;
+    for request in 1..=100 {
         let mut asked = store.reserve(reservation(request, ACCOUNT));
         // Polled once: it is asked for, and then the caller goes.
         let gone =
@@ -267,10 +273,10 @@ async fn a_caller_who_goes_before_the_answer_leaves_nothing_reserved<F: Form>() 
     // asked for as their answers are dropped.
     store.reserve(reservation(1_000, ACCOUNT)).await.unwrap();
     store.settle(settlement(1_000, 0, 0)).await.unwrap();
-    let usage = until(&*store, |usage| usage.requests == 201).await;
+    let usage = until(&*store, |usage| usage.requests == 101).await;
     assert_eq!(usage.reserved_tokens, 0);
     let entries = whole_ledger(&*store).await;
-    assert_eq!(entries.iter().filter(|entry| entry.outcome == Outcome::Cancelled).count(), 200);
+    assert_eq!(entries.iter().filter(|entry| entry.outcome == Outcome::Cancelled).count(), 100);
 }
 
 /// Reads an account's sums until they are as wanted; fails by the test runner's patience, not by a clock.
