@@ -134,9 +134,19 @@ impl Queue {
 
     /// The first request after `place`, or the first of all.
     pub(crate) fn next_after(&self, place: Option<Place>) -> Option<(Place, &Waiting)> {
+        self.next_where(place, |_| true)
+    }
+
+    /// The first request after `place`, or of all, that `wanted` takes.
+    pub(crate) fn next_where(
+        &self,
+        place: Option<Place>,
+        wanted: impl Fn(&Waiting) -> bool,
+    ) -> Option<(Place, &Waiting)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = place.map_or(Unbounded, Excluded);
-        self.order.range((from, Unbounded)).next().map(|(place, waiting)| (*place, waiting))
+        let mut rest = self.order.range((from, Unbounded));
+        rest.find(|(_, waiting)| wanted(waiting)).map(|(place, waiting)| (*place, waiting))
     }
 
     /// A request whose deadline is at or before `now`.

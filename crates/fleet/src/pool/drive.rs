@@ -1,11 +1,12 @@
 //! The queue's drain and the choice among instances.
 
-use base::{InstanceId, Micros, RequestId};
+use base::{InstanceId, Micros, RequestId, Tokens};
 
 use super::{Effect, Pool};
 use crate::cost::{self, Prediction};
 use crate::eligibility::{Ask, Ineligible, eligible};
 use crate::instance::InFlight;
+use crate::queue::Waiting;
 
 impl Pool {
     /// Dispatches, in the queue's order, everything that some instance can take. What cannot go now does not stop what
@@ -15,13 +16,16 @@ impl Pool {
         let (mut after, mut refused) = (None, None);
         let mut held = self.held();
         while self.any_room() {
-            let Some((place, waiting)) = self.queue.next_after(after) else { return };
+            let hopeless = |waiting: &Waiting| {
+                let ask = &waiting.enqueue.ask;
+                held != Some(ask.request)
+                    && refused.as_ref().is_some_and(|smaller| needs_more(ask, answer, smaller))
+            };
+            let Some((place, waiting)) = self.queue.next_where(after, |w| !hopeless(w)) else { return };
             let mut ask = waiting.enqueue.ask.clone();
             let (request, since) = (ask.request, waiting.since);
             ask.answer_tokens = answer;
-            if held != Some(request) && refused.as_ref().is_some_and(|smaller| needs_more(&ask, smaller)) {
-                after = Some(place);
-            } else if self.place(&ask, since, effects) {
+            if self.place(&ask, since, effects) {
                 self.queue.serve(request).expect("it was just seen there");
                 if self.release_hold(request) {
                     // What was kept free may suit somebody who was passed over.
@@ -133,8 +137,9 @@ impl Pool {
     }
 }
 
-/// Whether no instance that cannot take `smaller` can take `ask`: so that a long queue of like requests is not weighed
-/// one by one against instances that have no room for any of them.
-fn needs_more(ask: &Ask, smaller: &Ask) -> bool {
-    ask.kv_need() >= smaller.kv_need() && ask.length_max() >= smaller.length_max()
+/// Whether no instance that cannot take `smaller` can take `ask`, whose answer is taken to have `answer` tokens: so that
+/// a long queue of like requests is not weighed one by one against instances that have no room for any of them.
+fn needs_more(ask: &Ask, answer: Tokens, smaller: &Ask) -> bool {
+    let answer = u64::from(answer.min(ask.max_tokens).0);
+    u64::from(ask.prompt_tokens.0) + answer >= smaller.kv_need() && ask.length_max() >= smaller.length_max()
 }
