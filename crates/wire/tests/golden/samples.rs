@@ -16,15 +16,15 @@ use wire::control::{
 };
 use wire::job::{Ask, Job, Sampling};
 
-pub const ATTEMPT: AttemptId = AttemptId(0x0123_4567_89ab_cdef_1021_3243_5465_7687);
-pub const INSTANCE: InstanceId = InstanceId(0x1111_1111_1111_1111_1111_1111_1111_1111);
-pub const MACHINE: MachineId = MachineId(0x2222_2222_2222_2222_2222_2222_2222_2222);
-pub const REQUEST: RequestId = RequestId(0x3333_3333_3333_3333_3333_3333_3333_3333);
-pub const ACCOUNT: AccountId = AccountId(0x4444_4444_4444_4444_4444_4444_4444_4444);
-pub const KEY: KeyId = KeyId(0x5555_5555_5555_5555_5555_5555_5555_5555);
-pub const KIT_SHA256: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+pub(crate) const ATTEMPT: AttemptId = AttemptId(0x0123_4567_89ab_cdef_1021_3243_5465_7687);
+pub(crate) const INSTANCE: InstanceId = InstanceId(0x1111_1111_1111_1111_1111_1111_1111_1111);
+pub(crate) const MACHINE: MachineId = MachineId(0x2222_2222_2222_2222_2222_2222_2222_2222);
+pub(crate) const REQUEST: RequestId = RequestId(0x3333_3333_3333_3333_3333_3333_3333_3333);
+pub(crate) const ACCOUNT: AccountId = AccountId(0x4444_4444_4444_4444_4444_4444_4444_4444);
+pub(crate) const KEY: KeyId = KeyId(0x5555_5555_5555_5555_5555_5555_5555_5555);
+pub(crate) const KIT_SHA256: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
-pub fn report() -> InstanceReport {
+pub(crate) fn report() -> InstanceReport {
     InstanceReport {
         instance: INSTANCE,
         generation: 9,
@@ -41,7 +41,7 @@ pub fn report() -> InstanceReport {
     }
 }
 
-pub fn hardware() -> Hardware {
+pub(crate) fn hardware() -> Hardware {
     Hardware {
         cpu: "AMD EPYC".to_owned(),
         cores: 2,
@@ -52,7 +52,7 @@ pub fn hardware() -> Hardware {
     }
 }
 
-pub fn hello() -> Hello {
+pub(crate) fn hello() -> Hello {
     Hello {
         protocol: wire::control::PROTOCOL,
         token: "join-phx-0123".to_owned(),
@@ -66,7 +66,7 @@ pub fn hello() -> Hello {
     }
 }
 
-pub fn register() -> Register {
+pub(crate) fn register() -> Register {
     let model = ModelDescriptor {
         name: ModelName::new("phalanx-mini"),
         family: "llama".to_owned(),
@@ -84,7 +84,7 @@ pub fn register() -> Register {
 }
 
 /// Every message of a provider, by name.
-pub fn from_provider() -> Vec<(&'static str, FromProvider)> {
+pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
     let changed =
         InstanceReport { phase: InstancePhase::Failed, detail: "out of memory".to_owned(), ..report() };
     vec![
@@ -111,7 +111,7 @@ pub fn from_provider() -> Vec<(&'static str, FromProvider)> {
 }
 
 /// Every message of the coordinator, by name.
-pub fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
+pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
     vec![
         ("challenge", FromCoordinator::Challenge { nonce: "bm9uY2U=".to_owned() }),
         (
@@ -139,7 +139,7 @@ pub fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
     ]
 }
 
-pub fn sampling() -> Sampling {
+pub(crate) fn sampling() -> Sampling {
     Sampling {
         temperature: 0.75,
         top_p: 0.5,
@@ -153,7 +153,7 @@ pub fn sampling() -> Sampling {
     }
 }
 
-pub fn job() -> Job {
+pub(crate) fn job() -> Job {
     let ask = Ask {
         request: REQUEST,
         model: ModelName::new("phalanx-mini"),
@@ -168,7 +168,7 @@ pub fn job() -> Job {
 }
 
 /// A job that leaves everything at its default.
-pub fn plain_job() -> Job {
+pub(crate) fn plain_job() -> Job {
     let ask = Ask {
         request: REQUEST,
         model: ModelName::new("phalanx-mini"),
@@ -183,7 +183,7 @@ pub fn plain_job() -> Job {
 }
 
 /// Chunks by name: of text alone, the last one, and one with everything.
-pub fn chunks() -> Vec<(&'static str, Chunk)> {
+pub(crate) fn chunks() -> Vec<(&'static str, Chunk)> {
     let finish = Finish {
         reason: FinishReason::Stop,
         prompt_tokens: 12,
@@ -218,7 +218,7 @@ pub fn chunks() -> Vec<(&'static str, Chunk)> {
     ]
 }
 
-pub fn key_info() -> KeyInfo {
+pub(crate) fn key_info() -> KeyInfo {
     KeyInfo {
         id: KEY,
         account: ACCOUNT,
@@ -230,19 +230,19 @@ pub fn key_info() -> KeyInfo {
     }
 }
 
-pub fn create_key() -> CreateKey {
+pub(crate) fn create_key() -> CreateKey {
     CreateKey { name: "laptop".to_owned(), account: Some(ACCOUNT), admin: true }
 }
 
-pub fn created_key() -> CreatedKey {
+pub(crate) fn created_key() -> CreatedKey {
     CreatedKey { secret: "sk-phx-0123".to_owned(), key: key_info() }
 }
 
-pub fn key_list() -> KeyList {
+pub(crate) fn key_list() -> KeyList {
     KeyList { keys: vec![key_info(), KeyInfo { revoked_unix: Some(1_800_000_001), ..key_info() }] }
 }
 
-pub fn fleet_status() -> FleetStatus {
+pub(crate) fn fleet_status() -> FleetStatus {
     let instance = InstanceStatus {
         instance: INSTANCE,
         model: ModelName::new("phalanx-mini"),
@@ -280,7 +280,7 @@ pub fn fleet_status() -> FleetStatus {
     }
 }
 
-pub fn segment_report() -> SegmentReport {
+pub(crate) fn segment_report() -> SegmentReport {
     let stats =
         SegmentStats { count: 30, mean_us: 12.5, p50_us: 11.0, p95_us: 20.0, p99_us: 30.0, max_us: 31.5 };
     SegmentReport {
