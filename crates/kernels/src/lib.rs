@@ -1,7 +1,7 @@
 //! The unsafe leaf: loops over numbers, memory they like, and threads that run them together.
 //!
 //! What it is: matrix products, norms, attention and conversions for the CPU, written once over sixteen f32
-//! [lanes](lanes::Lanes) and compiled for AVX-512, for AVX2 and for no extension at all; the choice is a value,
+//! lanes and compiled for AVX-512, for AVX2 and for no extension at all; the choice is a value,
 //! [`Isa`]. Every loop fixes the order of its additions, so that a row's result is bitwise the same whatever the
 //! instruction set (given a fused multiply-add), the number of threads, and whatever else is in the batch.
 //! What it is *not*: it knows no model, no tensor name and no file format. The only crate that may hold `unsafe`.
