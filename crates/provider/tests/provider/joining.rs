@@ -3,7 +3,7 @@
 use base::Bytes;
 use provider::{Event, RunError};
 use tokio_tungstenite::tungstenite::Message;
-use wire::control::{FromCoordinator, FromProvider, InstancePhase, RefusalCode, Welcome};
+use wire::control::{FromCoordinator, FromProvider, InstancePhase, InstanceReport, RefusalCode, Welcome};
 
 use crate::fake::{Fake, Running, TOKEN, config, only_instance, refused, soon, terms};
 use crate::models;
@@ -46,24 +46,32 @@ async fn a_kit_comes_on_demand_and_is_what_its_hash_says() {
 }
 
 #[tokio::test]
-async fn heartbeats_carry_reports_whose_generation_grows() {
+async fn every_report_is_newer_than_the_one_before_and_heartbeats_count() {
     let fake = Fake::new().await;
     let home = tempfile::tempdir().unwrap();
     let running = Running::start(config(&fake, home.path()));
-    let (mut peer, _) = fake.join().await;
-    let mut generation = peer.instance_in(InstancePhase::Ready).await.generation;
-    let mut sequence = None;
-    for _ in 0..3 {
-        let beat = peer
-            .find("a heartbeat", |m| match m {
-                FromProvider::Heartbeat(beat) if !beat.instances.is_empty() => Some(beat.clone()),
-                _ => None,
-            })
-            .await;
-        assert!(sequence.is_none_or(|last| beat.sequence > last));
-        sequence = Some(beat.sequence);
-        if beat.instances[0].phase == InstancePhase::Ready && beat.instances[0].generation > generation {
-            generation = beat.instances[0].generation;
+    let (mut peer, register) = fake.join().await;
+    let mut generation = register.instances.first().map_or(0, |offer| offer.report.generation);
+    let (mut beats, mut was_ready) = (0, false);
+    while beats < 4 || !was_ready {
+        let reports = |message: &FromProvider| match message {
+            FromProvider::Register(register) => {
+                Some((None, register.instances.iter().map(|offer| offer.report.clone()).collect()))
+            }
+            FromProvider::InstanceChanged(report) => Some((None, vec![report.clone()])),
+            FromProvider::Heartbeat(beat) => Some((Some(beat.sequence), beat.instances.clone())),
+            _ => None,
+        };
+        let (sequence, reports): (Option<u64>, Vec<InstanceReport>) = peer.find("a report", reports).await;
+        for report in reports {
+            assert!(report.generation > generation, "{} after {generation}", report.generation);
+            generation = report.generation;
+            assert!(!was_ready || report.phase == InstancePhase::Ready, "{report:?}");
+            was_ready = report.phase == InstancePhase::Ready;
+        }
+        if let Some(sequence) = sequence {
+            assert_eq!(sequence, beats);
+            beats += 1;
         }
     }
     running.leave_from(peer).await;
