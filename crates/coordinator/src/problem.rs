@@ -203,6 +203,8 @@ impl IntoResponse for Problem {
             // Whole seconds, rounded up: clients that come earlier are refused again.
             let seconds = after.0.div_ceil(1_000_000).clamp(1, 3600);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            // The official OpenAI clients read this one first: whole seconds would bring many back at one moment.
+            headers.insert("retry-after-ms", HeaderValue::from(after.0.div_ceil(1000)));
         }
         if shown.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"phalanx\""));
