@@ -94,7 +94,9 @@ fn token_s(instance: &Instance, batch: f64) -> f64 {
     let reported = 1.0 / instance.reported.decode_tokens_per_s;
     // Own observation is trusted within a factor of four of what the provider measured itself.
     let alone = instance.learnt.token_s.map_or(reported, |seen| seen.clamp(reported / 4.0, reported * 4.0));
-    alone * (1.0 + instance.learnt.slope * (batch - 1.0).max(0.0))
+    // A token of another request costs at least what a prompt's token costs, which is computed among many.
+    let other = (alone * instance.learnt.slope).max(1.0 / instance.reported.prefill_tokens_per_s);
+    alone + other * (batch - 1.0).max(0.0)
 }
 
 /// What `ask` would cost on `instance` now.

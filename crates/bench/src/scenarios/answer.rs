@@ -37,7 +37,7 @@ pub(crate) struct Failure {
     /// The HTTP status, or a word: `connection`, `stream`, `answer`.
     pub(crate) code: String,
     pub(crate) detail: String,
-    /// What the header `Retry-After` says.
+    /// When to come back: `retry-after-ms`, as the official clients read it, or else `retry-after`.
     pub(crate) retry_after_s: Option<f64>,
 }
 
@@ -72,8 +72,8 @@ pub(crate) async fn ask(client: &reqwest::Client, question: &Question) -> Result
         .map_err(|error| Failure::new("connection", format!("{:#}", anyhow::Error::from(error))))?;
     let status = response.status();
     if !status.is_success() {
-        let header = response.headers().get(reqwest::header::RETRY_AFTER);
-        let retry_after_s = header.and_then(|value| value.to_str().ok()?.parse().ok());
+        let number = |name| response.headers().get(name).and_then(|v| v.to_str().ok()?.parse::<f64>().ok());
+        let retry_after_s = number("retry-after-ms").map(|ms| ms / 1e3).or_else(|| number("retry-after"));
         let detail = response.text().await.unwrap_or_default();
         return Err(Failure { code: status.as_u16().to_string(), detail: clip(&detail), retry_after_s });
     }

@@ -17,8 +17,8 @@ const LATE_MARGIN: f64 = 1.25;
 const LATE_MARGIN_UNTRIED: f64 = 0.5;
 /// Places are promised to refused requests at the pool's pace divided by this: the rest is for who comes anew.
 const PROMISE_SPACING: f64 = 1.2;
-/// No `Retry-After` is shorter: clients round down to seconds, and zero would be a busy loop.
-const RETRY_MIN: Micros = Micros::from_secs(1);
+/// No `Retry-After` is shorter: zero would be a busy loop.
+const RETRY_MIN: Micros = Micros::from_millis(100);
 /// No `Retry-After` is longer: a prediction beyond this is none.
 const RETRY_MAX: Micros = Micros::from_secs(3600);
 
