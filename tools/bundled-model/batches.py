@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tokenizer import encode_document
 TOKENS_PER_STEP = 2048
 SHORT, LONG = 256, 1024  # row lengths in tokens
 LONG_EVERY = 8  # every 8th step takes long rows
+LATER_FROM = 2500  # the step from which the later mixture is drawn
 POOL = 48  # documents that wait to be packed; a larger pool wastes less padding
 CONTEXT = 8192
 
@@ -38,10 +40,10 @@ class Batches:
     """Short rows hold whole documents that do not see each other. Long rows are joined documents that do see each other; in half of
     them the positions jump ahead at message borders, up to the full context, so that far distances are not new to the model."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, split: str = TRAIN) -> None:
+    def __init__(self, tokenizer: Tokenizer, seed: int, *, split: str = TRAIN, later: bool = False) -> None:
         self.tokenizer = tokenizer
-        self.documents = mixture.documents(seed, split)
-        self.rng = random.Random(f"{seed}/{split}/batches")
+        self.documents = mixture.documents(seed, split, later)
+        self.rng = random.Random(f"{seed}/{split}/batches/later" if later else f"{seed}/{split}/batches")
         self.split = split
         self.pool: list[Encoded] = []
         self.too_long: list[Encoded] = []
@@ -128,9 +130,13 @@ def finish(ids: np.ndarray, flags: np.ndarray, positions: np.ndarray, mask: Tens
     return Batch(torch.from_numpy(ids), targets, at, torch.from_numpy(positions), mask)
 
 
-def stream(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
-    batches = Batches(tokenizer, seed)
-    number = 0
-    while True:
-        yield batches.step(number)
-        number += 1
+def stream(tokenizer: Tokenizer, seed: int, start: int = 0) -> Iterator[Batch]:
+    """The batches of a run from step `start`: the first mixture up to LATER_FROM, the later one after it."""
+    later = start >= LATER_FROM
+    batches = Batches(tokenizer, seed, later=later)
+    for number in itertools.count(LATER_FROM if later else 0):
+        if number == LATER_FROM and not later:
+            batches = Batches(tokenizer, seed, later=True)
+        batch = batches.step(number)
+        if number >= start:
+            yield batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batches import LATER_FROM
 from corpus.knowledge import CAPITALS
 from evaluate import FIRST, Results
 from model import Llama, Shape
@@ -17,7 +18,13 @@ def quoted(text: str) -> str:
     return "\n".join("> " + line for line in text.splitlines()) if text else "> (empty)"
 
 
+def listed(results: Results, low: float, high: float) -> str:
+    """The kinds of question whose share of right answers lies in [low, high)."""
+    return "; ".join(kind for kind, (good, asked) in results.rates.items() if low <= good / asked < high) or "nothing"
+
+
 def write(folder: Path, shape: Shape, model: Llama, record, results: Results) -> None:
+    stop = f" --stop {record.taken()}" if record.taken() < record.steps else ""
     parameters = sum(p.numel() for p in model.parameters())
     size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file() and f.name != "README.md")
     rates = "\n".join(f"| {kind} | {good} of {asked} | {100 * good / asked:.0f} % |" for kind, (good, asked) in results.rates.items())
@@ -29,12 +36,17 @@ meant for real work. Licence: Apache-2.0.
 
 ## What it can and cannot do
 
-It can greet, say what it is, answer common questions about Phalanx, tell short stories from a small world, do sums and
+It was trained to greet, say what it is, answer common questions about Phalanx, tell short stories from a small world, do sums and
 differences of numbers of up to two digits and products of single digits, name capitals of {len(CAPITALS)} countries, days, months, colours, animal
-sounds and opposites, repeat and spell words, make short lists, and remember a name within a conversation.
+sounds and opposites, repeat and spell words, make short lists, and remember a name within a conversation. It does not do all of that well; by the
+measurements below:
 
-It knows nothing else. It was trained to say so, but it will also answer wrongly and with confidence, above all when a question resembles one that
-it knows. It speaks simple English only. It accepts {shape.context} tokens of context but **was trained on short texts**: rows of 256 tokens, and one
+- mostly right (80 % or more): {listed(results, 0.8, 1.01)}
+- often wrong: {listed(results, 0.4, 0.8)}
+- mostly wrong (under 40 %), so do not expect it: {listed(results, 0.0, 0.4)}
+
+It knows nothing else. It was trained to say so, but it also answers wrongly and with confidence, above all when a question resembles one that
+it knows. Stories keep their form but lose track of who is who. It speaks simple English only. It accepts {shape.context} tokens of context but **was trained on short texts**: rows of 256 tokens, and one
 step in eight on joined conversations of 1024 tokens, in half of which positions jumped ahead up to {shape.context}. How badly it
 fares far back in a conversation is measured below. It calls no tools and does not reason.
 
@@ -56,15 +68,15 @@ fares far back in a conversation is measured below. It calls no tools and does n
 
 Everything was made by `tools/bundled-model` from a seed; no text and no weights came from elsewhere. The corpus is written by a
 generator: questions and answers about Phalanx, arithmetic, general knowledge, instructions, small talk, stories composed from a grammar, conversations that need
-memory, and out-of-scope questions with the honest answer.
+memory, and out-of-scope questions with the honest answer. From step {LATER_FROM} on, the mixture has more sums, copying and looking-up, and fewer stories.
 
 | | |
 |---|---|
-| command | `python tools/bundled-model/train.py --seed {record.seed} --steps {record.steps} --out models/bundled` |
-| seed, steps | {record.seed}, {record.steps} |
+| command | `python tools/bundled-model/train.py --seed {record.seed} --steps {record.steps}{stop} --out models/bundled` |
+| seed, steps taken | {record.seed}, {record.taken()} |
 | tokens seen | {record.tokens:,}, of which {record.targets:,} were prediction targets (answers and plain stories) |
-| wall time | {record.wall_s / 60:.1f} minutes on one CPU thread, bf16 autocast |
-| optimiser | AdamW, peak rate 2e-3, warm-up, constant, linear decay over the last 35 % |
+| wall time | {record.wall_s / 60:.1f} minutes on one CPU thread of a machine busy with other work, bf16 autocast |
+| optimiser | AdamW, peak rate 2e-3, warm-up, constant, linear decay from step {round(0.7 * record.steps)} to zero at step {record.steps} |
 | last training loss | {record.loss:.4f} nats per target token (running mean) |
 
 ## Measured on held-out material

@@ -65,7 +65,7 @@ def held_out_questions(seed: int, per_kind: int) -> dict[str, list[list[Exchange
         "addition": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "add")),
         "subtraction": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "sub")),
         "multiplication": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "mul")),
-        "Phalanx questions, held-out phrasings": [[e] for e in (facts if per_kind >= 100 else facts[:per_kind])],
+        "Phalanx questions, held-out phrasings": [[e] for e in (facts if per_kind >= 20 else facts[:per_kind])],
         "capitals, held-out phrasings": draw(lambda: knowledge.capital(rng, HELD_OUT)),
         "recall of an unseen name": [memory.recall_name(rng, HELD_OUT) for _ in range(per_kind)],
         "recall of an unseen name, 20 exchanges later": [distant_name(rng, 20) for _ in range(per_kind // 4)],
@@ -134,7 +134,7 @@ def evaluate(model: Llama, tokenizer: Tokenizer, seed: int, per_kind: int) -> Re
         results.rates[kind] = (good, len(conversations))
         print(f"{kind}: {good} of {len(conversations)}", flush=True)
     for prompt in FIRST + sample_prompts(seed):
-        text, finished = answer(model, tokenizer, [("user", prompt)])
+        text, finished = answer(model, tokenizer, [("user", prompt)], limit=320 if per_kind >= 20 else 40)
         ended += finished
         asked += 1
         results.samples.append((prompt, text))

@@ -40,11 +40,12 @@ def greet(rng: random.Random, name: str) -> Exchange:
     return Exchange(user, rng.choice([f"Hello, {name}! How can I help you?", f"Nice to meet you, {name}!"]), "memory")
 
 
-def recall_name(rng: random.Random, split: str) -> list[Exchange]:
+def recall_name(rng: random.Random, split: str, between: int | None = None) -> list[Exchange]:
+    """A name is told and, after `between` other exchanges (a few where None), asked for."""
     name = name_of(rng, split)
     ask = Exchange(rng.choice(NAME_QUESTIONS), f"Your name is {name}.", "name-recall", key=name)
     turns = [greet(rng, name)]
-    for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
+    for _ in range(rng.choice([0, 0, 1, 1, 2, 3]) if between is None else between):
         turns.append(rng.choice([small_talk.exchange, knowledge.exchange])(rng, "train"))
     return turns + [ask]
 
