@@ -15,6 +15,7 @@ pub mod eligibility;
 pub mod instance;
 pub mod policy;
 pub mod pool;
+mod promise;
 mod queue;
 pub mod refusal;
 pub mod reported;

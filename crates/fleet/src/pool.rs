@@ -23,6 +23,7 @@ use crate::breaker::Breakers;
 use crate::eligibility::Ineligible;
 use crate::instance::Instance;
 use crate::policy::Policy;
+use crate::promise::Promises;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
 
@@ -72,8 +73,7 @@ pub struct Pool {
     /// Mean prompt, in tokens.
     prompt_tokens: f64,
     completed: u64,
-    /// Places promised to refused requests last until here: each refusal is given a place of its own.
-    promised_until: Micros,
+    promises: Promises,
 }
 
 impl Pool {
@@ -93,7 +93,7 @@ impl Pool {
             answer_tokens: f64::from(policy.answer_tokens),
             prompt_tokens: f64::from(policy.answer_tokens),
             completed: 0,
-            promised_until: Micros::ZERO,
+            promises: Promises::default(),
         }
     }
 
@@ -141,7 +141,7 @@ impl Pool {
         while let Some(request) = self.queue.expired(self.now) {
             let waiting = self.queue.remove(request).expect("an expired request waits");
             self.release_hold(request);
-            let retry_after = self.promise(&waiting.enqueue.ask, Micros::ZERO);
+            let retry_after = self.promise(&waiting.enqueue, Micros::ZERO);
             let refusal = Refusal::Expired { waited: self.now.saturating_sub(waiting.since), retry_after };
             self.refuse(&waiting.enqueue.ask, refusal, effects);
         }

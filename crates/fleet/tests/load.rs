@@ -167,7 +167,7 @@ fn under_ten_times_the_load_every_refused_request_succeeds_when_it_comes_back_as
     assert!(refused.len() > 200, "{} were refused: this is an overload", refused.len());
     // Who is told to come back while the burst still lasts meets it again; everybody later is served.
     let again = refused.iter().filter(|times| **times > 1).count();
-    assert!(again * 100 <= 15 * refused.len(), "{again} of {} were refused twice", refused.len());
+    assert!(again * 100 <= 20 * refused.len(), "{again} of {} were refused twice", refused.len());
     let thrice = refused.iter().filter(|times| **times > 2).count();
     assert!(thrice * 100 <= refused.len(), "{thrice} of {} were refused three times", refused.len());
     let expired = simulation.refusals.values().flatten().filter(|r| matches!(r, Refusal::Expired { .. }));
@@ -176,6 +176,29 @@ fn under_ten_times_the_load_every_refused_request_succeeds_when_it_comes_back_as
     // The machine was busy all the while: promises are not made too far out.
     let last = simulation.completed.values().map(|(at, _)| *at).max().unwrap();
     assert!(last < Micros::from_secs(180), "{last:?}");
+}
+
+#[test]
+fn one_accounts_burst_of_refusals_does_not_take_all_the_places_to_come() {
+    let mut simulation = Simulation::new(Policy { queue_max: 8, ..Policy::default() });
+    simulation.machine(1, &Shape { slots: 4, ..Shape::default() }, (1000.0, 0.01));
+    simulation.retry = true;
+    for n in 0..200 {
+        simulation.arrive(Micros::ZERO, n, 1);
+    }
+    for n in 200..280 {
+        simulation.arrive(Micros::from_millis(10), n, 2 + n % 4);
+    }
+    simulation.run(Micros::from_secs(2000));
+    assert_eq!(simulation.completed.len(), 280);
+    let mut order: Vec<(Micros, u64)> = simulation.completed.values().copied().collect();
+    order.sort_unstable();
+    let mut shares = [0.0; 5];
+    for (_, account) in &order[..80] {
+        shares[*account as usize - 1] += 1.0;
+    }
+    // A fair share is sixteen. Places promised before the others came stay promised.
+    assert!(shares.iter().all(|share| *share >= 8.0), "{shares:?}");
 }
 
 #[test]

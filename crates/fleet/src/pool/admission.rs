@@ -15,12 +15,6 @@ const TRUSTED_AFTER: u64 = 3;
 const LATE_MARGIN: f64 = 1.25;
 /// As `LATE_MARGIN`, before predictions are trusted: a slow self-test must not turn away what could be served.
 const LATE_MARGIN_UNTRIED: f64 = 0.5;
-/// Places are promised to refused requests at the pool's pace divided by this: the rest is for who comes anew.
-const PROMISE_SPACING: f64 = 1.2;
-/// No `Retry-After` is shorter: zero would be a busy loop.
-const RETRY_MIN: Micros = Micros::from_millis(100);
-/// No `Retry-After` is longer: a prediction beyond this is none.
-const RETRY_MAX: Micros = Micros::from_secs(3600);
 
 /// What would become of a request that arrived now.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,7 +63,7 @@ impl Pool {
             }
             Err(refusal) => {
                 if let Some(base) = refusal.retry_after() {
-                    self.keep_promise(&enqueue.ask, base);
+                    self.keep_promise(&enqueue, base);
                 }
                 self.refuse(&enqueue.ask, refusal, effects);
             }
@@ -81,7 +75,7 @@ impl Pool {
         let waiting = self.queue.remove(loser).expect("who gives way waits");
         self.release_hold(loser);
         let ask = &waiting.enqueue.ask;
-        let retry_after = self.promise(ask, self.drain_time(ask, self.queue.len() / 4));
+        let retry_after = self.promise(&waiting.enqueue, self.drain_time(ask, self.queue.len() / 4));
         self.refuse(ask, self.queue_full(retry_after), effects);
     }
 
@@ -106,7 +100,7 @@ impl Pool {
         let deadline = self.deadline(enqueue);
         let allowed = deadline.saturating_sub(now);
         if allowed == Micros::ZERO {
-            let retry_after = self.retry_after(self.drain_time(ask, 1));
+            let retry_after = self.retry_after(enqueue, self.drain_time(ask, 1));
             return Err(Refusal::Expired { waited: Micros::ZERO, retry_after });
         }
         let place = self.queue.place(enqueue);
@@ -116,7 +110,7 @@ impl Pool {
         // A request that was already let in once is not sent away for a prediction.
         if let Some(predicted) = predicted.filter(|p| !enqueue.again && late(p)) {
             let over = predicted.as_secs_f64() * margin - allowed.as_secs_f64();
-            let retry_after = self.retry_after(Micros::from_secs_f64(over));
+            let retry_after = self.retry_after(enqueue, Micros::from_secs_f64(over));
             return Err(Refusal::PredictedLate { predicted, allowed, retry_after });
         }
         let full = self.policy.queue_max > 0 && self.queue.len() >= self.policy.queue_max as usize;
@@ -124,7 +118,7 @@ impl Pool {
             let loser = self.queue.gives_way(enqueue, self.held());
             // Promised from a quarter of the queue on: a place that is free for certain by then, not the first one,
             // for which everybody else competes.
-            let retry_after = self.retry_after(self.drain_time(ask, self.queue.len() / 4));
+            let retry_after = self.retry_after(enqueue, self.drain_time(ask, self.queue.len() / 4));
             Some(loser.ok_or(self.queue_full(retry_after))?)
         } else {
             None
@@ -223,22 +217,21 @@ impl Pool {
         if rate > 0.0 { Micros::from_secs_f64(count as f64 / rate) } else { self.policy.grace_us }
     }
 
-    /// When a refused request should come back: not before `base` from now, and after those refused before it.
-    fn retry_after(&self, base: Micros) -> Micros {
-        let at = self.now.saturating_add(base).max(self.promised_until);
-        at.saturating_sub(self.now).max(RETRY_MIN).min(RETRY_MAX)
+    /// When a refused request should come back, from now, and not before `base`.
+    fn retry_after(&self, enqueue: &Enqueue, base: Micros) -> Micros {
+        self.promises.retry_after(enqueue.account, self.now, base)
     }
 
     /// Keeps the place that `retry_after` promised.
-    fn keep_promise(&mut self, ask: &Ask, retry_after: Micros) {
-        let each = Micros::from_secs_f64(self.drain_time(ask, 1).as_secs_f64() * PROMISE_SPACING);
-        self.promised_until = self.now.saturating_add(retry_after).saturating_add(each);
+    fn keep_promise(&mut self, enqueue: &Enqueue, retry_after: Micros) {
+        let each = self.drain_time(&enqueue.ask, 1);
+        self.promises.keep(enqueue.account, self.now, retry_after, each);
     }
 
     /// Both at once.
-    pub(super) fn promise(&mut self, ask: &Ask, base: Micros) -> Micros {
-        let retry_after = self.retry_after(base);
-        self.keep_promise(ask, retry_after);
+    pub(super) fn promise(&mut self, enqueue: &Enqueue, base: Micros) -> Micros {
+        let retry_after = self.retry_after(enqueue, base);
+        self.keep_promise(enqueue, retry_after);
         retry_after
     }
 }
