@@ -62,9 +62,10 @@ def held_out_questions(seed: int, per_kind: int) -> dict[str, list[list[Exchange
     facts = phalanx.held_out_exchanges()
     rng.shuffle(facts)
     return {
-        "addition": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "add")),
-        "subtraction": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "sub")),
-        "multiplication": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "mul")),
+        "addition, held-out pairs": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "add")),
+        "subtraction, held-out pairs": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "sub")),
+        "multiplication, held-out products": draw(lambda: arithmetic.exchange(rng, HELD_OUT, "mul")),
+        "multiplication, products seen in training": draw(lambda: arithmetic.exchange(rng, TRAIN, "mul")),
         "Phalanx questions, held-out phrasings": [[e] for e in (facts if per_kind >= 20 else facts[:per_kind])],
         "capitals, held-out phrasings": draw(lambda: knowledge.capital(rng, HELD_OUT)),
         "recall of an unseen name": [memory.recall_name(rng, HELD_OUT) for _ in range(per_kind)],

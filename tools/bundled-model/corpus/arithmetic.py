@@ -37,7 +37,7 @@ def apply(operation: str, a: int, b: int) -> int:
 
 
 def draw_pair(rng: random.Random, operation: str, split: str) -> tuple[int, int]:
-    """Draws a pair of the split. The 100 products are too few to generalise from: 10 % of them are held out."""
+    """Draws a pair of the split. The 100 products are too few to generalise from: six of them are held out."""
     while True:
         if operation == "mul":
             a, b = rng.randint(0, 9), rng.randint(0, 9)
