@@ -106,7 +106,9 @@ impl Teller {
                 self.print(format!("Ending: {in_flight} requests are finished first."))
             }
             Event::Failed { model, detail } => eprintln!("{model} cannot be served: {detail}"),
-            Event::Refused { reason, remedy, .. } => {
+            Event::Notice { model, text } => eprintln!("{model}: {text}"),
+            // Where it ends, the error at the end says the same.
+            Event::Refused { reason, remedy, ends: false, .. } => {
                 eprintln!("refused by the coordinator: {reason}. {remedy}")
             }
             // Under `up` this happens when the coordinator, and then everything, ends.

@@ -47,6 +47,8 @@ pub(crate) struct Work {
     pub(crate) vocabulary: u32,
     /// When its wait in the queue ends, where the caller said so.
     pub(crate) deadline: Option<Micros>,
+    /// Whether an answer that loses its machine goes on elsewhere.
+    pub(crate) failover: bool,
     pub(crate) timings: Timings,
     pub(crate) arrived: Instant,
     /// Its place among the requests that may be here.
@@ -58,7 +60,7 @@ pub(crate) struct Work {
 pub(crate) enum Event {
     /// It has waited long, and waits still.
     Waiting,
-    /// The first token came: from here on the answer belongs to one machine.
+    /// The first token came: from here on there is a status line.
     Started(Timings),
     /// More of the answer.
     Delta(Delta),
@@ -130,7 +132,7 @@ impl Interrupt {
 enum AttemptEnd {
     /// With its whole answer.
     Completed(Finished),
-    /// Before its first token, by no fault of the request: it may go on elsewhere.
+    /// By no fault of the request: it may go on elsewhere.
     Again {
         /// Whether the machine is to be avoided from now on.
         exclude: bool,
@@ -150,6 +152,7 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             events: to,
             journal: Vec::new(),
             started: false,
+            open: None,
             tried: 0,
             bounces: 0,
             excluded: Vec::new(),
@@ -166,8 +169,10 @@ struct Serving {
     events: mpsc::Sender<Event>,
     /// Tokens delivered so far: with the prompt, what makes the request resumable elsewhere.
     journal: Vec<u32>,
-    /// Whether the caller was told of a first token: from there on there is no other machine for it.
+    /// Whether the caller was told of a first token.
     started: bool,
+    /// From the moment it is worth a write until it is settled.
+    open: Option<Open>,
     tried: u32,
     bounces: u32,
     excluded: Vec<MachineId>,
@@ -198,13 +203,7 @@ impl Serving {
             return Err(Stop::failed(Problem::Refused(refusal)));
         }
         let start = Instant::now();
-        let open = match Open::reserve(&self.core, &self.work).await {
-            Ok(open) => open,
-            Err(error) => {
-                tracing::error!(%error, "a reservation failed");
-                return Err(Stop::failed(Problem::Store { detail: error.to_string() }));
-            }
-        };
+        self.open = Some(Open::begin(&self.core, &self.work));
         self.work.timings.since(Segment::Reserve, start);
         let ended = self.attempts().await;
         let ended = match ended {
@@ -220,7 +219,9 @@ impl Serving {
         let start = Instant::now();
         // An answer that never began cost its caller nothing.
         let prompt_tokens = if self.started { self.prompt_tokens() } else { 0 };
-        open.settle(prompt_tokens, self.generated(), outcome).await;
+        if let Some(open) = self.open.take() {
+            open.settle(prompt_tokens, self.generated(), outcome).await;
+        }
         self.work.timings.since(Segment::Settle, start);
         if ended.is_ok() {
             let _ = self.events.send(Event::Settled(self.work.timings.clone())).await;
@@ -228,10 +229,33 @@ impl Serving {
         ended
     }
 
-    /// One attempt after the other, until one answers.
+    /// Waits for the reservation, before anything of the answer leaves.
+    async fn reserved(&mut self) -> Result<(), Stop> {
+        let start = Instant::now();
+        let durable = match &mut self.open {
+            Some(open) => open.durable().await,
+            None => Ok(()),
+        };
+        self.work.timings.add(Segment::Reserve, start.elapsed());
+        durable.map_err(|error| {
+            tracing::error!(%error, "a reservation failed");
+            Stop::failed(Problem::Store { detail: error.to_string() })
+        })
+    }
+
+    /// One attempt after the other, until one answers. One that is lost in the middle of its answer goes on elsewhere,
+    /// from the tokens that were delivered.
     async fn attempts(&mut self) -> Result<Finished, Stop> {
         loop {
-            let grant = self.place().await?;
+            let grant = match self.place().await {
+                Ok(grant) => grant,
+                // An answer that has begun is not refused any more: it is lost.
+                Err(Stop::Failed(Problem::Refused(_), _)) if self.started => {
+                    let detail = "its machine was lost, and no other can go on with it";
+                    return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
+                }
+                Err(stop) => return Err(stop),
+            };
             let machine = grant.machine;
             match self.attempt(grant).await {
                 AttemptEnd::Completed(finished) => return Ok(finished),
@@ -260,7 +284,8 @@ impl Serving {
             account: self.work.key.account,
             weight: 1,
             priority: Priority::Normal,
-            deadline: self.work.deadline,
+            // It was met: an answer that moves has begun.
+            deadline: self.work.deadline.filter(|_| !self.started),
             again: self.tried + self.bounces > 0,
             tried: self.tried,
         }

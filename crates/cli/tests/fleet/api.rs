@@ -95,7 +95,12 @@ pub(crate) async fn events(answer: reqwest::Response) -> (Vec<Value>, bool) {
     while let Some(Ok(part)) = bytes.next().await {
         text.extend_from_slice(&part);
     }
-    let text = String::from_utf8(text).unwrap();
+    parsed(&text)
+}
+
+/// The events in the bytes of a streamed answer, and whether it ended with `[DONE]`.
+pub(crate) fn parsed(bytes: &[u8]) -> (Vec<Value>, bool) {
+    let text = std::str::from_utf8(bytes).unwrap();
     let data: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     let done = data.last() == Some(&"[DONE]");
     (data.iter().filter(|d| **d != "[DONE]").map(|d| serde_json::from_str(d).unwrap()).collect(), done)

@@ -29,12 +29,16 @@ const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
 const DEADLINE: &str = "x-phalanx-deadline-ms";
 
+/// `off`: an answer that loses its machine after the first token ends with an error instead of going on elsewhere.
+const FAILOVER: &str = "x-phalanx-failover";
+
 /// What a call said beside its body.
 pub(super) struct Call {
     pub(super) request: RequestId,
     pub(super) api: &'static str,
     pub(super) key: KeyInfo,
     pub(super) deadline: Option<Micros>,
+    pub(super) failover: bool,
     pub(super) timings: Timings,
     pub(super) arrived: Instant,
     pub(super) place: OwnedSemaphorePermit,
@@ -64,11 +68,16 @@ impl Call {
                 (ms > 0).then(|| now + Micros::from_millis(ms))
             }
         };
+        let failover = match headers.get(FAILOVER).map(|value| value.as_bytes()) {
+            None | Some(b"on") => true,
+            Some(b"off") => false,
+            Some(_) => return Err(Problem::Header { name: FAILOVER, detail: "expected on or off" }),
+        };
         let place = Arc::clone(&core.places).try_acquire_owned().map_err(|_| {
             let max = core.config.requests.running_max;
             Problem::Busy { running: max - core.places.available_permits().min(max), max }
         })?;
-        Ok(Self { request, api, key, deadline, timings: Timings::default(), arrived, place })
+        Ok(Self { request, api, key, deadline, failover, timings: Timings::default(), arrived, place })
     }
 
     /// The same call's place for one of several prompts.
@@ -82,6 +91,7 @@ impl Call {
             api: self.api,
             key: self.key.clone(),
             deadline: self.deadline,
+            failover: self.failover,
             timings: self.timings.clone(),
             arrived: self.arrived,
             place,
@@ -176,6 +186,7 @@ pub(super) async fn work(
         prompt,
         vocabulary,
         deadline: call.deadline,
+        failover: call.failover,
         timings: call.timings,
         arrived: call.arrived,
         _place: call.place,

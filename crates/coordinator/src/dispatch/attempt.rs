@@ -125,7 +125,8 @@ impl Serving {
             Ok(heard) => Some(heard),
             Err(_) => {
                 let config = &self.core.config.requests;
-                let most = if self.started { config.pause_us_max } else { config.first_token_us_max };
+                let begun = flight.first.is_some();
+                let most = if begun { config.pause_us_max } else { config.first_token_us_max };
                 let limit = tokio::time::Instant::now() + span(most);
                 match self.wait(flight.receiving.from.recv(), Some(limit)).await {
                     Ok(heard) => heard,
@@ -178,8 +179,14 @@ impl Serving {
         {
             return Some(end);
         }
-        if !self.started && (!chunk.tokens.is_empty() || finish.is_some()) {
+        if flight.first.is_none() && (!chunk.tokens.is_empty() || finish.is_some()) {
+            flight.first = Some(Instant::now());
+        }
+        if !self.started && flight.first.is_some() {
             self.first_token(flight);
+            if let Err(stop) = self.reserved().await {
+                return Some(self.stop(flight, finish.is_some(), stop));
+            }
             if let Err(stop) = self.send(Event::Started(self.work.timings.clone())).await {
                 return Some(self.stop(flight, finish.is_some(), stop));
             }
@@ -231,18 +238,17 @@ impl Serving {
         }
     }
 
-    /// The point of no return: from here on the answer belongs to this machine.
-    fn first_token(&mut self, flight: &mut Flight) {
-        let now = Instant::now();
+    /// The answer begins.
+    fn first_token(&mut self, flight: &Flight) {
+        let now = flight.first.unwrap_or_else(Instant::now);
         let written = flight.receiving.shared.written.get().copied().unwrap_or(now).max(flight.sealed);
         self.work.timings.add(Segment::Dispatch, written - flight.sealed);
         self.work.timings.add(Segment::FirstToken, now.saturating_duration_since(written));
-        flight.first = Some(now);
         self.started = true;
         self.core.tell(self.work.served.handle(Input::FirstToken { request: self.work.request }));
     }
 
-    /// The machine failed the attempt: another may do better, unless the answer has begun.
+    /// The machine failed the attempt: another may do better, from the tokens that were delivered (S1, S2).
     fn failed(
         &mut self,
         instance: InstanceId,
@@ -251,9 +257,17 @@ impl Serving {
         detail: &'static str,
     ) -> AttemptEnd {
         self.end_in_pool(instance, outcome, label);
-        if self.started {
-            let tokens = self.generated();
+        let tokens = self.generated();
+        if self.started && !self.work.failover {
             return AttemptEnd::Stop(Stop::failed(Problem::StreamLost { tokens, detail }));
+        }
+        if self.started && tokens >= self.work.ask.max_tokens {
+            // Every token was delivered; only the word that this was all is missing.
+            let usage = Usage::new(self.prompt_tokens(), tokens, 0);
+            return AttemptEnd::Completed(Finished { reason: FinishReason::Length, usage });
+        }
+        if self.started {
+            Metrics::count(&self.core.metrics.attempts, "moved");
         }
         AttemptEnd::Again { exclude: true }
     }

@@ -53,11 +53,13 @@ async fn a_machine_that_failed_a_request_is_not_asked_for_it_again() {
 }
 
 #[tokio::test]
-async fn a_loss_after_the_first_token_is_one_error_event_and_no_done() {
+async fn a_loss_after_the_first_token_without_failover_is_one_error_event_and_no_done() {
     let house = House::open().await;
     let provider = Provider::join(&house).await;
     provider.next(vec![Act::Send(token(0, "half")), Act::Die]);
-    let got = streamed(&house.chat(json!({"stream": true})).await.text().await.unwrap());
+    let call = house.post("/v1/chat/completions", &chat_body(json!({"stream": true})));
+    let response = call.header("x-phalanx-failover", "off").send().await.unwrap();
+    let got = streamed(&response.text().await.unwrap());
     assert_eq!(got.text, "half");
     assert!(!got.done);
     let error = got.error.unwrap();
