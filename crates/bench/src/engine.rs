@@ -97,14 +97,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let prompt = options.prompt.min(limits.context.0.saturating_sub(options.tokens + 1)).max(1);
     let prefills: Vec<f64> =
         (0..options.runs).map(|_| bench.prefill(prompt)).collect::<anyhow::Result<_>>()?;
-    let mut batches = Vec::new();
-    for batch in sweep(options.batch) {
-        let runs = (0..options.runs)
-            .map(|_| bench.decode(batch, options.tokens))
-            .collect::<anyhow::Result<Vec<f64>>>()?;
-        let tokens_per_s = median(&runs);
-        batches.push(BatchPoint { batch, tokens_per_s, per_request: tokens_per_s / f64::from(batch) });
-    }
+    let batches = decode_sweep(&mut bench, options)?;
     let equal = bench.equal_at_any_batch(options.batch, options.tokens)?;
     let mixed = mixed(&mut bench, options)?;
     bench.engine.stop();
@@ -144,6 +137,17 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         pass: assertions.iter().all(|assertion| assertion.pass),
         assertions,
     })
+}
+
+fn decode_sweep(bench: &mut Bench, options: &Options) -> anyhow::Result<Vec<BatchPoint>> {
+    let mut points = Vec::new();
+    for batch in sweep(options.batch) {
+        let runs: anyhow::Result<Vec<f64>> =
+            (0..options.runs).map(|_| bench.decode(batch, options.tokens)).collect();
+        let tokens_per_s = median(&runs?);
+        points.push(BatchPoint { batch, tokens_per_s, per_request: tokens_per_s / f64::from(batch) });
+    }
+    Ok(points)
 }
 
 /// 1, 2, 4, ... up to and including `max`.
