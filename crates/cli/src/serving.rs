@@ -105,10 +105,12 @@ pub(crate) struct EngineOptions {
 impl EngineOptions {
     /// The engine's settings.
     pub(crate) fn config(&self) -> EngineConfig {
-        let mut config = EngineConfig::default();
-        config.threads = self.threads.map(|count| count as usize);
-        config.kv_bytes = self.kv_memory;
-        config.context = self.context;
+        let mut config = EngineConfig {
+            threads: self.threads.map(|count| count as usize),
+            kv_bytes: self.kv_memory,
+            context: self.context,
+            ..EngineConfig::default()
+        };
         if let Some(batch_max) = self.batch_max {
             config.batch_max = batch_max;
         }

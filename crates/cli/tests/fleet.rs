@@ -1,5 +1,7 @@
 //! Whole fleets of real processes: what a newcomer, an operator and an attacker would see.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 #[path = "fleet/api.rs"]
 mod api;
 #[path = "fleet/losses.rs"]
