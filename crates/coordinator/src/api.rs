@@ -15,7 +15,8 @@ mod stream;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
@@ -33,8 +34,11 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/chat/completions/", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/completions/", post(completions::create))
         .route("/v1/models", get(models::list))
+        .route("/v1/models/", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
@@ -51,7 +55,16 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 }
 
 async fn nothing_there(uri: Uri) -> Problem {
-    Problem::Path { path: uri.path().chars().take(200).collect() }
+    let path: String = uri.path().chars().take(200).collect();
+    match path.as_str() {
+        "/chat/completions" | "/completions" | "/models" => Problem::PathOutsideV1 { path },
+        _ => Problem::Path { path },
+    }
+}
+
+/// A part of a path as text. Where it is none, nothing of that name is there.
+fn part(path: Result<Path<String>, PathRejection>, uri: &Uri) -> Result<String, Problem> {
+    path.map(|Path(part)| part).map_err(|_| Problem::Path { path: uri.path().chars().take(200).collect() })
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> Problem {

@@ -8,7 +8,8 @@ use fleet::Input;
 use parking_lot::Mutex;
 use wire::admin::{InstanceStatus, MachineStatus};
 use wire::control::{
-    FromCoordinator, Hardware, Hello, InstanceOffer, InstanceReport, RefusalCode, Refused, Register,
+    FromCoordinator, Hardware, Hello, InstanceOffer, InstancePhase, InstanceReport, RefusalCode, Refused,
+    Register,
 };
 
 use crate::clock::Clock;
@@ -217,6 +218,8 @@ impl Machines {
         let hash = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
             Some("its model's name is empty, longer than 200 bytes or has control characters")
+        } else if nothing_known(offer) {
+            None
         } else if offer.model.context.0 == 0 || offer.model.vocabulary == 0 {
             Some("its model has no context or no vocabulary")
         } else if !hash(&offer.model.kit_sha256) || !hash(&offer.model.weights_sha256) {
@@ -230,7 +233,7 @@ impl Machines {
 
     /// Tells pools of every offer whose kit is open, and has the others' kits asked for.
     fn admit(&self, machine: &mut Machine, id: MachineId, after: &mut After) {
-        for offer in machine.offers.iter_mut().filter(|o| !o.admitted) {
+        for offer in machine.offers.iter_mut().filter(|o| !o.admitted && !nothing_known(&o.offer)) {
             let model = &offer.offer.model;
             match self.kits.want(&model.kit_sha256, id) {
                 Known::Open => {}
@@ -391,13 +394,25 @@ fn current<'a>(
     machine.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)).then_some(machine)
 }
 
+/// Whether an instance failed before its model could be read: it is shown to operators, and no pool hears of it.
+fn nothing_known(offer: &InstanceOffer) -> bool {
+    offer.report.phase == InstancePhase::Failed && offer.model.kit_sha256.is_empty()
+}
+
 fn waiting_status(offer: &InstanceOffer) -> InstanceStatus {
+    let why = match offer.report.phase {
+        InstancePhase::Failed => {
+            let detail = offer.report.detail.chars().filter(|c| !c.is_control()).take(300);
+            format!("it failed: {}", detail.collect::<String>())
+        }
+        _ => "its tokenizer and template are not here yet, or could not be read".to_owned(),
+    };
     InstanceStatus {
         instance: offer.instance,
         model: offer.model.name.clone(),
         rank: offer.rank,
         phase: offer.report.phase,
-        ineligible: Some("its tokenizer and template are not here yet, or could not be read".to_owned()),
+        ineligible: Some(why),
         running: offer.report.running,
         slots: offer.report.slots,
         kv_tokens: (offer.report.kv_tokens, offer.report.kv_tokens_free),

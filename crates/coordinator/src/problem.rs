@@ -17,9 +17,10 @@ pub(crate) enum Problem {
     #[error("header {name}: {detail}")]
     Header { name: &'static str, detail: &'static str },
     /// No key, or none of ours.
+    // Its first words are OpenAI's: there are clients that tell this error from others by them.
     #[error(
-        "incorrect or missing API key: send 'Authorization: Bearer sk-phx-...' with a key of this coordinator \
-         (see `phalanx keys`)"
+        "Incorrect API key provided, or none: send 'Authorization: Bearer sk-phx-...' with a key of this \
+         coordinator (see `phalanx keys`)"
     )]
     Key,
     /// The key may not do this.
@@ -28,6 +29,9 @@ pub(crate) enum Problem {
     /// Nothing is there.
     #[error("nothing is at {path}; see the API's documentation")]
     Path { path: String },
+    /// The same path under `/v1` is there: the most frequent mistake of a first try.
+    #[error("nothing is at {path}, but at /v1{path}: a client's base URL ends with /v1")]
+    PathOutsideV1 { path: String },
     /// Something is there, but not for this method.
     #[error("{method} is not allowed at {path}")]
     Method { method: String, path: String },
@@ -40,6 +44,9 @@ pub(crate) enum Problem {
     /// Longer than the cap.
     #[error("the body is larger than {max} (http.body_bytes_max)")]
     BodyTooLarge { max: Bytes },
+    /// Compressed.
+    #[error("the body has a content-encoding: send it as it is, without one")]
+    BodyCoded,
     /// Not there in time.
     #[error("the body did not arrive within {:.0} s (http.body_us)", .0.as_secs_f64())]
     BodyLate(Micros),
@@ -132,11 +139,14 @@ impl Problem {
             Self::Header { name, .. } => about(StatusCode::BAD_REQUEST, "invalid_header", name),
             Self::Key => plain(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key"),
             Self::NotAdmin => plain(StatusCode::FORBIDDEN, INVALID, "not_admin"),
-            Self::Path { .. } => plain(StatusCode::NOT_FOUND, INVALID, "unknown_url"),
+            Self::Path { .. } | Self::PathOutsideV1 { .. } => {
+                plain(StatusCode::NOT_FOUND, INVALID, "unknown_url")
+            }
             Self::Method { .. } => plain(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
             Self::Missing { .. } => plain(StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::Model { .. } => about(StatusCode::NOT_FOUND, "model_not_found", "model"),
             Self::BodyTooLarge { .. } => plain(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large"),
+            Self::BodyCoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "body_encoded"),
             Self::BodyLate(_) => plain(StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             Self::BodyBroken => plain(StatusCode::BAD_REQUEST, INVALID, "body_incomplete"),
             Self::ContextLength { param, .. } => {

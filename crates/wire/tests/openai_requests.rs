@@ -70,6 +70,32 @@ fn text_parts_are_joined_and_the_developer_speaks_as_system() {
 }
 
 #[test]
+fn what_a_client_sends_by_default_and_what_happens_anyway_is_accepted() {
+    let accepted = [
+        json!({"n": 1.0, "verbosity": "medium", "reasoning_effort": "none"}),
+        json!({"tool_choice": "auto", "function_call": "auto", "tools": [], "functions": []}),
+        json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]}),
+    ];
+    for extra in accepted {
+        let shown = extra.to_string();
+        assert!(chat(extra).is_ok(), "{shown}");
+    }
+    for (name, value) in [("verbosity", "low"), ("reasoning_effort", "high"), ("function_call", "f")] {
+        assert_eq!(refused(chat(json!({name: value}))).0, name);
+    }
+}
+
+#[test]
+fn what_is_ignored_is_listed_once_however_many_messages_have_it() {
+    let said = json!({"role": "assistant", "content": "a", "annotations": []});
+    let request = chat(
+        json!({"messages": vec![said; 4000], "stream": true, "stream_options": {"include_obfuscation": false}}),
+    );
+    let ignored = request.unwrap_or_else(|error| panic!("{error}")).generation.ignored;
+    assert_eq!(ignored, ["messages[].annotations", "stream_options.include_obfuscation"]);
+}
+
+#[test]
 fn a_refusal_names_the_path_of_the_parameter() {
     let cases = [
         (json!({"model": 3}), "model", "invalid_type"),
@@ -117,7 +143,10 @@ fn a_body_that_is_no_object_is_refused_as_a_whole_without_showing_it() {
         let Err(error) = ChatRequest::parse(body.as_bytes()) else { panic!("{body:?} was accepted") };
         assert_eq!((error.param, error.code), (None, "invalid_json"), "{body:?}");
         assert!(!error.message.contains("secret"));
+        assert_eq!(error.message.contains("is empty"), body.is_empty(), "{}", error.message);
     }
+    let Err(error) = ChatRequest::parse(br#"{"model": "\ud800"}"#) else { panic!("half a character") };
+    assert!(error.message.contains("surrogate") || error.message.contains("hex escape"), "{}", error.message);
     assert!(ChatRequest::parse(&[0xff, 0xfe]).is_err());
     let deep = format!("{{\"model\":{}", "[".repeat(100_000));
     assert!(ChatRequest::parse(deep.as_bytes()).is_err());

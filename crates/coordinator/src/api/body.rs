@@ -1,6 +1,6 @@
 //! Reading a body: capped before it is read and while it is, and within a time.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::Request;
 use axum::http::header;
 use bytes::{Bytes, BytesMut};
@@ -23,7 +23,12 @@ pub(super) async fn read(core: &Core, request: Request) -> Result<Bytes, Problem
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
+    let coded = request.headers().get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let mut body = request.into_body();
+    if coded {
+        discard(core, body);
+        return Err(Problem::BodyCoded);
+    }
     if said.is_some_and(|said| said > max.0) {
         discard(core, body);
         return Err(Problem::BodyTooLarge { max });
@@ -52,7 +57,11 @@ pub(super) async fn read(core: &Core, request: Request) -> Result<Bytes, Problem
     }
 }
 
-fn discard(core: &Core, mut body: Body) {
+/// Takes in and throws away, within its bounds, what a refused call still sends.
+pub(super) fn discard(core: &Core, mut body: Body) {
+    if body.is_end_stream() {
+        return;
+    }
     core.tasks.spawn(async move {
         let rest = async {
             let mut taken = 0;

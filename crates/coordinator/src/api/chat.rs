@@ -29,8 +29,7 @@ pub(super) async fn create(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let mut call = Call::admit(&core, id, "chat", request.headers()).await?;
-    let body = super::body::read(&core, request).await?;
+    let (mut call, body) = Call::admit(&core, id, "chat", request).await?;
     let start = Instant::now();
     let asked = ChatRequest::parse(&body)?;
     call.timings.since(Segment::Parse, start);
@@ -98,7 +97,7 @@ impl Answer {
             model: self.model.clone(),
             system_fingerprint: self.fingerprint.clone(),
             choices,
-            usage,
+            usage: self.include_usage.then_some(usage),
         }
     }
 

@@ -28,8 +28,7 @@ pub(super) async fn create(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let mut call = Call::admit(&core, id, "completions", request.headers()).await?;
-    let body = super::body::read(&core, request).await?;
+    let (mut call, body) = Call::admit(&core, id, "completions", request).await?;
     let start = Instant::now();
     let asked = CompletionRequest::parse(&body)?;
     call.timings.since(Segment::Parse, start);
@@ -78,7 +77,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
+    fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
         Completion {
             id: self.id.clone(),
             object: "text_completion".to_owned(),
@@ -111,7 +110,7 @@ impl Answer {
                 finish_reason: Some(finish_reason(got.finished.reason).to_owned()),
             });
         }
-        self.completion(choices, Some(usage))
+        self.completion(choices, Some(Some(usage)))
     }
 
     fn add(&mut self, list: &mut CompletionLogprobs, more: Vec<TokenLogprob>) {
@@ -143,16 +142,16 @@ impl Shape for Answer {
             return;
         }
         let choice = CompletionChoice { index: 0, text: delta.text, logprobs, finish_reason: None };
-        put_event(out, &self.completion(vec![choice], None));
+        put_event(out, &self.completion(vec![choice], self.include_usage.then_some(None)));
     }
 
     fn finish(&mut self, finished: Finished, out: &mut BytesMut) {
         let reason = Some(finish_reason(finished.reason).to_owned());
         let choice =
             CompletionChoice { index: 0, text: String::new(), logprobs: None, finish_reason: reason };
-        put_event(out, &self.completion(vec![choice], None));
+        put_event(out, &self.completion(vec![choice], self.include_usage.then_some(None)));
         if self.include_usage {
-            put_event(out, &self.completion(Vec::new(), Some(finished.usage)));
+            put_event(out, &self.completion(Vec::new(), Some(Some(finished.usage))));
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use base::KeyId;
 use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList};
 use wire::openai::RequestError;
@@ -51,10 +52,12 @@ pub(super) async fn create(
 
 pub(super) async fn revoke(
     State(core): State<Arc<Core>>,
-    Path(id): Path<String>,
+    uri: Uri,
+    path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Json<KeyInfo>, Problem> {
     let by = super::auth::operator(&core, &headers).await?;
+    let id = super::part(path, &uri)?;
     let missing = || Problem::Missing { what: "key", id: id.chars().take(100).collect() };
     let key: KeyId = id.parse().map_err(|_| missing())?;
     let revoked = core.store.revoke_key(key, unix_s()).await.map_err(|error| failed(&error))?;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri};
 use wire::openai::response::{ModelCard, ModelList};
 
 use crate::core::Core;
@@ -22,10 +23,12 @@ pub(super) async fn list(
 
 pub(super) async fn one(
     State(core): State<Arc<Core>>,
-    Path(id): Path<String>,
+    uri: Uri,
+    path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Json<ModelCard>, Problem> {
     super::auth::caller(&core, &headers).await?;
+    let id = super::part(path, &uri)?;
     let served = super::prepare::served(&core, &id)?;
     card(&served).map(Json).ok_or(Problem::Model { model: id.chars().take(100).collect() })
 }

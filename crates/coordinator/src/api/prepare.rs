@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use base::{Micros, ModelName, RequestId, Tokens};
+use bytes::Bytes;
 use fleet::Refusal;
 use model::kit::{KitError, OpenKit};
 use model::template::ChatExtra;
@@ -45,8 +47,24 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Lets a call in: its key, and a place among the requests that may be here.
+    /// Lets a call in, and reads its body.
     pub(super) async fn admit(
+        core: &Arc<Core>,
+        id: RequestId,
+        api: &'static str,
+        request: Request,
+    ) -> Result<(Self, Bytes), Problem> {
+        match Self::admit_head(core, id, api, request.headers()).await {
+            Ok(call) => Ok((call, super::body::read(core, request).await?)),
+            Err(problem) => {
+                super::body::discard(core, request.into_body());
+                Err(problem)
+            }
+        }
+    }
+
+    /// By its head alone: its key, and a place among the requests that may be here.
+    async fn admit_head(
         core: &Arc<Core>,
         request: RequestId,
         api: &'static str,

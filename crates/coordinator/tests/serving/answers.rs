@@ -73,6 +73,8 @@ async fn a_streamed_chat_begins_with_a_role_and_ends_with_usage_and_done() {
     assert_eq!(last["usage"]["completion_tokens"], 3);
     let before = &got.events[got.events.len() - 2];
     assert_eq!(before["choices"][0]["finish_reason"], "stop");
+    // As OpenAI has it: with usage asked for, every other event has the field, empty.
+    assert!(got.events[..got.events.len() - 1].iter().all(|e| e.get("usage") == Some(&Value::Null)));
     assert!(got.comments.iter().any(|c| c.starts_with("server-timing") && c.contains("settle;dur=")));
 }
 
@@ -91,6 +93,7 @@ async fn completions_take_texts_and_tokens_and_several_prompts() {
     let response = house.post("/v1/completions", &body).send().await.unwrap();
     let got = streamed(&response.text().await.unwrap());
     assert_eq!((got.text.as_str(), got.done), ("pq", true));
+    assert!(got.events.iter().all(|e| e.get("usage").is_none()), "nobody asked for it");
     let (_, job) = provider.attempt().await;
     assert_eq!((job.prompt, job.ask.max_tokens), (vec![5, 6, 7], 16));
 

@@ -107,6 +107,43 @@ async fn unknown_paths_and_methods_are_answered_in_the_same_shape() {
     assert_eq!(plain.status(), 400);
     assert_eq!(error_of(plain).await["param"], "upgrade");
     assert_eq!(error_of(response).await["code"], "method_not_allowed");
+    let response = house.get("/v1/models/%ff").await;
+    assert_eq!(response.status(), 404);
+    assert_eq!(error_of(response).await["code"], "unknown_url");
+}
+
+#[tokio::test]
+async fn addresses_that_people_get_nearly_right_are_served_or_put_right() {
+    let house = House::open().await;
+    assert_eq!(house.get("/v1/models/").await.status(), 200);
+    let response = house.post("/v1/chat/completions/", &chat_body(json!({}))).send().await.unwrap();
+    assert_eq!(error_of(response).await["code"], "model_not_found");
+    let error = error_of(house.get("/models").await).await;
+    assert!(error["message"].as_str().unwrap().contains("base URL ends with /v1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_call_refused_by_its_head_has_its_whole_body_taken_in_so_that_its_client_reads_why() {
+    let house = House::open().await;
+    let mut socket = TcpStream::connect(&house.address).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n";
+    let exchange = async {
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&vec![b'x'; 3_000_000]).await.expect("the other side listens to the end");
+        let mut answer = vec![0; 4096];
+        let read = socket.read(&mut answer).await.unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 401"));
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_as_what_it_is() {
+    let house = House::open().await;
+    let request = house.post("/v1/chat/completions", &chat_body(json!({})));
+    let response = request.header("content-encoding", "gzip").send().await.unwrap();
+    assert_eq!(response.status(), 415);
+    assert_eq!(error_of(response).await["code"], "body_encoded");
 }
 
 #[tokio::test]

@@ -43,9 +43,9 @@ impl Fields {
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self { map, path: String::new() }),
             Ok(other) => Err(whole(format!("the body is {}, expected a JSON object", kind(&other)))),
-            Err(e) => {
-                Err(whole(format!("the body is not valid JSON at line {} column {}", e.line(), e.column())))
-            }
+            Err(_) if body.is_empty() => Err(whole("the body is empty, expected a JSON object".to_owned())),
+            // The parser names what it missed and where, never what it found.
+            Err(e) => Err(whole(format!("the body is not valid JSON: {e}"))),
         }
     }
 
@@ -131,11 +131,16 @@ impl Fields {
         }
     }
 
-    /// Takes fields that do not change the answer, and says which were there.
+    /// Takes fields that do not change the answer, and says once which were there: of a long chat's messages many
+    /// may have the same.
     pub(super) fn ignore(&mut self, names: &[&str], ignored: &mut Vec<String>) {
         for name in names {
-            if self.take(name).is_some() {
-                ignored.push(self.path(name));
+            if self.take(name).is_none() {
+                continue;
+            }
+            let place = without_numbers(&self.path(name));
+            if !ignored.contains(&place) {
+                ignored.push(place);
             }
         }
     }
@@ -152,6 +157,17 @@ impl Fields {
             }
         }
     }
+}
+
+/// `messages[].annotations` for `messages[7].annotations`.
+fn without_numbers(path: &str) -> String {
+    let mut inside = false;
+    let keep = |c: &char| {
+        let number = inside && c.is_ascii_digit();
+        inside = *c == '[' || number;
+        !number
+    };
+    path.chars().filter(keep).collect()
 }
 
 /// An integer, also where it is written `1.0`, as some clients do.

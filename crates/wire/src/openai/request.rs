@@ -121,11 +121,12 @@ impl ChatRequest {
         generation.chat_logprobs(&mut fields)?;
         fields.refuse("tools", NO_TOOLS)?;
         fields.refuse("functions", NO_TOOLS)?;
-        fields.only("function_call", &json!("none"), NO_TOOLS)?;
-        match fields.take("tool_choice") {
-            None => {}
-            Some(choice) if choice == "none" || choice == "auto" => {}
-            Some(_) => return Err(RequestError::unsupported("tool_choice", NO_TOOLS)),
+        for name in ["tool_choice", "function_call"] {
+            match fields.take(name) {
+                None => {}
+                Some(choice) if choice == "none" || choice == "auto" => {}
+                Some(_) => return Err(RequestError::unsupported(name, NO_TOOLS)),
+            }
         }
         fields.ignore(&["parallel_tool_calls"], &mut generation.ignored);
         let template_variables = match fields.take("chat_template_kwargs") {
@@ -138,8 +139,9 @@ impl ChatRequest {
         fields.only("modalities", &json!(["text"]), "answers are text; leave it out or give [\"text\"]")?;
         fields.refuse("audio", "answers are text")?;
         fields.refuse("web_search_options", "nothing is fetched from the web")?;
-        fields.refuse("reasoning_effort", "no model here takes it; leave it out")?;
-        fields.refuse("verbosity", "no model here takes it; leave it out")?;
+        // What these say is what happens anyway.
+        fields.only("reasoning_effort", &json!("none"), "no model here takes it; leave it out")?;
+        fields.only("verbosity", &json!("medium"), "no model here takes it; leave it out")?;
         match fields.take("response_format") {
             None => {}
             Some(format) if format == json!({"type": "text"}) => {}
@@ -202,7 +204,10 @@ impl Generation {
         self.logit_bias = logit_bias(fields)?;
         self.stop = stop(fields)?;
         self.ignore_stop_tokens = fields.flag("ignore_eos")?.unwrap_or(false);
-        fields.only("n", &json!(1), "only one answer a request; send the request again for another")?;
+        if fields.integer("n", 1..=128)?.is_some_and(|n| n != 1) {
+            let remedy = "only one answer a request; send the request again for another";
+            return Err(RequestError::unsupported("n", remedy));
+        }
         fields.ignore(&HARMLESS, &mut self.ignored);
         Ok(())
     }
@@ -276,7 +281,7 @@ fn message(value: Value, index: usize, ignored: &mut Vec<String>) -> Result<Valu
     fields.refuse("audio", "messages are text")?;
     fields.ignore(&["id", "refusal", "annotations", "reasoning", "reasoning_content"], ignored);
     let path = fields.path("content");
-    let content = content(fields.require("content")?, path)?;
+    let content = content(fields.require("content")?, path, ignored)?;
     let name = fields.text("name")?;
     fields.end()?;
     let mut out = Map::new();
@@ -289,7 +294,7 @@ fn message(value: Value, index: usize, ignored: &mut Vec<String>) -> Result<Valu
 }
 
 /// A string, or text parts, which are joined without anything between them.
-fn content(value: Value, path: String) -> Result<String, RequestError> {
+fn content(value: Value, path: String, ignored: &mut Vec<String>) -> Result<String, RequestError> {
     let parts = match value {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,
@@ -307,6 +312,8 @@ fn content(value: Value, path: String) -> Result<String, RequestError> {
             Value::String(text) => out.push_str(&text),
             other => return Err(wrong_type(text_path, "a string", &other)),
         }
+        // Prefixes are cached without being told to.
+        part.ignore(&["cache_control"], ignored);
         part.end()?;
     }
     Ok(out)

@@ -62,9 +62,9 @@ pub struct ChatChunk {
     pub system_fingerprint: String,
     /// One; none in the event with the usage.
     pub choices: Vec<ChatChunkChoice>,
-    /// In the last event, where it was asked for.
+    /// Absent where it was not asked for; else `null`, and in the last event what the answer took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    pub usage: Option<Option<Usage>>,
 }
 
 /// A piece of a choice.
@@ -137,9 +137,9 @@ pub struct Completion {
     pub model: String,
     /// One for each prompt; none in the event with the usage.
     pub choices: Vec<CompletionChoice>,
-    /// Whole answers always have it; of events the last, where it was asked for.
+    /// Whole answers always have it; events as those of a chat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    pub usage: Option<Option<Usage>>,
     /// Changes when answers with the same seed may.
     pub system_fingerprint: String,
 }
