@@ -53,10 +53,16 @@ impl ClientOptions {
     }
 }
 
+/// An address as people give it: perhaps without `http://`, perhaps with `/v1`.
+fn plain_url(url: &str) -> String {
+    let url = url.trim().trim_end_matches('/').trim_end_matches("/v1").trim_end_matches('/');
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
+}
+
 impl Client {
     /// A client of the coordinator at `url`.
     pub(crate) fn new(url: &str, key: &str) -> Self {
-        let url = url.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches('/').to_owned();
+        let url = plain_url(url);
         // Answers may take long; a connection that is not made within ten seconds will not be.
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
@@ -113,5 +119,18 @@ impl Client {
             bail!("{message} ({status}): say --key KEY, or set PHALANX_KEY")
         }
         bail!("{message} ({status})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_understood_with_and_without_scheme_and_path() {
+        for given in ["127.0.0.1:8420", "http://127.0.0.1:8420/", "http://127.0.0.1:8420/v1/"] {
+            assert_eq!(plain_url(given), "http://127.0.0.1:8420");
+        }
+        assert_eq!(plain_url("https://llm.example/v1"), "https://llm.example");
     }
 }

@@ -133,7 +133,7 @@ async fn coordinator(client: &ClientOptions, folder: &Path) -> Finding {
         Ok(client) => match client.get::<Value>("/v1/models").await {
             Ok(models) => {
                 let count = models["data"].as_array().map_or(0, Vec::len);
-                Finding::of(WHAT, Ok(format!("{} serves {count} models", client.url)))
+                Finding::of(WHAT, Ok(format!("{} serves; models: {count}", client.url)))
             }
             // One that was stopped left its address behind; that is no fault.
             Err(error) if folder.exists() => Finding::note(WHAT, format!("{error:#}")),

@@ -49,7 +49,7 @@ fn print(status: &FleetStatus) -> anyhow::Result<()> {
         models.collect(),
     )?;
     say("")?;
-    let rows = status.machines.iter().flat_map(machine_rows).collect();
+    let rows = status.machines.iter().flat_map(|machine| machine_rows(machine, status.uptime_us)).collect();
     say_table(
         &[
             "MACHINE",
@@ -66,11 +66,12 @@ fn print(status: &FleetStatus) -> anyhow::Result<()> {
     )
 }
 
-fn machine_rows(machine: &MachineStatus) -> Vec<Vec<String>> {
+/// `now_us` is on the coordinator's clock, as `since_us` is.
+fn machine_rows(machine: &MachineStatus, now_us: u64) -> Vec<Vec<String>> {
     let state = if machine.connected { "connected" } else { "away" };
     let head = [
         machine.name.clone(),
-        format!("{state} {}", span(machine.since_us)),
+        format!("{state} {}", span(now_us.saturating_sub(machine.since_us))),
         machine.hardware.cores.to_string(),
         machine.hardware.memory_total.to_string(),
     ];
@@ -107,6 +108,20 @@ fn span(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_is_as_it_is_since_it_became_so() {
+        let away = MachineStatus {
+            machine: base::MachineId(1),
+            name: "one".into(),
+            connected: false,
+            since_us: 60_000_000,
+            agent: String::new(),
+            hardware: wire::control::Hardware::default(),
+            instances: Vec::new(),
+        };
+        assert_eq!(machine_rows(&away, 63_000_000)[0][1], "away 3 s");
+    }
 
     #[test]
     fn a_span_is_shown_in_its_two_largest_units() {

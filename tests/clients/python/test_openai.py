@@ -1,5 +1,6 @@
 """The official `openai` client against a running fleet: what an application developer sees."""
 
+import asyncio
 import concurrent.futures
 import math
 
@@ -93,6 +94,72 @@ def test_a_stop_text_ends_the_answer_before_it(client, model):
     assert cut.choices[0].finish_reason == "stop"
 
 
+def test_the_streaming_helper_puts_an_answer_together(client, model):
+    with client.chat.completions.stream(
+        model=model, messages=HELLO, temperature=0, stream_options={"include_usage": True}
+    ) as stream:
+        text = "".join(event.delta for event in stream if event.type == "content.delta")
+        answer = stream.get_final_completion()
+    assert answer.choices[0].message.content == text
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens > 0
+
+
+def test_every_event_has_the_usage_field_where_it_was_asked_for(client, model):
+    chunks = client.chat.completions.create(
+        model=model, messages=HELLO, max_tokens=4, stream=True, stream_options={"include_usage": True}
+    )
+    *others, last = list(chunks)
+    assert last.usage and not last.choices
+    assert all("usage" in other.model_fields_set and other.usage is None for other in others)
+
+
+def test_an_async_client_and_raw_responses_work_too(served, model):
+    async def ask():
+        url = f"{served['url']}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=served["key"], max_retries=0) as client:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=model, messages=HELLO, max_tokens=4
+            )
+            stream = await client.completions.create(model=model, prompt="Once", max_tokens=4, stream=True)
+            return raw, "".join([part.choices[0].text async for part in stream])
+
+    raw, text = asyncio.run(ask())
+    assert raw.request_id == raw.parse()._request_id
+    assert text
+
+
+def test_an_answer_can_be_sent_back_as_the_client_dumps_it(client, model):
+    answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=8).choices[0].message
+    turns = [*HELLO, answer, *HELLO, answer.model_dump(), *HELLO]
+    assert client.chat.completions.create(model=model, messages=turns, max_tokens=4).choices
+
+
+def test_what_clients_send_by_default_is_taken(client, model):
+    answer = client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hello!"}]}],
+        max_completion_tokens=4,
+        n=1,
+        logprobs=False,
+        tools=[],
+        tool_choice="none",
+        parallel_tool_calls=True,
+        response_format={"type": "text"},
+        service_tier="auto",
+        store=False,
+        metadata={},
+        user="someone",
+        seed=None,
+        stop=None,
+        modalities=["text"],
+        verbosity="medium",
+        reasoning_effort="none",
+    )
+    ignored = answer.headers["x-phalanx-ignored-parameters"].split(", ")
+    assert sorted(ignored) == ["metadata", "parallel_tool_calls", "service_tier", "store", "user"]
+
+
 def test_an_unknown_model_is_a_typed_error(client):
     with pytest.raises(openai.NotFoundError) as error:
         client.chat.completions.create(model="no-such-model", messages=HELLO)
@@ -106,6 +173,8 @@ def test_a_wrong_key_is_a_typed_error(served):
     with pytest.raises(openai.AuthenticationError) as error:
         stranger.models.list()
     assert error.value.code == "invalid_api_key"
+    # The words by which LiteLLM and others tell it from a bad request.
+    assert "Incorrect API key provided" in error.value.message
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,16 @@ async fn a_second_start_keeps_machines_and_key_and_a_second_up_beside_it_is_told
     assert_eq!(machines(&api_again.get("/api/status").await), before);
 }
 
+#[test]
+fn a_model_that_cannot_be_read_ends_up_with_its_reason() {
+    let arguments = ["up", "--listen", "127.0.0.1:0", "--providers", "1", "--model", "gone=/no/such/folder"];
+    let ended = Program::new(PHALANX, arguments).spawn().ended();
+    assert!(!ended.status.success());
+    let last = ended.printed.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(last.contains("gone cannot be served") && last.contains("/no/such/folder"), "{}", ended.printed);
+    assert!(!ended.printed.contains("makes no sense"), "{}", ended.printed);
+}
+
 fn children_of(parent: i32) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let mut found: Vec<i32> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
