@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use base::{MachineId, Micros, RequestId, Tokens};
-use fleet::{Ask, Enqueue, Priority};
+use fleet::{Ask, Enqueue, Priority, Refusal};
 use store::{KeyInfo, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wire::chunk::{FinishReason, TokenLogprob};
@@ -128,15 +128,24 @@ impl Interrupt {
     }
 }
 
+/// Whether a request that goes on avoids the machine that it was on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Avoid {
+    /// No: it only had no room.
+    No,
+    /// It went away. Others come first; where there are none it is waited for, since what comes back is another
+    /// connection, and often another process.
+    WhileOthers,
+    /// It failed the request.
+    Always,
+}
+
 /// How an attempt ended.
 enum AttemptEnd {
     /// With its whole answer.
     Completed(Finished),
     /// By no fault of the request: it may go on elsewhere.
-    Again {
-        /// Whether the machine is to be avoided from now on.
-        exclude: bool,
-    },
+    Again(Avoid),
     /// And the request with it.
     Stop(Stop),
 }
@@ -156,6 +165,8 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             tried: 0,
             bounces: 0,
             excluded: Vec::new(),
+            away: Vec::new(),
+            resumed_at: 0,
         };
         Box::pin(request.run()).await;
     });
@@ -176,6 +187,10 @@ struct Serving {
     tried: u32,
     bounces: u32,
     excluded: Vec<MachineId>,
+    /// Those of the excluded that only went away.
+    away: Vec<MachineId>,
+    /// Tokens that there were when the current attempt began.
+    resumed_at: u32,
 }
 
 impl Serving {
@@ -224,7 +239,8 @@ impl Serving {
         }
         self.work.timings.since(Segment::Settle, start);
         if ended.is_ok() {
-            let _ = self.events.send(Event::Settled(self.work.timings.clone())).await;
+            // Whoever has the whole answer and reads no more must not keep the request's place for ever.
+            let _ = self.send(Event::Settled(self.work.timings.clone())).await;
         }
         ended
     }
@@ -249,6 +265,7 @@ impl Serving {
         loop {
             let grant = match self.place().await {
                 Ok(grant) => grant,
+                Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _)) if self.forgive() => continue,
                 // An answer that has begun is not refused any more: it is lost.
                 Err(Stop::Failed(Problem::Refused(_), _)) if self.started => {
                     let detail = "its machine was lost, and no other can go on with it";
@@ -260,11 +277,16 @@ impl Serving {
             match self.attempt(grant).await {
                 AttemptEnd::Completed(finished) => return Ok(finished),
                 AttemptEnd::Stop(stop) => return Err(stop),
-                AttemptEnd::Again { exclude: true } => {
+                AttemptEnd::Again(Avoid::Always) => {
                     self.tried += 1;
                     self.excluded.push(machine);
                 }
-                AttemptEnd::Again { exclude: false } => {
+                AttemptEnd::Again(Avoid::WhileOthers) => {
+                    self.tried += 1;
+                    self.excluded.push(machine);
+                    self.away.push(machine);
+                }
+                AttemptEnd::Again(Avoid::No) => {
                     self.bounces += 1;
                     if self.bounces > BOUNCES_MAX {
                         self.excluded.push(machine);
@@ -275,9 +297,18 @@ impl Serving {
         }
     }
 
+    /// Takes back into consideration the machines that only went away; false where there are none.
+    fn forgive(&mut self) -> bool {
+        let away = std::mem::take(&mut self.away);
+        self.excluded.retain(|machine| !away.contains(machine));
+        !away.is_empty()
+    }
+
     fn enqueue(&self) -> Enqueue {
-        let max_tokens = Tokens(self.work.ask.max_tokens);
-        let mut ask = Ask::new(self.work.request, Tokens(self.prompt_tokens()), max_tokens);
+        // What is there of the answer is computed again, as the prompt is.
+        let computed = self.prompt_tokens().saturating_add(self.generated());
+        let left = self.work.ask.max_tokens.saturating_sub(self.generated());
+        let mut ask = Ask::new(self.work.request, Tokens(computed), Tokens(left));
         ask.excluded.extend(self.excluded.iter().copied());
         Enqueue {
             ask,

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use fleet::{Input, Outcome};
 use std::sync::Arc;
 use wire::chunk::{Chunk, FinishReason};
-use wire::control::FromCoordinator;
+use wire::control::{AttemptRefusal, FromCoordinator};
 use wire::frame::{self, FrameHeader, FrameKind};
 use wire::job::Job;
 use wire::openai::response::Usage;
 
 use super::gate::Gate;
-use super::{AttemptEnd, Delta, Event, Finished, Interrupt, Serving, Stop};
+use super::{AttemptEnd, Avoid, Delta, Event, Finished, Interrupt, Serving, Stop};
 use crate::core::span;
 use crate::metrics::Metrics;
 use crate::pools::Grant;
@@ -45,6 +45,7 @@ enum Heard {
 impl Serving {
     pub(super) async fn attempt(&mut self, grant: Grant) -> AttemptEnd {
         let instance = grant.instance;
+        self.resumed_at = self.generated();
         let Some(session) = self.core.machines.session(grant.machine) else {
             return self.ended(instance, Outcome::Lost, "lost");
         };
@@ -57,7 +58,7 @@ impl Serving {
             Ok(sealed) => sealed,
             Err(end) => {
                 session.attempts.end(id, Ended::Terminal);
-                let machine_fault = matches!(end, AttemptEnd::Again { .. });
+                let machine_fault = matches!(end, AttemptEnd::Again(_));
                 let outcome = if machine_fault { Outcome::Faulted } else { Outcome::Cancelled };
                 self.end_in_pool(instance, outcome, "unsealable");
                 return end;
@@ -99,7 +100,7 @@ impl Serving {
         self.work.prompt = job.prompt;
         let Ok(prepared) = session.prepared() else {
             tracing::warn!(machine = %session.machine, "a machine's sealing key cannot be used");
-            return Err(AttemptEnd::Again { exclude: true });
+            return Err(AttemptEnd::Again(Avoid::Always));
         };
         let (sealed, opener) = prepared.seal(id, &plain);
         let payload = frame::sealed_attempt(&sealed.encapsulated, &sealed.ciphertext);
@@ -150,10 +151,16 @@ impl Serving {
             }
             Some(FromMachine::Refused(reason)) => {
                 flight.session.attempts.end(flight.id, Ended::Terminal);
-                let full = is_full(reason);
+                let avoid = if is_full(reason) {
+                    Avoid::No
+                } else if reason == AttemptRefusal::NotReady {
+                    Avoid::WhileOthers
+                } else {
+                    Avoid::Always
+                };
                 let end = self.failed(flight.instance, Outcome::Refused(reason), "refused", "it refused");
                 Heard::End(match end {
-                    AttemptEnd::Again { .. } => AttemptEnd::Again { exclude: !full },
+                    AttemptEnd::Again(_) => AttemptEnd::Again(avoid),
                     other => other,
                 })
             }
@@ -181,6 +188,7 @@ impl Serving {
         }
         if flight.first.is_none() && (!chunk.tokens.is_empty() || finish.is_some()) {
             flight.first = Some(Instant::now());
+            self.core.tell(self.work.served.handle(Input::FirstToken { request: self.work.request }));
         }
         if !self.started && flight.first.is_some() {
             self.first_token(flight);
@@ -245,7 +253,6 @@ impl Serving {
         self.work.timings.add(Segment::Dispatch, written - flight.sealed);
         self.work.timings.add(Segment::FirstToken, now.saturating_duration_since(written));
         self.started = true;
-        self.core.tell(self.work.served.handle(Input::FirstToken { request: self.work.request }));
     }
 
     /// The machine failed the attempt: another may do better, from the tokens that were delivered (S1, S2).
@@ -269,7 +276,7 @@ impl Serving {
         if self.started {
             Metrics::count(&self.core.metrics.attempts, "moved");
         }
-        AttemptEnd::Again { exclude: true }
+        AttemptEnd::Again(if outcome == Outcome::Lost { Avoid::WhileOthers } else { Avoid::Always })
     }
 
     fn ended(&mut self, instance: InstanceId, outcome: Outcome, label: &'static str) -> AttemptEnd {
@@ -307,7 +314,8 @@ impl Serving {
 
     fn end_in_pool(&self, instance: InstanceId, outcome: Outcome, label: &'static str) {
         Metrics::count(&self.core.metrics.attempts, label);
-        let generated = Tokens(self.generated());
+        // What earlier machines computed is not this one's work.
+        let generated = Tokens(self.generated() - self.resumed_at);
         let request = self.work.request;
         let input = Input::AttemptEnded { request, instance, outcome, generated };
         self.core.tell(self.work.served.handle(input));

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use serde_json::json;
 use store::{Outcome, Store};
 use tokio::sync::Notify;
+use trust::MachineKeys;
 use wire::chunk::FinishReason;
 
 use super::house::{House, chat_body, eventually, streamed};
-use super::provider::{Act, Provider, end, token};
+use super::provider::{Act, Offer, Provider, end, token};
 
 #[tokio::test]
 async fn an_answer_goes_on_elsewhere_from_the_tokens_that_were_delivered() {
@@ -65,4 +66,24 @@ async fn an_answer_whose_last_word_alone_was_lost_is_whole() {
     provider.next(vec![Act::Send(token(0, "one ")), Act::Send(token(1, "two")), Act::Die]);
     let got = streamed(&house.chat(json!({"stream": true, "max_tokens": 2})).await.text().await.unwrap());
     assert_eq!((got.text.as_str(), got.done), ("one two", true));
+}
+
+#[tokio::test]
+async fn an_answer_whose_only_machine_went_away_goes_on_when_it_is_back() {
+    let house = House::open().await;
+    let secret = MachineKeys::generate();
+    let again = |incarnation| Offer {
+        keys: MachineKeys::from_secret_bytes(&secret.to_secret_bytes()).unwrap(),
+        incarnation,
+        ..Offer::default()
+    };
+    let first = Provider::join_as(&house, again(1)).await;
+    first.next(vec![Act::Send(token(0, "one ")), Act::Send(token(1, "two ")), Act::Die]);
+    let call = tokio::spawn(house.post("/v1/chat/completions", &chat_body(json!({"stream": true}))).send());
+    house.metric_reaches("phalanx_attempts_total{kind=\"moved\"}", 1.0).await;
+    let mut back = Provider::join_unready(&house, again(2)).await;
+    back.next(vec![Act::Send(token(2, "three")), Act::Send(end(3, FinishReason::Stop))]);
+    let got = streamed(&call.await.unwrap().unwrap().text().await.unwrap());
+    assert_eq!((got.text.as_str(), got.done), ("one two three", true));
+    assert_eq!(back.attempt().await.1.generated.len(), 2);
 }

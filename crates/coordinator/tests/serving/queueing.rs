@@ -137,7 +137,7 @@ async fn requests_wait_for_a_lost_machine_and_then_have_no_path() {
     let provider = Provider::join(&house).await;
     provider.next(vec![Act::Die]);
     let response = house.chat(json!({})).await;
-    assert_eq!(response.status(), 502, "it failed on the only machine");
+    assert_eq!(response.status(), 503, "its only machine went away, and did not come back");
     let gone = async || house.get("/v1/models").await.json::<Value>().await.unwrap()["data"] == json!([]);
     eventually("nothing is served", gone).await;
     let response = house.chat(json!({})).await;
