@@ -30,8 +30,14 @@ pub enum BackendError {
     #[error("the weights cannot be used")]
     Checkpoint(#[from] CheckpointError),
     /// The weights, or memory for them.
-    #[error("the weights cannot be loaded")]
-    Load(#[from] nn::LoadError),
+    #[error("the weights in {place} cannot be loaded")]
+    Load {
+        /// The model and, where one of its files is to blame, that.
+        place: String,
+        /// Why: names the tensor.
+        #[source]
+        source: Box<nn::LoadError>,
+    },
     /// The KV cache.
     #[error("the kv cache cannot be had")]
     Cache(#[from] CacheError),
@@ -57,7 +63,13 @@ pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<C
     };
     let options = nn::LoadOptions { weights, ..nn::LoadOptions::default() };
     let checkpoint = model.checkpoint().map_err(BackendError::from)?;
-    let decoder = Decoder::load(spec, &checkpoint, &options, &team).map_err(BackendError::from)?;
+    let decoder = Decoder::load(spec, &checkpoint, &options, &team).map_err(|source| {
+        let place = match &source {
+            nn::LoadError::NotFinite { name } => format!("{}, {},", model.source(), checkpoint.file_of(name)),
+            _ => model.source().to_string(),
+        };
+        BackendError::Load { place, source: Box::new(source) }
+    })?;
     let dtype = config.kv.dtype();
     let context = u32::try_from(spec.context).unwrap_or(u32::MAX);
     let per_token = KvCache::bytes_per_token(spec, dtype);

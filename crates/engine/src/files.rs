@@ -5,6 +5,30 @@ use std::path::Path;
 
 use nn::MappedFile;
 
+/// No configuration, tokenizer or index comes near it; without a limit a wrong file would take all memory.
+const TEXT_BYTES_MAX: u64 = 1 << 30;
+
+/// The length of a regular file. Opening anything else (a pipe, a device) could wait for ever, or never end.
+pub(crate) fn regular(path: &Path) -> io::Result<u64> {
+    let metadata = std::fs::metadata(path)?;
+    match metadata.is_file() {
+        true => Ok(metadata.len()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+/// Reads a file of texts.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    match regular(path)? {
+        0 => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty; fetch or copy it again")),
+        1..=TEXT_BYTES_MAX => std::fs::read(path),
+        long => {
+            let words = format!("it has {long} bytes, the limit is {TEXT_BYTES_MAX}");
+            Err(io::Error::new(io::ErrorKind::InvalidData, words))
+        }
+    }
+}
+
 /// A file of weights.
 pub(crate) enum FileBytes {
     /// Inside the program.

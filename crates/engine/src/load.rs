@@ -17,7 +17,7 @@ use nn::KvCache;
 
 use crate::bundled;
 use crate::config::KvFormat;
-use crate::files::FileBytes;
+use crate::files::{self, FileBytes};
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -150,10 +150,11 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, 
         LoadedModel { source: source.clone(), kit, open, spec, index, files, weight_bytes: Bytes::ZERO };
     let check = |model: &LoadedModel| {
         let checkpoint = model.checkpoint()?;
-        checkpoint.verify(&model.spec)?;
-        Ok(Bytes(checkpoint.tensor_bytes()))
+        let tied_head = model.spec.tied_head && !checkpoint.has_own_head();
+        checkpoint.verify(&ModelSpec { tied_head, ..model.spec.clone() })?;
+        Ok((tied_head, Bytes(checkpoint.tensor_bytes())))
     };
-    model.weight_bytes =
+    (model.spec.tied_head, model.weight_bytes) =
         check(&model).map_err(|source| LoadError::Checkpoint { folder, source: Box::new(source) })?;
     Ok(model)
 }
@@ -246,11 +247,11 @@ fn read_folder(folder: &Path, options: &LoadOptions) -> Result<ModelFiles, LoadE
         tokenizer_config: optional("tokenizer_config.json")?,
         chat_template: optional("chat_template.jinja")?,
     };
-    let index = optional(INDEX)?;
+    // One file wins over an index that was left beside it, as in transformers.
+    let single = folder.join(SINGLE).exists();
+    let index = if single { None } else { optional(INDEX)? };
     let names = match &index {
-        None if !folder.join(SINGLE).exists() => {
-            return Err(LoadError::NoWeights { path: folder.to_owned() });
-        }
+        None if !single => return Err(LoadError::NoWeights { path: folder.to_owned() }),
         None => vec![SINGLE.to_owned()],
         Some(index) => {
             let index = ShardIndex::parse(INDEX, index).map_err(|source| LoadError::Checkpoint {
@@ -264,18 +265,20 @@ fn read_folder(folder: &Path, options: &LoadOptions) -> Result<ModelFiles, LoadE
     };
     let open = |name: String| {
         let path = folder.join(&name);
-        let bytes = FileBytes::open(&path).map_err(|source| LoadError::File { path, source })?;
+        let bytes = files::regular(&path)
+            .and_then(|_| FileBytes::open(&path))
+            .map_err(|source| LoadError::File { path, source })?;
         Ok((name, bytes))
     };
     Ok((kit, index, names.into_iter().map(open).collect::<Result<_, LoadError>>()?))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|source| LoadError::File { path: path.to_owned(), source })
+    files::read(path).map_err(|source| LoadError::File { path: path.to_owned(), source })
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
-    match std::fs::read(path) {
+    match files::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(LoadError::File { path: path.to_owned(), source }),

@@ -14,6 +14,7 @@
 
 mod attention;
 mod buffer;
+mod finite;
 mod heads;
 mod isa;
 mod kv;
@@ -30,6 +31,7 @@ mod team;
 
 pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};
 pub use buffer::Buffer;
+pub use finite::all_finite;
 pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use isa::{Isa, features};
 pub use kv::{KvElement, KvPages, KvPagesError};

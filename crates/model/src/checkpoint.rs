@@ -107,6 +107,9 @@ impl<'a> Checkpoint<'a> {
                 }
             }
         }
+        if names::is_bare(|name| places.contains_key(name)) {
+            places = places.into_iter().map(|(name, place)| (names::in_full(&name), place)).collect();
+        }
         Ok(Self { files, places })
     }
 
@@ -117,7 +120,9 @@ impl<'a> Checkpoint<'a> {
     pub fn sharded(index: &ShardIndex, files: Vec<SafetensorsFile<'a>>) -> Result<Self, CheckpointError> {
         let checkpoint = Self::new(files)?;
         for (tensor, file) in index.placements() {
-            let Some(&(number, _)) = checkpoint.places.get(tensor) else {
+            let place =
+                checkpoint.places.get(tensor).or_else(|| checkpoint.places.get(&names::in_full(tensor)));
+            let Some(&(number, _)) = place else {
                 return Err(CheckpointError::MissingTensor {
                     tensor: tensor.to_owned(),
                     file: file.to_owned(),
@@ -144,6 +149,9 @@ impl<'a> Checkpoint<'a> {
     pub fn verify(&self, spec: &ModelSpec) -> Result<(), CheckpointError> {
         let expected = expected_tensors(spec);
         for (role, name, shape) in &expected {
+            if *role == TensorRole::Embedding && !spec.tied_head && !self.places.contains_key(name) {
+                return Err(CheckpointError::MissingTensor { tensor: name.clone(), file: self.file_names() });
+            }
             let view = self.tensor(*role)?;
             if view.shape != shape.as_slice() {
                 return Err(CheckpointError::WrongShape {
@@ -164,12 +172,28 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
+    /// Whether there is a head beside an embedding that it differs from. Where the configuration ties them, the weights
+    /// are right and the configuration is not: so the reference implementation takes it.
+    pub fn has_own_head(&self) -> bool {
+        let stored = |role| {
+            let &(number, place) = self.places.get(&tensor_name(role))?;
+            self.files[number].view(place).ok()
+        };
+        match (stored(TensorRole::Embedding), stored(TensorRole::Head)) {
+            (Some(embedding), Some(head)) => {
+                (embedding.dtype, embedding.shape, embedding.bytes) != (head.dtype, head.shape, head.bytes)
+            }
+            _ => false,
+        }
+    }
+
     /// How many bytes all tensors take.
     pub fn tensor_bytes(&self) -> u64 {
         self.files.iter().map(SafetensorsFile::tensor_bytes).sum()
     }
 
-    fn file_of(&self, name: &str) -> String {
+    /// The file that has the tensor called `name`; the files' names where none has.
+    pub fn file_of(&self, name: &str) -> String {
         match self.places.get(name) {
             Some(&(number, _)) => self.files[number].file_name().to_owned(),
             None => self.file_names(),
@@ -186,7 +210,12 @@ impl<'a> Checkpoint<'a> {
 impl TensorSource for Checkpoint<'_> {
     fn tensor(&self, role: TensorRole) -> Result<TensorView<'_>, CheckpointError> {
         let name = tensor_name(role);
-        match self.places.get(&name) {
+        let found = self.places.get(&name).or_else(|| match role {
+            // Of two tensors that share their memory some savers keep one: a tied embedding may be there as the head.
+            TensorRole::Embedding => self.places.get(&tensor_name(TensorRole::Head)),
+            _ => None,
+        });
+        match found {
             Some(&(number, place)) => self.files[number].view(place),
             None => Err(CheckpointError::MissingTensor { tensor: name, file: self.file_names() }),
         }

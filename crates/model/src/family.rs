@@ -73,8 +73,13 @@ fn recognise(fields: &Fields<'_>) -> Result<&'static Family, ConfigError> {
         Some(&first) => ("architectures", first),
         None => ("model_type", fields.text("model_type")?),
     };
+    // A checkpoint of a decoder alone says `XModel`; where its head is the embedding, nothing is missing.
+    let bare = |family: &Family| {
+        let of_family = family.architecture.strip_suffix("ForCausalLM");
+        of_family.is_some() && of_family == found.strip_suffix("Model")
+    };
     let known = |family: &&Family| match field {
-        "architectures" => family.architecture == found,
+        "architectures" => family.architecture == found || bare(family),
         _ => family.model_type == found,
     };
     FAMILIES.iter().find(known).ok_or_else(|| {

@@ -81,6 +81,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Memory that attention keeps between steps.
     type AttentionMemory: Default + Send;
 
+    /// Whether none of the tensor's values is infinite or not a number.
+    fn finite(&self, workers: &Self::Workers, tensor: &TensorView<'_>) -> bool;
+
     /// Stacks `parts` (one below the other) into weights of the given type.
     ///
     /// # Errors

@@ -75,6 +75,10 @@ impl Backend for Cpu {
     type Kv = KvPages;
     type AttentionMemory = AttentionScratch;
 
+    fn finite(&self, workers: &Team, tensor: &TensorView<'_>) -> bool {
+        kernels::all_finite(element(tensor.dtype), tensor.bytes, workers)
+    }
+
     fn matrix(
         &self,
         workers: &Team,

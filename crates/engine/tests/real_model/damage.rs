@@ -88,6 +88,66 @@ fn a_missing_shard_and_missing_files_are_named() {
 }
 
 #[test]
+fn a_weight_that_is_no_number_is_refused_with_file_and_tensor() {
+    for bad in [f32::NAN, f32::NEG_INFINITY] {
+        let folder = copy("llama-f32");
+        change(folder.path(), "model.safetensors", |bytes| {
+            let end = bytes.len();
+            bytes[end - 4..].copy_from_slice(&bad.to_le_bytes());
+        });
+        let model = load(&ModelSource::Folder(folder.path().to_owned()), &LoadOptions::default()).unwrap();
+        let error = Engine::start(MODEL.into(), model, config()).err().unwrap();
+        let StartError::Backend(error) = error else { panic!("{error:?}") };
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string().contains("model.safetensors"), "{error}");
+        assert!(cause.contains("model.norm.weight") && cause.contains("not a number"), "{cause}");
+    }
+}
+
+#[test]
+fn an_empty_file_and_what_is_no_file_are_refused_at_once() {
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let folder = copy("llama-f32");
+        change(folder.path(), file, Vec::clear);
+        let found = complaint(folder.path());
+        assert!(found.contains(file) && found.contains("empty"), "{found}");
+    }
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let folder = copy("llama-f32");
+        std::fs::remove_file(folder.path().join(file)).unwrap();
+        std::fs::create_dir(folder.path().join(file)).unwrap();
+        let found = complaint(folder.path());
+        assert!(found.contains(file) && found.contains("not a regular file"), "{found}");
+    }
+}
+
+#[test]
+fn one_file_of_weights_wins_over_an_index_left_beside_it() {
+    let folder = copy("llama-f32");
+    let stale = br#"{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}"#;
+    std::fs::write(folder.path().join("model.safetensors.index.json"), stale).unwrap();
+    let model = load(&ModelSource::Folder(folder.path().to_owned()), &LoadOptions::default()).unwrap();
+    assert_eq!(model.weight_files().map(|(name, _)| name).collect::<Vec<_>>(), ["model.safetensors"]);
+}
+
+#[test]
+fn a_head_beside_a_tied_embedding_is_used_where_they_differ() {
+    let folder = copy("llama-f32");
+    change(folder.path(), "config.json", |bytes| {
+        replace(bytes, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\":  true");
+    });
+    let logits = |folder: &Path| {
+        let model = load(&ModelSource::Folder(folder.to_owned()), &LoadOptions::default()).unwrap();
+        assert!(!model.spec().tied_head);
+        let engine = Engine::start(MODEL.into(), model, config()).unwrap();
+        let logits = engine.logits(&[1, 2, 3], false).unwrap();
+        engine.stop();
+        logits
+    };
+    assert_eq!(logits(folder.path()), logits(copy("llama-f32").path()));
+}
+
+#[test]
 fn every_flipped_byte_of_a_header_is_survived() {
     let folder = copy("llama-bf16-tied");
     let path = folder.path().join("model.safetensors");

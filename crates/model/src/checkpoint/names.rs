@@ -12,6 +12,20 @@ pub fn tensor_name(role: TensorRole) -> String {
     }
 }
 
+/// What stands before every name but the head's.
+const PREFIX: &str = "model.";
+
+/// Whether the names are those of a decoder that was saved alone, without [`PREFIX`].
+pub(super) fn is_bare(contains: impl Fn(&str) -> bool) -> bool {
+    let norm = tensor_name(TensorRole::FinalNorm);
+    !contains(&norm) && norm.strip_prefix(PREFIX).is_some_and(contains)
+}
+
+/// A name of a decoder that was saved alone, as [`tensor_name`] spells it.
+pub(super) fn in_full(name: &str) -> String {
+    if name.starts_with("lm_head.") { name.to_owned() } else { format!("{PREFIX}{name}") }
+}
+
 fn layer_tensor_name(tensor: LayerTensor) -> &'static str {
     match tensor {
         LayerTensor::MixerNorm => "input_layernorm.weight",

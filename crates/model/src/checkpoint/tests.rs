@@ -99,6 +99,44 @@ fn leftovers_of_older_exporters_are_tolerated() {
 }
 
 #[test]
+fn names_without_their_prefix_are_those_of_a_decoder_saved_alone() {
+    let mut tensors = needed();
+    for (name, ..) in &mut tensors {
+        *name = name.strip_prefix("model.").unwrap().to_owned();
+    }
+    let bytes = file(&tensors);
+    let parsed = || SafetensorsFile::parse("f", &bytes).unwrap();
+    Checkpoint::new(vec![parsed()]).unwrap().verify(&spec()).unwrap();
+    let index = ShardIndex::parse("i", br#"{"weight_map": {"norm.weight": "f"}}"#).unwrap();
+    Checkpoint::sharded(&index, vec![parsed()]).unwrap().verify(&spec()).unwrap();
+}
+
+#[test]
+fn a_tied_embedding_may_be_stored_as_the_head_and_an_untied_one_may_not() {
+    let mut tensors = needed();
+    tensors[0].0 = "lm_head.weight".to_owned();
+    let bytes = file(&tensors);
+    let checkpoint = Checkpoint::new(vec![SafetensorsFile::parse("f", &bytes).unwrap()]).unwrap();
+    checkpoint.verify(&spec()).unwrap();
+    assert_eq!(checkpoint.tensor(TensorRole::Embedding).unwrap().name, "lm_head.weight");
+    let error = checkpoint.verify(&ModelSpec { tied_head: false, ..spec() }).unwrap_err().to_string();
+    assert!(error.contains("model.embed_tokens.weight") && error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_head_that_differs_from_the_embedding_is_one_of_its_own() {
+    let own = |last: u8| {
+        let mut tensors = needed();
+        tensors.push(("lm_head.weight".to_owned(), DType::BF16, vec![10, 8]));
+        let mut bytes = file(&tensors);
+        *bytes.last_mut().unwrap() = last;
+        Checkpoint::new(vec![SafetensorsFile::parse("f", &bytes).unwrap()]).unwrap().has_own_head()
+    };
+    assert!(!own(0));
+    assert!(own(1));
+}
+
+#[test]
 fn a_type_that_weights_may_not_have_is_refused_when_it_is_asked_for() {
     let header = r#"{"q": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}"#;
     let bytes = raw(header, 4);

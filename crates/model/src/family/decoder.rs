@@ -85,19 +85,11 @@ pub(super) fn activation(fields: &Fields<'_>) -> Result<Activation, ConfigError>
     }
 }
 
-/// `eos_token_id`: one, several or none.
+/// `eos_token_id`: one, several or none. Those outside the vocabulary are left out, as they can never be drawn: models
+/// cut down from larger ones keep them.
 pub(super) fn stop_tokens(fields: &Fields<'_>, vocabulary: usize) -> Result<Vec<u32>, ConfigError> {
-    let mut tokens = Vec::new();
-    for token in fields.wholes("eos_token_id")? {
-        match u32::try_from(token) {
-            Ok(token) if (token as usize) < vocabulary => tokens.push(token),
-            _ => {
-                return Err(
-                    fields.out_of_range("eos_token_id", format!("below the vocabulary's {vocabulary}"))
-                );
-            }
-        }
-    }
+    let tokens = fields.wholes("eos_token_id")?.into_iter().filter_map(|token| u32::try_from(token).ok());
+    let mut tokens: Vec<u32> = tokens.filter(|&token| (token as usize) < vocabulary).collect();
     tokens.sort_unstable();
     tokens.dedup();
     if tokens.len() > STOP_TOKENS_MAX {

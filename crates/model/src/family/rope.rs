@@ -42,7 +42,8 @@ fn scaling(outer: &Fields<'_>, fields: &Fields<'_>, context: usize) -> Result<Ro
     let kind = if fields.has(field) { fields.text(field)? } else { "default" };
     let number = |field: &str| fields.positive(field, false)?.ok_or_else(|| fields.missing(field));
     match kind {
-        "default" => Ok(RopeScaling::None),
+        // Dynamic scaling begins behind the context that the model has, and no more than that is served.
+        "default" | "dynamic" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: number("factor")? as f32 }),
         "llama3" => {
             let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
@@ -61,6 +62,8 @@ fn scaling(outer: &Fields<'_>, fields: &Fields<'_>, context: usize) -> Result<Ro
                 original_context,
             })
         }
-        _ => Err(fields.unsupported(field, "this build knows default, linear and llama3".to_owned())),
+        _ => {
+            Err(fields.unsupported(field, "this build knows default, dynamic, linear and llama3".to_owned()))
+        }
     }
 }

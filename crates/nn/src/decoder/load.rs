@@ -31,6 +31,14 @@ pub enum LoadError {
         /// In the checkpoint.
         found: Vec<usize>,
     },
+    /// A tensor holds something that is no number: every answer would be nonsense.
+    #[error(
+        "tensor {name} holds values that are infinite or not a number; fetch it again, or repair the model"
+    )]
+    NotFinite {
+        /// As the checkpoint spells it.
+        name: String,
+    },
     /// The backend could not take a tensor.
     #[error("tensor {name} could not be loaded")]
     Backend {
@@ -207,6 +215,9 @@ impl<'a, B: Backend> Loading<'a, B> {
                 expected: shape.to_vec(),
                 found: tensor.shape.to_vec(),
             });
+        }
+        if !self.backend.finite(self.workers, &tensor) {
+            return Err(LoadError::NotFinite { name: tensor.name.to_owned() });
         }
         Ok(tensor)
     }
