@@ -1,6 +1,6 @@
 //! `phalanx chat`: talk to a model through the API, as any other client would.
 
-use std::io::{BufRead as _, Write as _};
+use std::io::BufRead as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientOptions};
-use crate::terminal::{is_interactive, say, say_part};
+use crate::terminal::{is_interactive, say, say_answer, say_json, say_part};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -28,6 +28,9 @@ pub(crate) struct Options {
     temperature: Option<f32>,
     #[command(flatten)]
     client: ClientOptions,
+    /// Print each answer as JSON when it is whole.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
@@ -99,7 +102,12 @@ impl Chat {
         self.messages.push(json!({"role": "user", "content": text}));
         let answer = self.answer().await;
         match answer {
-            Ok(answer) => self.messages.push(json!({"role": "assistant", "content": answer})),
+            Ok(answer) => {
+                if self.options.json {
+                    say_json(&json!({"model": self.model, "answer": answer}))?;
+                }
+                self.messages.push(json!({"role": "assistant", "content": answer}));
+            }
             Err(error) => {
                 self.messages.pop();
                 return Err(error);
@@ -127,7 +135,9 @@ impl Chat {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 let Some(event) = line.strip_prefix(b"data:") else { continue };
                 if event.trim_ascii() == b"[DONE]" {
-                    say("")?;
+                    if !self.options.json {
+                        say("")?;
+                    }
                     return Ok(answer);
                 }
                 let event: Value = serde_json::from_slice(event).context("an event that is not JSON")?;
@@ -136,8 +146,9 @@ impl Chat {
                     bail!("{message}");
                 }
                 if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
-                    say_part(text)?;
-                    std::io::stdout().flush()?;
+                    if !self.options.json {
+                        say_answer(text)?;
+                    }
                     answer.push_str(text);
                 }
             }

@@ -9,7 +9,7 @@ use crate::place::DataOption;
 use crate::ready::ReadyOption;
 use crate::serving::{self, EngineOptions, ServedModel};
 use crate::shutdown;
-use crate::terminal::say;
+use crate::terminal::{say, say_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// Print only what needs attention.
     #[arg(long)]
     quiet: bool,
+    /// Print JSON when joined and serving, and else only what needs attention.
+    #[arg(long)]
+    json: bool,
     /// End when this process, the parent, does.
     #[arg(long, hide = true)]
     with_parent: Option<u32>,
@@ -64,8 +67,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         served.engine = options.engine.config();
         config.models.push(served);
     }
-    let mut teller =
-        Teller { quiet: options.quiet, ready: options.ready, machine: None, joined: false, served: false };
+    let mut teller = Teller {
+        quiet: options.quiet || options.json,
+        json: options.json,
+        ready: options.ready,
+        machine: None,
+        joined: false,
+        served: false,
+    };
     provider::run(config, ending.cancelled_owned(), move |event| teller.tell(&event)).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -73,6 +82,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 /// Prints what happens, and writes the ready file once something is served.
 struct Teller {
     quiet: bool,
+    json: bool,
     ready: ReadyOption,
     machine: Option<String>,
     joined: bool,
@@ -120,9 +130,13 @@ impl Teller {
         if self.joined
             && self.served
             && let Some(machine) = self.machine.take()
-            && let Err(error) = self.ready.write(&Ready { machine, pid: std::process::id() })
         {
-            eprintln!("{error:#}");
+            let ready = Ready { machine, pid: std::process::id() };
+            let said = if self.json { say_json(&ready) } else { Ok(()) };
+            // A closed standard output must not end a provider.
+            if let Err(error) = said.and_then(|()| self.ready.write(&ready)) {
+                eprintln!("{error:#}");
+            }
         }
     }
 

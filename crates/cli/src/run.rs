@@ -13,7 +13,7 @@ use wire::chunk::Chunk;
 use wire::job::{Ask, Job, Sampling};
 
 use crate::serving::{EngineOptions, parse_source};
-use crate::terminal::{say, say_json, say_part};
+use crate::terminal::{say, say_answer, say_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -107,7 +107,7 @@ fn print(options: &Options, chunks: &Receiver<Result<Chunk, String>>) -> anyhow:
             Err(message) => bail!("{message}"),
         };
         if !options.json {
-            say_part(&chunk.text)?;
+            say_answer(&chunk.text)?;
         }
         text.push_str(&chunk.text);
         tokens.extend(chunk.tokens);

@@ -1,5 +1,6 @@
 //! Standard output and standard error: text, tables, JSON, and the log.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -19,6 +20,19 @@ pub(crate) fn say_part(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
+}
+
+/// Prints a model's text as it comes: on a terminal, without what would command it.
+pub(crate) fn say_answer(text: &str) -> anyhow::Result<()> {
+    if io::stdout().is_terminal() { say_part(&printable(text)) } else { say_part(text) }
+}
+
+/// A model's text without what would command the terminal (escape sequences above all).
+fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().all(|c| !c.is_control() || c == '\n' || c == '\t') {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Prints a value as JSON, for scripts.
@@ -57,4 +71,15 @@ pub(crate) fn start_log(filter: Option<&str>) {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_does_not_command_the_terminal() {
+        assert_eq!(printable("one\n\ttwo"), "one\n\ttwo");
+        assert_eq!(printable("a\u{1b}[2Jb\r"), "a\u{fffd}[2Jb\u{fffd}");
+    }
 }

@@ -121,6 +121,7 @@ impl Engine {
         let (vocabulary, has_tokenizer) = (terms.vocabulary, terms.tokenizer.is_some());
         let (tell, told) = bounded(1);
         let body = move || {
+            crate::machine::yield_to_others();
             let (worker, opened) = match open().and_then(|ready| assemble(ready, terms, clock)) {
                 Ok((worker, desk, notice)) => (Some(worker), Ok((desk, notice))),
                 Err(error) => (None, Err(error)),
