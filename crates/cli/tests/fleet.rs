@@ -4,6 +4,8 @@
 
 #[path = "fleet/api.rs"]
 mod api;
+#[path = "fleet/chaos.rs"]
+mod chaos;
 #[path = "fleet/losses.rs"]
 mod losses;
 #[path = "fleet/newcomer.rs"]

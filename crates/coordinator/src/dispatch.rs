@@ -265,7 +265,9 @@ impl Serving {
         loop {
             let grant = match self.place().await {
                 Ok(grant) => grant,
-                Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _)) if self.forgive() => continue,
+                Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _)) if self.forgive() => {
+                    continue;
+                }
                 // An answer that has begun is not refused any more: it is lost.
                 Err(Stop::Failed(Problem::Refused(_), _)) if self.started => {
                     let detail = "its machine was lost, and no other can go on with it";
