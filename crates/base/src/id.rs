@@ -155,7 +155,9 @@ mod tests {
 
     #[test]
     fn a_wrong_prefix_length_or_digit_is_refused_with_what_was_expected() {
-        for text in ["", "req_", "att_00000000000000000000000000000000", "req_+0000000000000000000000000000000"] {
+        for text in
+            ["", "req_", "att_00000000000000000000000000000000", "req_+0000000000000000000000000000000"]
+        {
             let error = text.parse::<RequestId>().unwrap_err().to_string();
             assert!(error.contains("\"req_\" and 32 hexadecimal digits"), "{error}");
         }
