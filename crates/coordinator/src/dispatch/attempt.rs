@@ -307,7 +307,9 @@ impl Serving {
 
     /// Tells the machine that the answer is no longer wanted.
     fn cancel(&self, flight: &Flight) {
-        if flight.session.attempts.end(flight.id, Ended::GivenUp) {
+        let open = flight.session.attempts.end(flight.id, Ended::GivenUp);
+        // An answer that overflowed while its caller was waited for is closed on this side only: its machine computes on.
+        if open || flight.receiving.overflowed() {
             flight.session.lanes.control(FromCoordinator::Cancel { attempt: flight.id });
         }
     }
