@@ -29,7 +29,10 @@ fn fixture(which: &str, name: &str, home: &Path) -> ModelConfig {
     let folder = home.join(name);
     std::fs::create_dir_all(&folder).unwrap();
     for file in FILES {
-        std::fs::copy(from.join(file), folder.join(file)).unwrap();
+        // A provider of the same home may be reading still: its file is replaced, never cut under its feet.
+        let fresh = folder.join("fresh");
+        std::fs::copy(from.join(file), &fresh).unwrap();
+        std::fs::rename(fresh, folder.join(file)).unwrap();
     }
     serving(name, folder)
 }
