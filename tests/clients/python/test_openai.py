@@ -44,7 +44,10 @@ def test_a_stream_gives_the_same_text_and_ends_properly(client, model):
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
-    assert chunks[-1].usage == whole.usage
+    # How much of the prompt was found in cache depends on what ran before.
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
     assert len({c.id for c in chunks}) == 1
     assert sum(1 for c in chunks if c.choices) > 2, "a stream comes in pieces"
 
