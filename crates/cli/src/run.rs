@@ -93,6 +93,8 @@ fn job(options: &Options, model: ModelName, prompt: Vec<u32>) -> Job {
             ignore_stop_tokens: false,
             logprobs: None,
             deadline_us: 0,
+            constraint: None,
+            special_tokens: false,
         },
         prompt,
         generated: Vec::new(),

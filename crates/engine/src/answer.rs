@@ -72,7 +72,7 @@ impl Answer {
         let mut answer = Self {
             sink,
             sampler: Sampler::new(ask.sampling.clone(), prompt, generated),
-            stream: tokenizer.stream(true),
+            stream: tokenizer.stream(!ask.special_tokens),
             tokenizer: tokenizer.clone(),
             stops: StopTexts::new(ask.stop.clone()),
             stopped: false,

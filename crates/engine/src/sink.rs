@@ -61,6 +61,12 @@ pub enum Refusal {
         /// In words.
         detail: String,
     },
+    /// The form that it asks of its answer is not one, or too complex.
+    #[error("the answer cannot be constrained like this: {detail}")]
+    BadConstraint {
+        /// Why: words about the caller's own schema or grammar.
+        detail: String,
+    },
     /// It makes no sense.
     #[error("{detail}")]
     Unreadable {
@@ -79,6 +85,7 @@ impl Refusal {
             Self::TooLong { .. } => AttemptRefusal::TooLong,
             Self::NotReady { .. } => AttemptRefusal::NotReady,
             Self::Unreadable { .. } => AttemptRefusal::Unreadable,
+            Self::BadConstraint { .. } => AttemptRefusal::BadConstraint,
         }
     }
 }

@@ -330,6 +330,8 @@ pub enum AttemptRefusal {
     NotReady,
     /// It could not be opened, or is misshapen.
     Unreadable,
+    /// The form that it asks of the answer is not one, or too complex: the message says why, and no machine can cure it.
+    BadConstraint,
     /// A reason that this build does not know.
     #[serde(other)]
     Unknown,

@@ -3,6 +3,7 @@
 //! Encoding: `u32` length and a JSON object (everything but the tokens), then the prompt and the tokens generated so
 //! far, each as `u32` count and `u32` tokens, little-endian. JSON for what is small and grows, binary for what is long.
 
+pub use base::{Constraint, Grammar};
 use base::{ModelName, RequestId};
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,16 @@ pub struct Ask {
     /// Microseconds from receipt after which the answer is no longer wanted; 0 is off.
     #[serde(default)]
     pub deadline_us: u64,
+    /// What the answer must be; absent is anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Constraint>,
+    /// Deliver the text of the model's marks too, so that whoever reads the answer finds its calls and channels.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub special_tokens: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How a token is drawn from the logits. The default is greedy.

@@ -76,6 +76,7 @@ fn the_names_of_closed_sets_are_these() {
         AttemptRefusal::TooLong,
         AttemptRefusal::NotReady,
         AttemptRefusal::Unreadable,
+        AttemptRefusal::BadConstraint,
         AttemptRefusal::Unknown,
     ];
     let phases = [
@@ -104,10 +105,14 @@ fn the_names_of_closed_sets_are_these() {
 fn jobs_and_chunks_are_these_bytes_and_read_back() {
     let mut lines =
         vec![("job", hex(&samples::job().encode())), ("plain_job", hex(&samples::plain_job().encode()))];
+    lines.extend(named(samples::constrained_jobs(), |job| hex(&job.encode())));
     lines.extend(named(samples::chunks(), |chunk| hex(&chunk.encode())));
     assert_golden("sealed.txt", include_str!("golden/sealed.txt"), &lines);
     for job in [samples::job(), samples::plain_job()] {
         assert!(Job::decode(&job.encode()) == Ok(job));
+    }
+    for (name, job) in samples::constrained_jobs() {
+        assert!(Job::decode(&job.encode()) == Ok(job), "{name}");
     }
     for (name, chunk) in samples::chunks() {
         assert!(Chunk::decode(&chunk.encode()) == Ok(chunk), "{name}");

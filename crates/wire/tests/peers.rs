@@ -257,7 +257,7 @@ prop_compose! {
     ) -> Drawn<Job> {
         let (request, model) = (base::RequestId(request), base::ModelName::new(model));
         let ask =
-            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us };
+            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false };
         Drawn(Job { ask, prompt, generated }, Job::encode)
     }
 }

@@ -81,6 +81,8 @@ impl Bench {
             ignore_stop_tokens: true,
             logprobs: None,
             deadline_us: 0,
+            constraint: None,
+            special_tokens: false,
         };
         self.attempts += 1;
         let (sender, receiver) = sync_channel(start.max_tokens as usize + 4);

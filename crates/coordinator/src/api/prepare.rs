@@ -194,6 +194,8 @@ pub(super) async fn work(
         ignore_stop_tokens: generation.ignore_stop_tokens,
         logprobs: generation.logprobs,
         deadline_us: 0,
+        constraint: None,
+        special_tokens: false,
     };
     Ok(Work {
         request: call.request,

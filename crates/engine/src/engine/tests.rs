@@ -125,6 +125,8 @@ fn ask(script: u32) -> Job {
         ignore_stop_tokens: false,
         logprobs: None,
         deadline_us: 0,
+        constraint: None,
+        special_tokens: false,
     };
     Job { ask, prompt: vec![script], generated: Vec::new() }
 }

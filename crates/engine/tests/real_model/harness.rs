@@ -44,6 +44,8 @@ pub(crate) fn job(prompt: &[u32], max_tokens: u32, sampling: Sampling) -> Job {
         ignore_stop_tokens: true,
         logprobs: None,
         deadline_us: 0,
+        constraint: None,
+        special_tokens: false,
     };
     Job { ask, prompt: prompt.to_vec(), generated: Vec::new() }
 }

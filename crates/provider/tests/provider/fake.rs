@@ -360,6 +360,8 @@ pub(crate) fn job(model: &str, prompt: &[u32], max_tokens: u32) -> Job {
             ignore_stop_tokens: true,
             logprobs: None,
             deadline_us: 0,
+            constraint: None,
+            special_tokens: false,
         },
         prompt: prompt.to_vec(),
         generated: vec![],

@@ -14,7 +14,7 @@ use wire::control::{
     AttemptRefusal, FromCoordinator, FromProvider, Hardware, Heartbeat, Hello, InstanceOffer, InstancePhase,
     InstanceReport, ModelDescriptor, RefusalCode, Refused, Register, Welcome,
 };
-use wire::job::{Ask, Job, Sampling};
+use wire::job::{Ask, Constraint, Grammar, Job, Sampling};
 
 pub(crate) const ATTEMPT: AttemptId = AttemptId(0x0123_4567_89ab_cdef_1021_3243_5465_7687);
 pub(crate) const INSTANCE: InstanceId = InstanceId(0x1111_1111_1111_1111_1111_1111_1111_1111);
@@ -163,6 +163,8 @@ pub(crate) fn job() -> Job {
         ignore_stop_tokens: true,
         logprobs: Some(3),
         deadline_us: 30_000_000,
+        constraint: None,
+        special_tokens: false,
     };
     Job { ask, prompt: vec![1, 2, 3, 65_536], generated: vec![4, u32::MAX] }
 }
@@ -178,8 +180,29 @@ pub(crate) fn plain_job() -> Job {
         ignore_stop_tokens: false,
         logprobs: None,
         deadline_us: 0,
+        constraint: None,
+        special_tokens: false,
     };
     Job { ask, prompt: vec![1], generated: Vec::new() }
+}
+
+/// Jobs whose answers must have a form, by name.
+pub(crate) fn constrained_jobs() -> Vec<(&'static str, Job)> {
+    let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+    let constrained = |grammar: Grammar, after: Option<&str>| {
+        let constraint = Some(Constraint { grammar, after: after.map(str::to_owned) });
+        Job { ask: Ask { constraint, special_tokens: true, ..plain_job().ask }, ..plain_job() }
+    };
+    vec![
+        ("json_object_job", constrained(Grammar::JsonObject, None)),
+        (
+            "json_schema_job",
+            constrained(Grammar::JsonSchema { schema: r#"{"type":"integer"}"#.to_owned() }, Some("</think>")),
+        ),
+        ("regex_job", constrained(Grammar::Regex { pattern: "[a-z]+".to_owned() }, None)),
+        ("lark_job", constrained(Grammar::Lark { grammar: "start: \"a\"".to_owned() }, None)),
+        ("choice_job", constrained(Grammar::Choice { choices: texts(&["yes", "no"]) }, None)),
+    ]
 }
 
 /// Chunks by name: of text alone, the last one, and one with everything.
