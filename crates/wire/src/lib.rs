@@ -3,13 +3,15 @@
 //! What it is: types, their encodings, and golden bytes for each, so that two versions of Phalanx understand each
 //! other. What it is *not*: it opens no socket and knows no cipher (see `trust`), and decides nothing (see `fleet`).
 //! Start with [`control`] for what coordinator and provider say to each other, [`frame`] for the binary frames
-//! beside it, and [`job`] and [`chunk`] for what travels sealed inside those.
+//! beside it, [`job`] and [`chunk`] for what travels sealed inside those, and [`link`] for what the ranks of a group
+//! say to each other.
 
 pub mod admin;
 pub mod chunk;
 pub mod control;
 pub mod frame;
 pub mod job;
+pub mod link;
 pub mod openai;
 mod reader;
 
