@@ -122,6 +122,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// See [`Backend::upload`].
     fn download<'a>(&self, rows: &'a Self::Rows) -> Result<&'a [f32], BackendError>;
 
+    /// The values of `rows`, to be exchanged with other ranks in place.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn values_mut<'a>(&self, rows: &'a mut Self::Rows) -> Result<&'a mut [f32], BackendError>;
+
+    /// `to += from`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn add(&self, from: &Self::Rows, to: &mut Self::Rows) -> Result<(), BackendError>;
+
     /// `out[t] = table[tokens[t]]`; the tokens are below the table's rows.
     ///
     /// # Errors

@@ -119,6 +119,17 @@ impl Backend for Cpu {
         Ok(rows.values())
     }
 
+    fn values_mut<'a>(&self, rows: &'a mut Rows) -> Result<&'a mut [f32], BackendError> {
+        Ok(rows.values_mut())
+    }
+
+    fn add(&self, from: &Rows, to: &mut Rows) -> Result<(), BackendError> {
+        for (to, from) in to.values_mut().iter_mut().zip(from.values()) {
+            *to += from;
+        }
+        Ok(())
+    }
+
     fn embed(&self, table: &PackedMatrix, tokens: &[u32], out: &mut Rows) -> Result<(), BackendError> {
         out.shape(tokens.len(), table.columns())?;
         for (out, &token) in out.values_mut().chunks_exact_mut(table.columns()).zip(tokens) {

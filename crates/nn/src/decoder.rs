@@ -4,23 +4,28 @@ mod forward;
 mod load;
 
 use base::Bytes;
+use model::shard::Part;
 use model::spec::ModelSpec;
 
 use crate::backend::Backend;
 use crate::blocks::{Attention, FeedForward, Linear, Norm, Rope};
 use crate::cpu::Cpu;
 
-pub use forward::{ForwardError, LogitRows, Logits, Scratch, Span};
+pub use forward::{ForwardError, LogitRows, Logits, Output, Scratch, Span};
 pub use load::{LoadError, LoadOptions, Weights};
 
 /// A decoder with its weights. Cheap to share: a forward pass changes nothing in it.
 pub struct Decoder<B: Backend = Cpu> {
     spec: ModelSpec,
+    /// Which part of the model it is; its spec is `spec`.
+    part: Part,
     backend: B,
-    embedding: B::Matrix,
+    /// Absent where the stage before gives rows.
+    embedding: Option<B::Matrix>,
     layers: Vec<Layer<B>>,
-    final_norm: Norm<B>,
-    /// Absent where the head is the embedding.
+    /// Absent where there is no head.
+    final_norm: Option<Norm<B>>,
+    /// Absent where the head is the embedding, or elsewhere.
     head: Option<Linear<B>>,
     /// The distinct ropes of its layers.
     ropes: Vec<Rope>,
@@ -41,7 +46,10 @@ impl<B: Backend> Decoder<B> {
 
     /// Memory that its matrices take (vectors are a few kilobytes a layer and not counted).
     pub fn weight_bytes(&self) -> Bytes {
-        let mut bytes = self.backend.matrix_bytes(&self.embedding);
+        let mut bytes = Bytes::ZERO;
+        if let Some(embedding) = &self.embedding {
+            bytes += self.backend.matrix_bytes(embedding);
+        }
         for layer in &self.layers {
             let Layer { attention, feed_forward, .. } = layer;
             let linears =

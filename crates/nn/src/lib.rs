@@ -11,8 +11,12 @@ mod blocks;
 mod cache;
 mod cpu;
 mod decoder;
+mod peers;
 
 pub use cache::{CacheError, KvCache, KvDType};
 pub use cpu::Cpu;
-pub use decoder::{Decoder, ForwardError, LoadError, LoadOptions, LogitRows, Logits, Scratch, Span, Weights};
+pub use decoder::{
+    Decoder, ForwardError, LoadError, LoadOptions, LogitRows, Logits, Output, Scratch, Span, Weights,
+};
 pub use kernels::{Isa, MappedFile, Team, features};
+pub use peers::Peers;

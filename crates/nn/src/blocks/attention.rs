@@ -2,8 +2,9 @@
 
 use model::spec::AttentionSpec;
 
-use super::{Linear, Norm};
+use super::{Linear, Norm, Residual};
 use crate::backend::{AttentionStep, Backend, BackendError, HeadsStep, Segment, Store};
+use crate::peers::ResidualError;
 
 /// Projections in one product, norms of heads, rope, cache, attention, output projection.
 pub(crate) struct Attention<B: Backend> {
@@ -55,15 +56,15 @@ impl<B: Backend> Attention<B> {
         backend.prepare_heads(workers, &mut rows.projected, &step, segments, cache)
     }
 
-    /// Adds the attention of the segments' tokens (of those just projected) to the rows of `x`, one for each.
+    /// Adds the attention of the segments' tokens (of those just projected) to the residual's rows, one for each.
     pub(crate) fn attend(
         &self,
         (backend, workers): (&B, &B::Workers),
         segments: &[Segment<'_>],
         cache: (&B::Kv, usize),
         rows: &mut AttentionRows<B>,
-        x: &mut B::Rows,
-    ) -> Result<(), BackendError> {
+        residual: &mut Residual<'_, B>,
+    ) -> Result<(), ResidualError> {
         let step = AttentionStep {
             heads: self.spec.heads,
             kv_heads: self.spec.kv_heads,
@@ -73,6 +74,6 @@ impl<B: Backend> Attention<B> {
         };
         let AttentionRows { projected, attended, memory } = rows;
         backend.attention(workers, projected, &step, segments, cache, memory, attended)?;
-        self.output.apply(backend, workers, attended, Store::Add, x)
+        residual.add((backend, workers), attended, &self.output)
     }
 }

@@ -2,8 +2,9 @@
 
 use model::spec::Activation;
 
-use super::Linear;
-use crate::backend::{Backend, BackendError, Store};
+use super::{Linear, Residual};
+use crate::backend::{Backend, Store};
+use crate::peers::ResidualError;
 
 /// `down(activation(gate(x)) * up(x))`.
 pub(crate) struct FeedForward<B: Backend> {
@@ -26,16 +27,16 @@ impl<B: Backend> Default for FeedForwardRows<B> {
 }
 
 impl<B: Backend> FeedForward<B> {
-    /// Adds the feed-forward of `x` to `out`.
+    /// Adds the feed-forward of `x` to the residual.
     pub(crate) fn apply(
         &self,
         (backend, workers): (&B, &B::Workers),
         x: &B::Rows,
         rows: &mut FeedForwardRows<B>,
-        out: &mut B::Rows,
-    ) -> Result<(), BackendError> {
+        residual: &mut Residual<'_, B>,
+    ) -> Result<(), ResidualError> {
         self.gate_up.apply(backend, workers, x, Store::Set, &mut rows.both)?;
         backend.gate(workers, &rows.both, self.activation, &mut rows.gated)?;
-        self.down.apply(backend, workers, &rows.gated, Store::Add, out)
+        residual.add((backend, workers), &rows.gated, &self.down)
     }
 }

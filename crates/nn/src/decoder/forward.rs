@@ -2,9 +2,10 @@
 
 use super::{Decoder, Layer};
 use crate::backend::{Backend, BackendError, Segment, Store};
-use crate::blocks::{AttentionRows, FeedForwardRows};
+use crate::blocks::{AttentionRows, FeedForwardRows, Residual};
 use crate::cache::{KvCache, kv_shapes};
 use crate::cpu::Cpu;
+use crate::peers::{Peers, ResidualError, again};
 
 /// Consecutive tokens of one sequence: a chunk of its prompt, or the one token that was sampled last.
 #[derive(Clone, Copy)]
@@ -83,6 +84,12 @@ pub enum ForwardError {
     /// The cache was made for another model.
     #[error("the kv cache was made for another model")]
     Cache,
+    /// A decoder that holds a part of a model was run as if it held all of it, or rows were given to one that embeds.
+    #[error("this decoder holds a part of its model: {0}")]
+    Part(&'static str),
+    /// The other ranks could not be reached.
+    #[error("the other ranks cannot be reached")]
+    Peers(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The backend failed.
     #[error("the step could not be computed")]
     Backend(#[source] BackendError),
@@ -94,11 +101,22 @@ impl From<BackendError> for ForwardError {
     }
 }
 
+impl From<ResidualError> for ForwardError {
+    fn from(cause: ResidualError) -> Self {
+        match cause {
+            ResidualError::Backend(cause) => Self::Backend(cause),
+            ResidualError::Peers(cause) => Self::Peers(cause),
+        }
+    }
+}
+
 /// Memory that steps reuse. One for each thread that runs steps.
 pub struct Scratch<B: Backend = Cpu> {
     x: B::Rows,
     normed: B::Rows,
     kept: B::Rows,
+    /// This rank's part of a block's result.
+    partial: B::Rows,
     attention: AttentionRows<B>,
     feed_forward: FeedForwardRows<B>,
     /// Of each distinct rope: cosines and sines of the step's rows.
@@ -127,6 +145,7 @@ impl<B: Backend> Scratch<B> {
             x: B::Rows::default(),
             normed: B::Rows::default(),
             kept: B::Rows::default(),
+            partial: B::Rows::default(),
             attention: AttentionRows::default(),
             feed_forward: FeedForwardRows::default(),
             angles: Vec::new(),
@@ -168,6 +187,14 @@ impl<'a> Logits<'a> {
     }
 }
 
+/// What a decoder, or a part of one, gives.
+pub enum Output<'a> {
+    /// The logits of the part's rows of the head: all of V where it holds the whole head.
+    Logits(Logits<'a>),
+    /// The rows `[T, E]` for the next stage, of a part without a head.
+    Rows(&'a [f32]),
+}
+
 impl<B: Backend> Decoder<B> {
     /// Runs one step: every span's tokens through all layers, their keys and values into the pages that the span
     /// names, and gives the logits that were asked for.
@@ -184,47 +211,98 @@ impl<B: Backend> Decoder<B> {
         spans: &[Span<'_>],
         kv: &mut KvCache<B>,
     ) -> Result<Logits<'s>, ForwardError> {
+        match self.forward_part(workers, scratch, (spans, None), kv, None)? {
+            Output::Logits(logits) => Ok(logits),
+            Output::Rows(_) => Err(ForwardError::Part("its last layers are elsewhere")),
+        }
+    }
+
+    /// Runs this decoder's part of one step: `spans`, and the rows `[T, E]` that the stage before gave (none for a
+    /// part that embeds). Partial results are summed with those of `peers`, who run the same spans.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; the peers cannot be reached; rows are missing, or not wanted.
+    pub fn forward_part<'s>(
+        &self,
+        workers: &B::Workers,
+        scratch: &'s mut Scratch<B>,
+        (spans, rows): (&[Span<'_>], Option<&[f32]>),
+        kv: &mut KvCache<B>,
+        mut peers: Option<&mut dyn Peers>,
+    ) -> Result<Output<'s>, ForwardError> {
         self.check(spans, kv)?;
-        let vocabulary = self.spec.vocabulary;
+        if self.part.summed != peers.is_some() {
+            return Err(ForwardError::Part(
+                "other ranks hold the rest of its layers, or it was told so wrongly",
+            ));
+        }
         let step = Step::of(spans);
         if step.tokens.is_empty() {
-            return Ok(Logits { values: &[], vocabulary });
+            return Ok(Output::Logits(Logits { values: &[], vocabulary: self.logit_columns() }));
         }
         self.angles(spans, scratch)?;
-        self.backend.embed(&self.embedding, &step.tokens, &mut scratch.x)?;
+        self.begin(&step, rows, scratch, again(&mut peers))?;
         let (last, layers) = self.layers.split_last().expect("a decoder has layers: loading refuses none");
         for (at, layer) in layers.iter().enumerate() {
             self.mix_in(layer, (workers, at), &step.segments, scratch, kv)?;
-            layer.attention.attend(
-                (&self.backend, workers),
-                &step.segments,
-                (&kv.kv, at),
-                &mut scratch.attention,
-                &mut scratch.x,
-            )?;
-            self.feed(layer, workers, scratch)?;
+            self.mix_out(layer, (workers, at), &step.segments, (scratch, kv), again(&mut peers))?;
+            self.feed(layer, workers, scratch, again(&mut peers))?;
         }
         // Of the last layer everybody's keys and values are needed, but only those go on whose logits are wanted.
         let at = layers.len();
         self.mix_in(last, (workers, at), &step.segments, scratch, kv)?;
+        if self.part.head.is_none() {
+            self.mix_out(last, (workers, at), &step.segments, (scratch, kv), again(&mut peers))?;
+            self.feed(last, workers, scratch, again(&mut peers))?;
+            return Ok(Output::Rows(self.backend.download(&scratch.x)?));
+        }
         if step.wanted.is_empty() {
-            return Ok(Logits { values: &[], vocabulary });
+            return Ok(Output::Logits(Logits { values: &[], vocabulary: self.logit_columns() }));
         }
         if step.wanted_rows.len() < step.tokens.len() {
             self.backend.gather(&scratch.x, &step.wanted_rows, &mut scratch.kept)?;
             std::mem::swap(&mut scratch.x, &mut scratch.kept);
         }
-        let cache = (&kv.kv, at);
-        let on = (&self.backend, workers);
-        last.attention.attend(on, &step.wanted, cache, &mut scratch.attention, &mut scratch.x)?;
-        self.feed(last, workers, scratch)?;
-        self.final_norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
-        let head = match &self.head {
-            Some(head) => (&head.weight, head.bias.as_ref()),
-            None => (&self.embedding, None),
+        self.mix_out(last, (workers, at), &step.wanted, (scratch, kv), again(&mut peers))?;
+        self.feed(last, workers, scratch, peers)?;
+        Ok(Output::Logits(self.logits(workers, scratch)?))
+    }
+
+    /// The step's rows as they enter the first layer.
+    fn begin(
+        &self,
+        step: &Step<'_>,
+        rows: Option<&[f32]>,
+        scratch: &mut Scratch<B>,
+        peers: Option<&mut dyn Peers>,
+    ) -> Result<(), ForwardError> {
+        let e = self.spec.hidden;
+        let Some(embedding) = &self.embedding else {
+            let rows = rows.ok_or(ForwardError::Part("the rows of the stage before are missing"))?;
+            if rows.len() != step.tokens.len() * e {
+                return Err(ForwardError::Part("the stage before gave another number of rows"));
+            }
+            return Ok(self.backend.upload(rows, e, &mut scratch.x)?);
         };
-        self.backend.linear(workers, &scratch.normed, head, Store::Set, &mut scratch.logits)?;
-        Ok(Logits { values: self.backend.download(&scratch.logits)?, vocabulary })
+        if rows.is_some() {
+            return Err(ForwardError::Part("it embeds tokens itself and takes no rows"));
+        }
+        let here = self.part.embedding.clone().unwrap_or_default();
+        if here.len() == self.spec.vocabulary {
+            return Ok(self.backend.embed(embedding, &step.tokens, &mut scratch.x)?);
+        }
+        // Each rank looks up the tokens whose rows it holds; the others' are zeros, so the sum is exact.
+        let inside = |token: u32| here.contains(&(token as usize)).then(|| token - here.start as u32);
+        let tokens: Vec<u32> = step.tokens.iter().map(|&token| inside(token).unwrap_or(0)).collect();
+        self.backend.embed(embedding, &tokens, &mut scratch.x)?;
+        let values = self.backend.values_mut(&mut scratch.x)?;
+        for (row, &token) in values.chunks_exact_mut(e).zip(&step.tokens) {
+            if inside(token).is_none() {
+                row.fill(0.0);
+            }
+        }
+        let peers = peers.ok_or(ForwardError::Part("other ranks hold the rest of its embedding"))?;
+        peers.sum(values).map_err(ForwardError::Peers)
     }
 
     fn mix_in(
@@ -246,19 +324,73 @@ impl<B: Backend> Decoder<B> {
         )
     }
 
+    fn mix_out(
+        &self,
+        layer: &Layer<B>,
+        (workers, at): (&B::Workers, usize),
+        segments: &[Segment<'_>],
+        (scratch, kv): (&mut Scratch<B>, &KvCache<B>),
+        mut peers: Option<&mut dyn Peers>,
+    ) -> Result<(), ResidualError> {
+        let Scratch { x, partial, attention, .. } = scratch;
+        let on = (&self.backend, workers);
+        layer.attention.attend(
+            on,
+            segments,
+            (&kv.kv, at),
+            attention,
+            &mut Residual { x, partial, peers: again(&mut peers) },
+        )
+    }
+
     fn feed(
         &self,
         layer: &Layer<B>,
         workers: &B::Workers,
         scratch: &mut Scratch<B>,
-    ) -> Result<(), BackendError> {
-        layer.feed_forward_norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
+        mut peers: Option<&mut dyn Peers>,
+    ) -> Result<(), ResidualError> {
+        let Scratch { x, normed, partial, feed_forward, .. } = scratch;
+        layer.feed_forward_norm.apply(&self.backend, workers, x, normed)?;
+        let on = (&self.backend, workers);
         layer.feed_forward.apply(
-            (&self.backend, workers),
-            &scratch.normed,
-            &mut scratch.feed_forward,
-            &mut scratch.x,
+            on,
+            normed,
+            feed_forward,
+            &mut Residual { x, partial, peers: again(&mut peers) },
         )
+    }
+
+    fn logits<'s>(
+        &self,
+        workers: &B::Workers,
+        scratch: &'s mut Scratch<B>,
+    ) -> Result<Logits<'s>, ForwardError> {
+        let missing = ForwardError::Part("its head is elsewhere");
+        let (Some(norm), Some(head)) = (&self.final_norm, self.head.as_ref()) else {
+            let (Some(norm), Some(embedding)) = (&self.final_norm, &self.embedding) else {
+                return Err(missing);
+            };
+            return self.apply_head(workers, norm, (embedding, None), scratch);
+        };
+        self.apply_head(workers, norm, (&head.weight, head.bias.as_ref()), scratch)
+    }
+
+    fn apply_head<'s>(
+        &self,
+        workers: &B::Workers,
+        norm: &crate::blocks::Norm<B>,
+        head: (&B::Matrix, Option<&B::Vector>),
+        scratch: &'s mut Scratch<B>,
+    ) -> Result<Logits<'s>, ForwardError> {
+        norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
+        self.backend.linear(workers, &scratch.normed, head, Store::Set, &mut scratch.logits)?;
+        Ok(Logits { values: self.backend.download(&scratch.logits)?, vocabulary: self.logit_columns() })
+    }
+
+    /// How many logits a row has here.
+    fn logit_columns(&self) -> usize {
+        self.part.head.as_ref().map_or(1, |head| head.len().max(1))
     }
 
     /// The angles of every row's position, for each distinct rope.

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use kernels::{Isa, Team};
 use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView};
+use model::shard::Part;
 use model::spec::{
     AttentionSpec, FeedForwardSpec, LayerSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole,
 };
@@ -83,36 +84,56 @@ impl Decoder {
         options: &LoadOptions,
         team: &Team,
     ) -> Result<Self, LoadError> {
+        Self::load_part(&Part::whole(spec), source, options, team)
+    }
+
+    /// Loads a part of a decoder from a source that shows that part of its tensors, for the CPU.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_part(
+        part: &Part,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        team: &Team,
+    ) -> Result<Self, LoadError> {
         let backend = Cpu::new(options.isa.unwrap_or_else(Isa::detect));
-        Self::load_with(backend, spec, source, options, team)
+        Self::load_with(backend, part, source, options, team)
     }
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Loads the decoder that `spec` describes from `source` for any backend.
+    /// Loads a decoder, or a part of one, from `source` for any backend.
     ///
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load_with(
         backend: B,
-        spec: &ModelSpec,
+        part: &Part,
         source: &dyn TensorSource,
         options: &LoadOptions,
         workers: &B::Workers,
     ) -> Result<Self, LoadError> {
+        let spec = &part.spec;
         check(spec)?;
         let mut loading = Loading { backend: &backend, workers, source, options, spec, ropes: Vec::new() };
-        let (v, e) = (spec.vocabulary, spec.hidden);
-        let embedding = loading.matrix(&[(TensorRole::Embedding, v)], e)?;
+        let e = spec.hidden;
+        let table = |role, rows: usize| loading.matrix(&[(role, rows)], e);
+        let embedding = part.embedding.as_ref().map(|rows| table(TensorRole::Embedding, rows.len()));
+        let embedding = embedding.transpose()?;
+        let head = match (&part.head, spec.tied_head, &embedding) {
+            (None, ..) | (_, true, Some(_)) => None,
+            (Some(rows), true, None) => Some(table(TensorRole::Embedding, rows.len())?),
+            (Some(rows), false, _) => Some(table(TensorRole::Head, rows.len())?),
+        };
+        let head = head.map(|weight| Linear { weight, bias: None });
         let layers = spec.layers.iter().enumerate();
         let layers = layers.map(|(at, layer)| loading.layer(at, layer)).collect::<Result<_, _>>()?;
-        let final_norm = loading.norm(TensorRole::FinalNorm, e, &spec.final_norm)?;
-        let head = match spec.tied_head {
-            true => None,
-            false => Some(Linear { weight: loading.matrix(&[(TensorRole::Head, v)], e)?, bias: None }),
-        };
+        let final_norm = part.head.as_ref().map(|_| loading.norm(TensorRole::FinalNorm, e, &spec.final_norm));
+        let final_norm = final_norm.transpose()?;
         let ropes = loading.ropes;
-        Ok(Self { spec: spec.clone(), backend, embedding, layers, final_norm, head, ropes })
+        let (spec, part) = (spec.clone(), part.clone());
+        Ok(Self { spec, part, backend, embedding, layers, final_norm, head, ropes })
     }
 }
 
