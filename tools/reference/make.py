@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["tiny", "templates", "tokenizers", "bundled"]
+PARTS = ["tiny", "templates", "tokenizers", "quants", "bundled"]
 
 
 def main() -> int:
@@ -34,6 +34,10 @@ def main() -> int:
         import tokenizer_golden
 
         tokenizer_golden.make(model / "tokenizers")
+    if "quants" in chosen:
+        import quants
+
+        quants.make(model / "quants")
     if "bundled" in chosen:
         import bundled
 

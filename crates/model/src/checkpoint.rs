@@ -1,73 +1,22 @@
 //! Where a model's tensors lie: files that somebody else mapped, looked up by what each tensor is for.
 
+mod dtype;
 mod error;
 mod index;
 mod names;
 mod safetensors;
+mod view;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::spec::{ModelSpec, TensorRole};
 
+pub use dtype::DType;
 pub use error::CheckpointError;
 pub use index::ShardIndex;
 pub use names::{expected_tensors, parameters, tensor_name};
 pub use safetensors::{SafetensorsFile, safetensors_header};
-
-/// How one element of a weight is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of a binary32.
-    BF16,
-}
-
-impl DType {
-    /// Bytes an element takes.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    /// As safetensors spells it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-        }
-    }
-}
-
-impl std::fmt::Display for DType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// One tensor where it lies: row-major, little-endian.
-#[derive(Clone, Copy)]
-pub struct TensorView<'a> {
-    /// As the checkpoint spells it.
-    pub name: &'a str,
-    /// How an element is stored.
-    pub dtype: DType,
-    /// Outermost first.
-    pub shape: &'a [usize],
-    /// Exactly `shape.product() * dtype.size()` bytes, at any alignment.
-    pub bytes: &'a [u8],
-}
-
-impl std::fmt::Debug for TensorView<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {:?}", self.name, self.dtype, self.shape)
-    }
-}
+pub use view::{Columns, Order, Parts, TensorView};
 
 /// Something that has a model's tensors.
 pub trait TensorSource: Sync {

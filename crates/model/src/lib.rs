@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod family;
 pub mod kit;
+pub mod quant;
 pub mod shard;
 pub mod spec;
 pub mod synth;

@@ -157,7 +157,7 @@ fn config(request: &SynthRequest, architecture: &str, model_type: &str) -> Strin
     let dtype = match request.dtype {
         DType::F32 => "float32",
         DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
+        _ => "bfloat16",
     };
     let mut text =
         format!("{{\n  \"architectures\": [\"{architecture}\"],\n  \"model_type\": \"{model_type}\"");

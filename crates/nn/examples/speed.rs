@@ -69,7 +69,7 @@ impl TensorSource for Random {
         let (_, name, shape) =
             self.0.iter().find(|(other, ..)| *other == role).expect("every role is listed");
         let bytes = &self.1[..2 * shape.iter().product::<usize>()];
-        Ok(TensorView { name, dtype: DType::BF16, shape, bytes })
+        Ok(TensorView::new(name, DType::BF16, shape, bytes))
     }
 }
 

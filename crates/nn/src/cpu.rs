@@ -1,11 +1,14 @@
 //! The CPU backend: every operation is one call of crate `kernels`.
 
+use std::borrow::Cow;
+
 use base::Bytes;
 use kernels::{
     AttentionScratch, AttentionShape, Buffer, HeadsShape, Isa, KvPages, PackedMatrix, Rotation, Team,
     WeightBytes, WeightElement,
 };
 use model::checkpoint::{DType, TensorView};
+use model::quant::{dequantise_all, row_is_finite};
 use model::spec::Activation;
 
 use crate::backend::{AttentionStep, Backend, BackendError, HeadsStep, Segment, Store};
@@ -59,11 +62,20 @@ fn failed(
     BackendError { operation, cause: cause.into() }
 }
 
+/// Quantised types are read as f32.
 fn element(dtype: DType) -> WeightElement {
     match dtype {
-        DType::F32 => WeightElement::F32,
         DType::F16 => WeightElement::F16,
         DType::BF16 => WeightElement::Bf16,
+        _ => WeightElement::F32,
+    }
+}
+
+/// The bytes of a tensor as elements of type [`element`].
+fn element_bytes<'a>(tensor: &TensorView<'a>) -> Cow<'a, [u8]> {
+    match tensor.dtype.is_float() {
+        true => tensor.ordered_bytes(),
+        false => dequantise_all(tensor).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<_>>().into(),
     }
 }
 
@@ -76,7 +88,10 @@ impl Backend for Cpu {
     type AttentionMemory = AttentionScratch;
 
     fn finite(&self, workers: &Team, tensor: &TensorView<'_>) -> bool {
-        kernels::all_finite(element(tensor.dtype), tensor.bytes, workers)
+        match tensor.dtype.is_float() {
+            true => kernels::all_finite(element(tensor.dtype), &tensor.ordered_bytes(), workers),
+            false => (0..tensor.rows()).all(|row| row_is_finite(tensor, row)),
+        }
     }
 
     fn matrix(
@@ -85,13 +100,15 @@ impl Backend for Cpu {
         parts: &[TensorView<'_>],
         dtype: DType,
     ) -> Result<PackedMatrix, BackendError> {
+        let bytes: Vec<_> = parts.iter().map(element_bytes).collect();
         let parts: Vec<_> = parts
             .iter()
-            .map(|part| WeightBytes {
+            .zip(&bytes)
+            .map(|(part, bytes)| WeightBytes {
                 element: element(part.dtype),
                 rows: part.shape.first().copied().unwrap_or(0),
                 columns: part.shape.get(1).copied().unwrap_or(0),
-                bytes: part.bytes,
+                bytes,
             })
             .collect();
         PackedMatrix::pack(&parts, element(dtype), workers).map_err(|cause| failed("packing weights", cause))

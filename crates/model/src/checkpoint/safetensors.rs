@@ -165,12 +165,7 @@ impl<'a> SafetensorsFile<'a> {
                 });
             }
         };
-        Ok(TensorView {
-            name: &entry.name,
-            dtype,
-            shape: &entry.shape,
-            bytes: &self.data[entry.begin..entry.end],
-        })
+        Ok(TensorView::new(&entry.name, dtype, &entry.shape, &self.data[entry.begin..entry.end]))
     }
 }
 
@@ -260,7 +255,7 @@ pub fn safetensors_header(tensors: &[(String, DType, Vec<usize>)]) -> (Vec<u8>, 
     for (name, dtype, shape) in tensors {
         let elements = shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side as u64));
         let bytes = elements
-            .and_then(|n| n.checked_mul(dtype.size() as u64))
+            .and_then(|n| n.checked_mul(dtype.block().1 as u64))
             .expect("the caller chose sizes that fit");
         let end = at.checked_add(bytes).expect("the caller chose sizes that fit");
         let entry = EntryJson {

@@ -263,7 +263,7 @@ proptest! {
         if let Ok(parsed) = SafetensorsFile::parse("f", &bytes) {
             for name in parsed.names() {
                 if let Ok(view) = parsed.tensor(name) {
-                    prop_assert_eq!(view.bytes.len(), view.shape.iter().product::<usize>() * view.dtype.size());
+                    prop_assert_eq!(view.bytes.len(), view.shape.iter().product::<usize>() * view.dtype.block().1);
                 }
             }
             let _ = Checkpoint::new(vec![parsed]).map(|checkpoint| checkpoint.verify(&spec()));

@@ -71,18 +71,18 @@ pub(super) fn chunks(
             (f32::from(bits) + 0.5 - 32_768.0) / 32_768.0 * deviation * 3f32.sqrt()
         }
     };
-    let mut table = Vec::with_capacity(65_536 * dtype.size());
+    let mut table = Vec::with_capacity(65_536 * dtype.block().1);
     for bits in 0..=u16::MAX {
         match dtype {
             DType::F32 => table.extend_from_slice(&value(bits).to_le_bytes()),
             DType::F16 => table.extend_from_slice(&f16::from_f32(value(bits)).to_le_bytes()),
-            DType::BF16 => table.extend_from_slice(&bf16::from_f32(value(bits)).to_le_bytes()),
+            _ => table.extend_from_slice(&bf16::from_f32(value(bits)).to_le_bytes()),
         }
     }
     TensorChunks {
         rng: Rng::new(seed).fork(index),
         table,
-        size: dtype.size(),
+        size: dtype.block().1,
         elements_left: shape.iter().product(),
     }
 }

@@ -1,8 +1,8 @@
 //! Weights from a tensor source, checked against the spec and packed for the backend.
 
-use half::{bf16, f16};
 use kernels::{Isa, Team};
 use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView};
+use model::quant::dequantise_all;
 use model::shard::Part;
 use model::spec::{
     AttentionSpec, FeedForwardSpec, LayerSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole,
@@ -251,8 +251,15 @@ impl<'a, B: Backend> Loading<'a, B> {
         let dtype = match self.options.weights {
             Weights::F32 => DType::F32,
             Weights::Bf16 => DType::BF16,
-            Weights::Auto if tensors.iter().all(|tensor| tensor.dtype == first.dtype) => first.dtype,
-            Weights::Auto => DType::F32,
+            // What the backend does with the quantised ones among them is its own affair.
+            Weights::Auto => {
+                match tensors.iter().map(|tensor| tensor.dtype).filter(|d| d.is_float()).collect::<Vec<_>>()[..]
+                {
+                    [] => first.dtype,
+                    [one, ref others @ ..] if others.iter().all(|other| *other == one) => one,
+                    _ => DType::F32,
+                }
+            }
         };
         let matrix = self.backend.matrix(self.workers, &tensors, dtype);
         matrix.map_err(|cause| LoadError::Backend { name: first.name.to_owned(), cause })
@@ -264,26 +271,16 @@ impl<'a, B: Backend> Loading<'a, B> {
         for &(role, len) in parts {
             let tensor = self.tensor(role, &[len])?;
             name = tensor.name;
-            values.extend(elements(&tensor));
+            values.extend(dequantise_all(&tensor));
         }
         self.backend.vector(values).map_err(|cause| LoadError::Backend { name: name.to_owned(), cause })
     }
 
     fn norm(&self, role: TensorRole, len: usize, spec: &NormSpec) -> Result<Norm<B>, LoadError> {
         let tensor = self.tensor(role, &[len])?;
-        let values = elements(&tensor).map(|x| x + spec.weight_offset).collect();
+        let values = dequantise_all(&tensor).into_iter().map(|x| x + spec.weight_offset).collect();
         let weight = self.backend.vector(values);
         let weight = weight.map_err(|cause| LoadError::Backend { name: tensor.name.to_owned(), cause })?;
         Ok(Norm { weight, epsilon: spec.epsilon })
     }
-}
-
-/// The values of a tensor.
-fn elements<'a>(tensor: &TensorView<'a>) -> impl Iterator<Item = f32> + use<'a> {
-    let dtype = tensor.dtype;
-    tensor.bytes.chunks_exact(dtype.size()).map(move |bytes| match dtype {
-        DType::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        DType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
-        DType::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
-    })
 }

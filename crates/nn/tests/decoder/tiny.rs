@@ -119,12 +119,12 @@ impl Tensors {
                 match dtype {
                     DType::F32 => bytes.extend(x.to_le_bytes()),
                     DType::F16 => bytes.extend(f16::from_f32(x).to_le_bytes()),
-                    DType::BF16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
+                    _ => bytes.extend(bf16::from_f32(x).to_le_bytes()),
                 }
                 match dtype {
                     DType::F32 => x,
                     DType::F16 => f16::from_f32(x).to_f32(),
-                    DType::BF16 => bf16::from_f32(x).to_f32(),
+                    _ => bf16::from_f32(x).to_f32(),
                 }
             });
             let values = values.collect();
@@ -142,6 +142,6 @@ impl TensorSource for Tensors {
     fn tensor(&self, role: TensorRole) -> Result<TensorView<'_>, CheckpointError> {
         let stored = &self.0[&role];
         let Stored { name, dtype, shape, bytes, .. } = stored;
-        Ok(TensorView { name, dtype: *dtype, shape, bytes })
+        Ok(TensorView::new(name, *dtype, shape, bytes))
     }
 }
