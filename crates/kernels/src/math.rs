@@ -52,6 +52,28 @@ pub(crate) unsafe fn gelu_tanh<L: Lanes>(x: L::V) -> L::V {
     }
 }
 
+/// GELU by its definition, `x * cdf(x)` of the normal distribution: `max(x, 0) - |x| * tail(|x|)`, the tail by formula
+/// 7.1.26 of Abramowitz and Stegun, which is within 1.5e-7.
+///
+/// # Safety
+/// As for [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn gelu<L: Lanes>(x: L::V) -> L::V {
+    unsafe {
+        let size = L::max(L::sub(L::splat(0.0), x), x);
+        let z = L::mul(size, L::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = L::div(L::splat(1.0), L::fma(z, L::splat(0.327_591_1), L::splat(1.0)));
+        let mut p = L::splat(1.061_405_4);
+        p = L::fma(p, t, L::splat(-1.453_152));
+        p = L::fma(p, t, L::splat(1.421_413_7));
+        p = L::fma(p, t, L::splat(-0.284_496_74));
+        p = L::fma(p, t, L::splat(0.254_829_6));
+        let power = L::sub(L::splat(0.0), L::mul(z, z));
+        let tail = L::mul(L::mul(L::mul(p, t), L::splat(0.5)), exp::<L>(power));
+        L::sub(L::max(L::splat(0.0), x), L::mul(size, tail))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,13 +9,22 @@ use crate::team::Team;
 /// Below so many elements a loop runs on the caller alone: a few microseconds of work, which sharing would not shorten.
 const ALONE_BELOW: usize = 24 * 1024;
 
-/// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How gate and up become one.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
-    /// `x * sigmoid(x)`.
+    /// `gate * sigmoid(gate) * up`.
     Silu,
-    /// GELU, tanh form.
+    /// GELU of the gate, tanh form, times up.
     GeluTanh,
+    /// GELU of the gate by its definition, times up.
+    Gelu,
+    /// `(up + 1) * gate * sigmoid(alpha * gate)`, gate at most `limit`, up within `limit` of 0.
+    ClampedSwiglu {
+        /// Steepness.
+        alpha: f32,
+        /// Bound.
+        limit: f32,
+    },
 }
 
 /// `out = x / sqrt(mean(x^2) + epsilon) * weight` for each row of `x: [T, E]`; `weight: [E]`, `out: [T, E]`.
@@ -34,7 +43,7 @@ pub fn rms_norm(team: &Team, isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, 
     });
 }
 
-/// `out = activation(gate) * up` with `gate` the first and `up` the second half of each row of `both: [T, 2F]`;
+/// `out = activation(gate, up)` with `gate` the first and `up` the second half of each row of `both: [T, 2F]`;
 /// `out: [T, F]`.
 ///
 /// # Panics
@@ -143,38 +152,95 @@ impl Kernel for Gate<'_> {
         // SAFETY: the caller vouches for the instructions.
         unsafe {
             match self.activation {
-                Activation::Silu => gate_row::<L, false>(self.gate, self.up, self.out),
-                Activation::GeluTanh => gate_row::<L, true>(self.gate, self.up, self.out),
+                Activation::Silu => gate_row::<L, _>(self.gate, self.up, self.out, Silu),
+                Activation::GeluTanh => gate_row::<L, _>(self.gate, self.up, self.out, GeluTanh),
+                Activation::Gelu => gate_row::<L, _>(self.gate, self.up, self.out, Gelu),
+                Activation::ClampedSwiglu { alpha, limit } => {
+                    gate_row::<L, _>(self.gate, self.up, self.out, ClampedSwiglu { alpha, limit });
+                }
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn gate_row<L: Lanes, const GELU: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    assert!(gate.len() == up.len() && gate.len() == out.len());
-    let (whole, rest) = (out.len() / LANES * LANES, out.len() % LANES);
-    // SAFETY: sixteen elements are there at each multiple of sixteen below `whole`; the rest goes through arrays.
-    unsafe {
-        for at in (0..whole).step_by(LANES) {
-            let active = activate::<L, GELU>(L::load(gate.as_ptr().add(at)));
-            L::store(out.as_mut_ptr().add(at), L::mul(active, L::load(up.as_ptr().add(at))));
-        }
-        if rest > 0 {
-            let (mut last, mut last_up) = ([0.0f32; LANES], [0.0f32; LANES]);
-            last[..rest].copy_from_slice(&gate[whole..]);
-            last_up[..rest].copy_from_slice(&up[whole..]);
-            let active = activate::<L, GELU>(L::load(last.as_ptr()));
-            L::store(last.as_mut_ptr(), L::mul(active, L::load(last_up.as_ptr())));
-            out[whole..].copy_from_slice(&last[..rest]);
+/// One [`Activation`], as the loop has it.
+trait Combine: Copy {
+    /// # Safety
+    /// As for [`Lanes`].
+    unsafe fn both<L: Lanes>(self, gate: L::V, up: L::V) -> L::V;
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+#[derive(Clone, Copy)]
+struct GeluTanh;
+#[derive(Clone, Copy)]
+struct Gelu;
+#[derive(Clone, Copy)]
+struct ClampedSwiglu {
+    alpha: f32,
+    limit: f32,
+}
+
+impl Combine for Silu {
+    #[inline(always)]
+    unsafe fn both<L: Lanes>(self, gate: L::V, up: L::V) -> L::V {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { L::mul(math::silu::<L>(gate), up) }
+    }
+}
+
+impl Combine for GeluTanh {
+    #[inline(always)]
+    unsafe fn both<L: Lanes>(self, gate: L::V, up: L::V) -> L::V {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { L::mul(math::gelu_tanh::<L>(gate), up) }
+    }
+}
+
+impl Combine for Gelu {
+    #[inline(always)]
+    unsafe fn both<L: Lanes>(self, gate: L::V, up: L::V) -> L::V {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { L::mul(math::gelu::<L>(gate), up) }
+    }
+}
+
+impl Combine for ClampedSwiglu {
+    #[inline(always)]
+    unsafe fn both<L: Lanes>(self, gate: L::V, up: L::V) -> L::V {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            let limit = L::splat(self.limit);
+            // The value comes last: so what is no number stays none.
+            let gate = L::min(limit, gate);
+            let up = L::min(limit, L::max(L::splat(-self.limit), up));
+            let power = L::mul(gate, L::splat(-self.alpha));
+            let glu = L::div(gate, L::add(L::splat(1.0), math::exp::<L>(power)));
+            L::mul(L::add(up, L::splat(1.0)), glu)
         }
     }
 }
 
 #[inline(always)]
-unsafe fn activate<L: Lanes, const GELU: bool>(x: L::V) -> L::V {
-    // SAFETY: the caller vouches for the instructions.
-    unsafe { if GELU { math::gelu_tanh::<L>(x) } else { math::silu::<L>(x) } }
+unsafe fn gate_row<L: Lanes, C: Combine>(gate: &[f32], up: &[f32], out: &mut [f32], combine: C) {
+    assert!(gate.len() == up.len() && gate.len() == out.len());
+    let (whole, rest) = (out.len() / LANES * LANES, out.len() % LANES);
+    // SAFETY: sixteen elements are there at each multiple of sixteen below `whole`; the rest goes through arrays.
+    unsafe {
+        for at in (0..whole).step_by(LANES) {
+            let both = combine.both::<L>(L::load(gate.as_ptr().add(at)), L::load(up.as_ptr().add(at)));
+            L::store(out.as_mut_ptr().add(at), both);
+        }
+        if rest > 0 {
+            let (mut last, mut last_up) = ([0.0f32; LANES], [0.0f32; LANES]);
+            last[..rest].copy_from_slice(&gate[whole..]);
+            last_up[..rest].copy_from_slice(&up[whole..]);
+            let both = combine.both::<L>(L::load(last.as_ptr()), L::load(last_up.as_ptr()));
+            L::store(last.as_mut_ptr(), both);
+            out[whole..].copy_from_slice(&last[..rest]);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,19 @@
 //! A decoder as data: what every family's configuration is turned into, and all that the compute side ever sees.
 //!
 //! Shapes use one alphabet: T tokens in the step, E hidden, H heads, K KV heads, D head dimension, F feed-forward,
-//! V vocabulary. A linear layer's weight is `[out, in]`, as checkpoints store it.
+//! V vocabulary, X experts, L layers. A linear layer's weight is `[out, in]`, as checkpoints store it.
+
+mod check;
+mod feed_forward;
+mod mixer;
+mod tensors;
+
+pub use check::SpecError;
+pub use feed_forward::{
+    Activation, DenseAndExpertsSpec, ExpertsSpec, FeedForwardSpec, GatedSpec, RouterSpec, Scoring, SharedSpec,
+};
+pub use mixer::{AttentionSpec, DeltaNetSpec, KvSource, MixerSpec, RopeScaling, RopeSpec};
+pub use tensors::{LayerTensor, TensorRole};
 
 /// A whole decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,27 +26,66 @@ pub struct ModelSpec {
     pub vocabulary: usize,
     /// The longest context the weights are meant for, in tokens.
     pub context: usize,
-    /// Whether the head is the embedding.
+    /// What an embedded token is multiplied with before the first layer: 1 in most families.
+    pub embedding_scale: f32,
+    /// Whether the head is the embedding (without its scale).
     pub tied_head: bool,
     /// One for each layer, first to last.
     pub layers: Vec<LayerSpec>,
+    /// What each layer gets of the tokens besides the residual stream.
+    pub layer_inputs: Option<LayerInputsSpec>,
     /// Norm before the head.
     pub final_norm: NormSpec,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logit_soft_cap: Option<f32>,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<u32>,
+    /// How the names of tensors begin that a checkpoint may hold and that are not loaded: towers for images and sound,
+    /// layers for guessing ahead. Nothing else may be there that the decoder has no place for.
+    pub ignored_tensors: &'static [&'static str],
 }
 
-/// One layer: `x += mixer(norm(x)); x += feed_forward(norm(x))`.
+impl ModelSpec {
+    /// Whether some layer carries a state from token to token beside the KV cache: such a state can neither be cut to
+    /// a prefix nor stepped back.
+    pub fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.mixer, MixerSpec::DeltaNet(_)))
+    }
+}
+
+/// One layer: `x += post(mixer(norm(x))); x += post(feed_forward(norm(x)))`, then the layer's input (see
+/// [`LayerInputsSpec`]), then the scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
     /// Norm before the mixer.
     pub mixer_norm: NormSpec,
     /// What mixes positions.
     pub mixer: MixerSpec,
+    /// Norm of what the mixer gives, before it is added.
+    pub mixer_post_norm: Option<NormSpec>,
     /// Norm before the feed-forward.
     pub feed_forward_norm: NormSpec,
     /// What mixes channels.
     pub feed_forward: FeedForwardSpec,
+    /// Norm of what the feed-forward gives, before it is added.
+    pub feed_forward_post_norm: Option<NormSpec>,
+    /// Whether the residual stream is multiplied with a stored number at the layer's end.
+    pub output_scale: bool,
+}
+
+impl LayerSpec {
+    /// A layer as Llama has it: norms before, none after.
+    pub fn plain(norm: NormSpec, mixer: MixerSpec, feed_forward: FeedForwardSpec) -> Self {
+        Self {
+            mixer_norm: norm,
+            mixer,
+            mixer_post_norm: None,
+            feed_forward_norm: norm,
+            feed_forward,
+            feed_forward_post_norm: None,
+            output_scale: false,
+        }
+    }
 }
 
 /// RMS norm: `x / sqrt(mean(x^2) + epsilon) * (weight + weight_offset)`.
@@ -42,139 +93,22 @@ pub struct LayerSpec {
 pub struct NormSpec {
     /// Added under the root.
     pub epsilon: f32,
-    /// Added to the stored weight (1 in families that store the difference from one, else 0).
+    /// Added to the stored weight: 1 where the checkpoint stores the difference from one, else 0. It belongs to how
+    /// weights are stored: a format that stores the sum has 0 for the same family.
     pub weight_offset: f32,
 }
 
-/// What mixes positions.
-#[derive(Debug, Clone, PartialEq)]
-pub enum MixerSpec {
-    /// Softmax attention with grouped KV heads.
-    Attention(AttentionSpec),
-}
-
-/// Softmax attention: `q: [H*D, E]`, `k: [K*D, E]`, `v: [K*D, E]`, `o: [E, H*D]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AttentionSpec {
-    /// H.
-    pub heads: usize,
-    /// K; divides H.
-    pub kv_heads: usize,
-    /// D.
-    pub head_dim: usize,
-    /// Biases on q, k and v.
-    pub qkv_bias: bool,
-    /// Bias on o.
-    pub output_bias: bool,
-    /// RMS norm of each head's q and k, before rope: `[D]` weights.
-    pub qk_norm: Option<NormSpec>,
-    /// Rotary embedding.
-    pub rope: RopeSpec,
-    /// Multiplies `q . k`.
-    pub scale: f32,
-    /// How many positions back a token sees, itself included; all where absent.
-    pub window: Option<usize>,
-}
-
-/// Rotary position embedding over the first `dims` of each head, in halves (`x[i]` with `x[i + dims/2]`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeSpec {
-    /// How many of D are rotated.
-    pub dims: usize,
-    /// Base of the frequencies: `theta^(-2i/dims)`.
-    pub theta: f32,
-    /// How the frequencies are stretched for contexts beyond the trained one.
-    pub scaling: RopeScaling,
-}
-
-/// How rope's frequencies are stretched.
+/// A second embedding, W wide for every layer (Gemma 4). With e the scaled embedding of a token, its row for layer l is
+/// `p_l = (norm(model_projection(e)_l * E^-1/2) + embedding_l * W^1/2) * 2^-1/2`, and the layer does
+/// `x += norm(projection(activation(gate(x)) * p_l))` after its feed-forward. All without biases.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All divided by `factor`.
-    Linear {
-        /// By how much.
-        factor: f32,
-    },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 {
-        /// By how much.
-        factor: f32,
-        /// Below `original_context / this` wavelengths are divided.
-        low_freq_factor: f32,
-        /// Above `original_context / this` wavelengths are kept.
-        high_freq_factor: f32,
-        /// The context that was trained first, in tokens.
-        original_context: usize,
-    },
-}
-
-/// What mixes channels.
-#[derive(Debug, Clone, PartialEq)]
-pub enum FeedForwardSpec {
-    /// `down(act(gate(x)) * up(x))`: `gate: [F, E]`, `up: [F, E]`, `down: [E, F]`, no biases.
-    Gated {
-        /// F.
-        width: usize,
-        /// On the gate.
-        activation: Activation,
-    },
-}
-
-/// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// GELU, tanh form.
-    GeluTanh,
-}
-
-/// What a tensor is for. A checkpoint format maps each to a name; nothing else spells tensor names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TensorRole {
-    /// `[V, E]`.
-    Embedding,
-    /// `[E]`.
-    FinalNorm,
-    /// `[V, E]`; absent where the head is tied.
-    Head,
-    /// One of a layer's.
-    Layer(usize, LayerTensor),
-}
-
-/// A layer's tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LayerTensor {
-    /// `[E]`.
-    MixerNorm,
-    /// `[H*D, E]`.
-    Query,
-    /// `[H*D]`.
-    QueryBias,
-    /// `[K*D, E]`.
-    Key,
-    /// `[K*D]`.
-    KeyBias,
-    /// `[K*D, E]`.
-    Value,
-    /// `[K*D]`.
-    ValueBias,
-    /// `[E, H*D]`.
-    Output,
-    /// `[E]`.
-    OutputBias,
-    /// `[D]`.
-    QueryNorm,
-    /// `[D]`.
-    KeyNorm,
-    /// `[E]`.
-    FeedForwardNorm,
-    /// `[F, E]`.
-    Gate,
-    /// `[F, E]`.
-    Up,
-    /// `[E, F]`.
-    Down,
+pub struct LayerInputsSpec {
+    /// W.
+    pub width: usize,
+    /// Rows of the second embedding.
+    pub vocabulary: usize,
+    /// On the gate.
+    pub activation: Activation,
+    /// Both norms: `[W]` once for the model, `[E]` in each layer.
+    pub norm: NormSpec,
 }

@@ -66,7 +66,9 @@ fn every_tiny_checkpoint_opens_verifies_and_has_the_parameters_that_transformers
 fn what_each_checkpoint_is_for_is_in_its_spec() {
     let spec = |name: &str| kit(&fixtures().join("tiny").join(name)).open().unwrap().spec;
     let attention = |spec: &ModelSpec, layer: usize| {
-        let MixerSpec::Attention(attention) = spec.layers[layer].mixer.clone();
+        let MixerSpec::Attention(attention) = spec.layers[layer].mixer.clone() else {
+            panic!("no attention")
+        };
         attention
     };
     let scaled = attention(&spec("llama-f16-llama3-rope"), 0).rope;

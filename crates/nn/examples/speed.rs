@@ -10,7 +10,7 @@ use base::Rng;
 use half::bf16;
 use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView, expected_tensors, parameters};
 use model::spec::{
-    Activation, AttentionSpec, FeedForwardSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, RopeScaling,
+    Activation, AttentionSpec, FeedForwardSpec, GatedSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec,
     RopeSpec, TensorRole,
 };
 use nn::{Decoder, Isa, KvCache, KvDType, LoadOptions, LogitRows, Scratch, Span, Team};
@@ -33,31 +33,23 @@ const SHAPES: [Shape; 2] = [
 fn spec(shape: &Shape) -> ModelSpec {
     let norm = NormSpec { epsilon: 1e-5, weight_offset: 0.0 };
     let head_dim = shape.hidden / shape.heads;
-    let layer = LayerSpec {
-        mixer_norm: norm,
-        mixer: MixerSpec::Attention(AttentionSpec {
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim,
-            qkv_bias: false,
-            output_bias: false,
-            qk_norm: None,
-            rope: RopeSpec { dims: head_dim, theta: 10_000.0, scaling: RopeScaling::None },
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            window: None,
-        }),
-        feed_forward_norm: norm,
-        feed_forward: FeedForwardSpec::Gated { width: shape.width, activation: Activation::Silu },
-    };
+    let attention =
+        AttentionSpec::plain(shape.heads, shape.kv_heads, head_dim, RopeSpec::plain(head_dim, 10_000.0));
+    let feed_forward = GatedSpec { width: shape.width, activation: Activation::Silu, bias: false };
+    let layer = LayerSpec::plain(norm, MixerSpec::Attention(attention), FeedForwardSpec::Gated(feed_forward));
     ModelSpec {
         family: "speed",
         hidden: shape.hidden,
         vocabulary: shape.vocabulary,
         context: 4096,
+        embedding_scale: 1.0,
         tied_head: true,
         layers: vec![layer; shape.layers],
+        layer_inputs: None,
         final_norm: norm,
+        logit_soft_cap: None,
         stop_tokens: vec![],
+        ignored_tensors: &[],
     }
 }
 

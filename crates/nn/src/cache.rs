@@ -2,7 +2,7 @@
 
 use base::Bytes;
 use kernels::{KvElement, KvPages, KvPagesError};
-use model::spec::{MixerSpec, ModelSpec};
+use model::spec::{AttentionSpec, KvSource, MixerSpec, ModelSpec};
 
 use crate::backend::Backend;
 use crate::cpu::Cpu;
@@ -56,9 +56,10 @@ pub struct KvCache<B: Backend = Cpu> {
     dtype: KvDType,
 }
 
-/// (K, D) of each layer.
+/// (K, D) of each layer; none where it keeps no keys and values.
 pub(crate) fn kv_shapes(spec: &ModelSpec) -> Vec<(usize, usize)> {
     let shape = |mixer: &MixerSpec| match mixer {
+        MixerSpec::Attention(AttentionSpec { kv: KvSource::Layer(_), .. }) | MixerSpec::DeltaNet(_) => (0, 0),
         MixerSpec::Attention(attention) => (attention.kv_heads, attention.head_dim),
     };
     spec.layers.iter().map(|layer| shape(&layer.mixer)).collect()

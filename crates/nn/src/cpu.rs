@@ -207,6 +207,8 @@ impl Backend for Cpu {
         let activation = match activation {
             Activation::Silu => kernels::Activation::Silu,
             Activation::GeluTanh => kernels::Activation::GeluTanh,
+            Activation::Gelu => kernels::Activation::Gelu,
+            Activation::ClampedSwiglu { alpha, limit } => kernels::Activation::ClampedSwiglu { alpha, limit },
         };
         kernels::gate(workers, self.isa, both.values(), width, activation, out.values_mut());
         Ok(())

@@ -42,7 +42,8 @@ proptest! {
     #[test]
     fn a_gate_is_the_definitions_in_every_path(seed in 0u64..1000, rows in 1usize..4, width in 1usize..100) {
         let both: Vec<f32> = numbers(seed, rows * 2 * width).iter().map(|x| x * 9.0).collect();
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        let clamped = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, clamped] {
             let twin = gated(Isa::twin(), 1, &both, width, activation);
             for isa in Isa::available() {
                 let got = gated(isa, 2, &both, width, activation);
@@ -53,11 +54,18 @@ proptest! {
                     let (row, column) = (at / width, at % width);
                     let x = f64::from(both[row * 2 * width + column]);
                     let up = f64::from(both[row * 2 * width + width + column]);
-                    let u = match activation {
-                        Activation::Silu => x,
-                        Activation::GeluTanh => 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)),
+                    let sigmoid = |u: f64| 1.0 / (1.0 + (-u).exp());
+                    let cubic = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                    let exact = match activation {
+                        Activation::Silu => x * sigmoid(x) * up,
+                        Activation::GeluTanh => x * sigmoid(cubic) * up,
+                        Activation::Gelu => x * crate::numbers::normal_cdf(x) * up,
+                        Activation::ClampedSwiglu { alpha, limit } => {
+                            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+                            let x = x.min(limit);
+                            (up.clamp(-limit, limit) + 1.0) * x * sigmoid(alpha * x)
+                        }
                     };
-                    let exact = x / (1.0 + (-u).exp()) * up;
                     prop_assert!((f64::from(got) - exact).abs() <= 1e-5 * (1.0 + exact.abs()));
                 }
             }

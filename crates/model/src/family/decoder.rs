@@ -1,7 +1,9 @@
 //! What the families share: sizes and their limits, norms, gated feed-forward, stop tokens.
 
 use super::{ConfigError, Fields};
-use crate::spec::{Activation, AttentionSpec, FeedForwardSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec};
+use crate::spec::{
+    Activation, AttentionSpec, FeedForwardSpec, GatedSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec,
+};
 
 /// Limits far above any model that exists, chosen so that no product of sizes overflows 64 bits: the largest tensor
 /// then has 2^48 weights and the largest model 2^60.
@@ -111,21 +113,22 @@ pub(super) fn decoder(
     let norm = norm(fields)?;
     let activation = activation(fields)?;
     let layer = |number| {
-        Ok(LayerSpec {
-            mixer_norm: norm,
-            mixer: MixerSpec::Attention(attention(number)?),
-            feed_forward_norm: norm,
-            feed_forward: FeedForwardSpec::Gated { width: sizes.feed_forward, activation },
-        })
+        let feed_forward = GatedSpec { width: sizes.feed_forward, activation, bias: false };
+        let mixer = MixerSpec::Attention(attention(number)?);
+        Ok(LayerSpec::plain(norm, mixer, FeedForwardSpec::Gated(feed_forward)))
     };
     Ok(ModelSpec {
         family,
         hidden: sizes.hidden,
         vocabulary: sizes.vocabulary,
         context: sizes.context,
+        embedding_scale: 1.0,
         tied_head: fields.flag("tie_word_embeddings")?,
         layers: (0..sizes.layers).map(layer).collect::<Result<_, _>>()?,
+        layer_inputs: None,
         final_norm: norm,
+        logit_soft_cap: None,
         stop_tokens: stop_tokens(fields, sizes.vocabulary)?,
+        ignored_tensors: &[],
     })
 }

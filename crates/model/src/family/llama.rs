@@ -17,17 +17,8 @@ fn read(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let rope = rope::rope(fields, sizes.head_dim, sizes.context)?;
     let bias = fields.flag("attention_bias")?;
     let mut spec = decoder(fields, FAMILY.name, &sizes, |_| {
-        Ok(AttentionSpec {
-            heads: sizes.heads,
-            kv_heads: sizes.kv_heads,
-            head_dim: sizes.head_dim,
-            qkv_bias: bias,
-            output_bias: bias,
-            qk_norm: None,
-            rope: rope.clone(),
-            scale: (sizes.head_dim as f32).powf(-0.5),
-            window: None,
-        })
+        let plain = AttentionSpec::plain(sizes.heads, sizes.kv_heads, sizes.head_dim, rope.clone());
+        Ok(AttentionSpec { qkv_bias: bias, output_bias: bias, ..plain })
     })?;
     let absent = !fields.has("eos_token_id") && !fields.is_null("eos_token_id");
     if absent && sizes.vocabulary > STOP_TOKEN_DEFAULT as usize {

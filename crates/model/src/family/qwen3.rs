@@ -25,16 +25,13 @@ fn read(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let norm = norm(fields)?;
     let windows = windows(fields, sizes.layers)?;
     decoder(fields, FAMILY.name, &sizes, |layer| {
+        let plain = AttentionSpec::plain(sizes.heads, sizes.kv_heads, sizes.head_dim, rope.clone());
         Ok(AttentionSpec {
-            heads: sizes.heads,
-            kv_heads: sizes.kv_heads,
-            head_dim: sizes.head_dim,
             qkv_bias: bias,
             output_bias: bias,
             qk_norm: Some(norm),
-            rope: rope.clone(),
-            scale: (sizes.head_dim as f32).powf(-0.5),
             window: windows[layer],
+            ..plain
         })
     })
 }

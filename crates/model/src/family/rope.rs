@@ -31,7 +31,7 @@ pub(super) fn rope(fields: &Fields<'_>, head_dim: usize, context: usize) -> Resu
         Some(parameters) => scaling(fields, &parameters, context)?,
         None => RopeScaling::None,
     };
-    Ok(RopeSpec { dims: head_dim, theta: theta as f32, scaling })
+    Ok(RopeSpec { scaling, ..RopeSpec::plain(head_dim, theta as f32) })
 }
 
 fn scaling(outer: &Fields<'_>, fields: &Fields<'_>, context: usize) -> Result<RopeScaling, ConfigError> {

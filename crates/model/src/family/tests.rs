@@ -28,7 +28,7 @@ fn read(config: &Value) -> Result<ModelSpec, ConfigError> {
 }
 
 fn attention(spec: &ModelSpec, layer: usize) -> &AttentionSpec {
-    let MixerSpec::Attention(attention) = &spec.layers[layer].mixer;
+    let MixerSpec::Attention(attention) = &spec.layers[layer].mixer else { panic!("no attention") };
     attention
 }
 

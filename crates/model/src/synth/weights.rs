@@ -35,26 +35,46 @@ fn spread(spec: &ModelSpec, role: TensorRole, shape: &[usize]) -> Spread {
         TensorRole::Head => Spread::Deviation(head),
         TensorRole::Embedding if spec.tied_head => Spread::Deviation(head),
         TensorRole::Embedding => Spread::Deviation(1.0),
+        TensorRole::LayerInputEmbedding => Spread::Deviation(1.0),
+        TensorRole::LayerInputModelProjection => Spread::Deviation(1.0),
+        TensorRole::LayerInputModelNorm => Spread::Constant(1.0),
         TensorRole::Layer(_, tensor) => match tensor {
-            LayerTensor::MixerNorm
-            | LayerTensor::FeedForwardNorm
-            | LayerTensor::QueryNorm
-            | LayerTensor::KeyNorm => Spread::Constant(1.0),
-            LayerTensor::QueryBias
-            | LayerTensor::KeyBias
-            | LayerTensor::ValueBias
-            | LayerTensor::OutputBias => Spread::Deviation(0.02),
             // What is added to the residual grows with the layers: each adds its share.
-            LayerTensor::Output | LayerTensor::Down => {
+            LayerTensor::Output
+            | LayerTensor::DeltaOutput
+            | LayerTensor::Down
+            | LayerTensor::ExpertDown(_)
+            | LayerTensor::SharedDown
+            | LayerTensor::LayerInputProjection => {
                 Spread::Deviation((inputs * 2.0 * spec.layers.len() as f32).sqrt().recip())
             }
-            LayerTensor::Query
-            | LayerTensor::Key
-            | LayerTensor::Value
-            | LayerTensor::Gate
-            | LayerTensor::Up => Spread::Deviation(inputs.sqrt().recip()),
+            LayerTensor::OutputScale | LayerTensor::RouterExpertScale => Spread::Constant(1.0),
+            // With a time of about one half a step forgets a third.
+            LayerTensor::DeltaLogA => Spread::Constant(0.0),
+            LayerTensor::DeltaConvolution => Spread::Deviation(0.5),
+            _ if shape.len() > 1 => Spread::Deviation(inputs.sqrt().recip()),
+            norm if is_norm(norm) => Spread::Constant(1.0),
+            _ => Spread::Deviation(0.02),
         },
     }
+}
+
+fn is_norm(tensor: LayerTensor) -> bool {
+    matches!(
+        tensor,
+        LayerTensor::MixerNorm
+            | LayerTensor::MixerPostNorm
+            | LayerTensor::QueryNorm
+            | LayerTensor::KeyNorm
+            | LayerTensor::DeltaNorm
+            | LayerTensor::FeedForwardNorm
+            | LayerTensor::FeedForwardPostNorm
+            | LayerTensor::RouterNorm
+            | LayerTensor::DensePostNorm
+            | LayerTensor::ExpertsNorm
+            | LayerTensor::ExpertsPostNorm
+            | LayerTensor::LayerInputNorm
+    )
 }
 
 pub(super) fn chunks(

@@ -19,7 +19,7 @@ impl Rope {
             .map(|i| {
                 let exponent = (2 * i) as f32 / spec.dims as f32;
                 let frequency = 1.0 / (f64::from(spec.theta).powf(f64::from(exponent)) as f32);
-                scaled(frequency, spec.scaling)
+                scaled(frequency, &spec.scaling)
             })
             .collect();
         Self { frequencies }
@@ -44,8 +44,8 @@ impl Rope {
     }
 }
 
-fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
-    match scaling {
+fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
+    match *scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
@@ -60,6 +60,7 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
                 (1.0 - smooth) * (frequency / factor) + smooth * frequency
             }
         }
+        RopeScaling::Yarn { .. } | RopeScaling::Each { .. } | RopeScaling::Proportional { .. } => frequency,
     }
 }
 
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     fn spec(scaling: RopeScaling) -> RopeSpec {
-        RopeSpec { dims: 8, theta: 10_000.0, scaling }
+        RopeSpec { scaling, ..RopeSpec::plain(8, 10_000.0) }
     }
 
     #[test]

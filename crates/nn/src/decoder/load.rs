@@ -5,7 +5,8 @@ use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView};
 use model::quant::dequantise_all;
 use model::shard::Part;
 use model::spec::{
-    AttentionSpec, FeedForwardSpec, LayerSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole,
+    AttentionSpec, FeedForwardSpec, GatedSpec, KvSource, LayerSpec, LayerTensor, MixerSpec, ModelSpec,
+    NormSpec, TensorRole,
 };
 
 use super::{Decoder, Layer};
@@ -139,28 +140,23 @@ impl<B: Backend> Decoder<B> {
 
 /// A spec may come from a file that anybody wrote: what the loops divide by or index with is checked once, here.
 fn check(spec: &ModelSpec) -> Result<(), LoadError> {
-    let wrong = |what: String| Err(LoadError::Spec(what));
-    if spec.hidden == 0 || spec.vocabulary == 0 || spec.context == 0 {
-        return wrong("hidden size, vocabulary and context must be positive".to_owned());
-    }
-    if spec.layers.is_empty() {
-        return wrong("it has no layers".to_owned());
-    }
-    for (at, layer) in spec.layers.iter().enumerate() {
-        let MixerSpec::Attention(attention) = &layer.mixer;
-        let AttentionSpec { heads, kv_heads, head_dim, .. } = *attention;
-        if head_dim == 0 || kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
-            return wrong(format!(
-                "layer {at}: {heads} heads of {head_dim} over {kv_heads} kv heads (kv heads must divide heads)"
-            ));
-        }
-        if attention.rope.dims > head_dim || attention.rope.dims % 2 != 0 {
-            return wrong(format!("layer {at}: {} of {head_dim} dimensions rotate", attention.rope.dims));
-        }
-        let FeedForwardSpec::Gated { width, .. } = layer.feed_forward;
-        if width == 0 {
-            return wrong(format!("layer {at}: a feed-forward of width 0"));
-        }
+    spec.check().map_err(|error| LoadError::Spec(error.to_string()))?;
+    let plain = |layer: &LayerSpec| {
+        let MixerSpec::Attention(attention) = &layer.mixer else { return false };
+        let of_attention = attention.kv == KvSource::Own
+            && attention.value_norm.is_none()
+            && attention.soft_cap.is_none()
+            && !attention.sinks
+            && !attention.output_gate;
+        of_attention
+            && matches!(layer.feed_forward, FeedForwardSpec::Gated(GatedSpec { bias: false, .. }))
+            && layer.mixer_post_norm.is_none()
+            && layer.feed_forward_post_norm.is_none()
+            && !layer.output_scale
+    };
+    let whole = spec.embedding_scale == 1.0 && spec.logit_soft_cap.is_none() && spec.layer_inputs.is_none();
+    if !whole || !spec.layers.iter().all(plain) {
+        return Err(LoadError::Spec("it has parts that this build cannot compute yet".to_owned()));
     }
     Ok(())
 }
@@ -178,8 +174,12 @@ impl<'a, B: Backend> Loading<'a, B> {
     fn layer(&mut self, at: usize, layer: &LayerSpec) -> Result<Layer<B>, LoadError> {
         let e = self.spec.hidden;
         let role = |tensor| TensorRole::Layer(at, tensor);
-        let MixerSpec::Attention(attention) = &layer.mixer;
-        let FeedForwardSpec::Gated { width, activation } = layer.feed_forward;
+        let (MixerSpec::Attention(attention), FeedForwardSpec::Gated(GatedSpec { width, activation, .. })) =
+            (&layer.mixer, &layer.feed_forward)
+        else {
+            unreachable!("checked before anything is loaded")
+        };
+        let (width, activation) = (*width, *activation);
         let gate_up = self.matrix(&[(role(LayerTensor::Gate), width), (role(LayerTensor::Up), width)], e)?;
         let down = self.matrix(&[(role(LayerTensor::Down), e)], width)?;
         Ok(Layer {

@@ -1,6 +1,8 @@
 //! A decoder by its definition: f64, every position anew, no cache, no blocks.
 
-use model::spec::{Activation, FeedForwardSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole};
+use model::spec::{
+    Activation, FeedForwardSpec, GatedSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole,
+};
 
 use crate::tiny::Tensors;
 
@@ -43,7 +45,7 @@ pub(crate) fn logits(spec: &ModelSpec, tensors: &Tensors, tokens: &[u32]) -> Vec
         for (x, mixed) in rows.iter_mut().zip(attention(spec, at, tensors, &normed)) {
             x.iter_mut().zip(mixed).for_each(|(x, y)| *x += y);
         }
-        let FeedForwardSpec::Gated { activation, .. } = layer.feed_forward;
+        let FeedForwardSpec::Gated(GatedSpec { activation, .. }) = layer.feed_forward else { unreachable!() };
         for x in &mut rows {
             let normed = norm(x, tensor(LayerTensor::FeedForwardNorm), &layer.feed_forward_norm);
             let up = linear(&normed, tensor(LayerTensor::Up), None);
@@ -64,11 +66,12 @@ fn activate(activation: Activation, x: f64) -> f64 {
         Activation::GeluTanh => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
+        Activation::Gelu | Activation::ClampedSwiglu { .. } => unreachable!("not among the shapes"),
     }
 }
 
 fn attention(spec: &ModelSpec, at: usize, tensors: &Tensors, normed: &[Row]) -> Vec<Row> {
-    let MixerSpec::Attention(attention) = &spec.layers[at].mixer;
+    let MixerSpec::Attention(attention) = &spec.layers[at].mixer else { unreachable!() };
     let d = attention.head_dim;
     let tensor = |tensor| tensors.values(TensorRole::Layer(at, tensor));
     let project = |weight, bias| -> Vec<Row> {

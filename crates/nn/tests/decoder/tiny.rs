@@ -6,7 +6,7 @@ use base::Rng;
 use half::{bf16, f16};
 use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView, expected_tensors};
 use model::spec::{
-    Activation, AttentionSpec, FeedForwardSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, RopeScaling,
+    Activation, AttentionSpec, FeedForwardSpec, GatedSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec,
     RopeSpec, TensorRole,
 };
 
@@ -61,36 +61,32 @@ pub(crate) const QWEN: Shape = Shape {
 
 pub(crate) fn spec(shape: &Shape) -> ModelSpec {
     let norm = NormSpec { epsilon: 1e-5, weight_offset: if shape.bias { 1.0 } else { 0.0 } };
-    let layer = |at: usize| LayerSpec {
-        mixer_norm: norm,
-        mixer: MixerSpec::Attention(AttentionSpec {
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
+    let layer = |at: usize| {
+        // Two kinds of layers, two ropes.
+        let rope = RopeSpec::plain(shape.head_dim, if at == 1 { 500.0 } else { 10_000.0 });
+        let attention = AttentionSpec {
             qkv_bias: shape.bias,
             output_bias: shape.bias,
             qk_norm: shape.qk_norm.then_some(norm),
-            rope: RopeSpec {
-                dims: shape.head_dim,
-                // Two kinds of layers, two ropes.
-                theta: if at == 1 { 500.0 } else { 10_000.0 },
-                scaling: RopeScaling::None,
-            },
-            scale: 1.0 / (shape.head_dim as f32).sqrt(),
             window: if at == 0 { shape.window } else { None },
-        }),
-        feed_forward_norm: norm,
-        feed_forward: FeedForwardSpec::Gated { width: shape.width, activation: shape.activation },
+            ..AttentionSpec::plain(shape.heads, shape.kv_heads, shape.head_dim, rope)
+        };
+        let feed_forward = GatedSpec { width: shape.width, activation: shape.activation, bias: false };
+        LayerSpec::plain(norm, MixerSpec::Attention(attention), FeedForwardSpec::Gated(feed_forward))
     };
     ModelSpec {
         family: "tiny",
         hidden: shape.hidden,
         vocabulary: shape.vocabulary,
         context: 256,
+        embedding_scale: 1.0,
         tied_head: shape.tied,
         layers: (0..shape.layers).map(layer).collect(),
+        layer_inputs: None,
         final_norm: norm,
+        logit_soft_cap: None,
         stop_tokens: vec![0],
+        ignored_tensors: &[],
     }
 }
 
