@@ -56,8 +56,15 @@ fn facts(loaded: &LoadedModel, options: &Options) -> anyhow::Result<serde_json::
     let spec = loaded.spec();
     let context = options.context.unwrap_or(u32::try_from(spec.context)?);
     let first = spec.layers.first().context("a model without layers")?;
-    let MixerSpec::Attention(attention) = &first.mixer;
-    let FeedForwardSpec::Gated { width, .. } = &first.feed_forward;
+    let attention = spec.layers.iter().find_map(|layer| match &layer.mixer {
+        MixerSpec::Attention(attention) => Some(attention),
+        MixerSpec::DeltaNet(_) => None,
+    });
+    let (width, experts) = match &first.feed_forward {
+        FeedForwardSpec::Gated(gated) => (gated.width, None),
+        FeedForwardSpec::Experts(experts) => (experts.expert.width, Some(experts)),
+        FeedForwardSpec::DenseAndExperts(both) => (both.dense.width, Some(&both.experts)),
+    };
     let per_token = loaded.kv_bytes_per_token(KvFormat::Auto);
     let kv = per_token.0.saturating_mul(u64::from(context)).saturating_mul(u64::from(options.batch));
     let facts = json!({
@@ -68,9 +75,11 @@ fn facts(loaded: &LoadedModel, options: &Options) -> anyhow::Result<serde_json::
         "layers": spec.layers.len(),
         "hidden": spec.hidden,
         "feed_forward": width,
-        "heads": attention.heads,
-        "kv_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
+        "experts": experts.map_or(0, |experts| experts.experts),
+        "experts_per_token": experts.map_or(0, |experts| experts.per_token),
+        "heads": attention.map(|attention| attention.heads),
+        "kv_heads": attention.map(|attention| attention.kv_heads),
+        "head_dim": attention.map(|attention| attention.head_dim),
         "vocabulary": spec.vocabulary,
         "context": spec.context,
         "tied_head": spec.tied_head,
