@@ -1,16 +1,21 @@
 //! The HTTP API: which handler stands where, and what every answer has.
 
+mod answer;
 mod auth;
 mod body;
+mod call;
 mod chat;
 mod completions;
 mod keys;
 mod models;
 mod prepare;
 mod probes;
+mod prompt;
+mod reader;
 mod segments;
 mod status;
 mod stream;
+mod tools;
 
 use std::sync::Arc;
 

@@ -75,6 +75,8 @@ pub(crate) enum Event {
 /// More of an answer. Not `Debug`.
 pub(crate) struct Delta {
     pub(crate) text: String,
+    /// Of how many tokens it came.
+    pub(crate) tokens: u32,
     pub(crate) logprobs: Option<Vec<TokenLogprob>>,
 }
 

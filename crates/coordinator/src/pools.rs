@@ -56,6 +56,8 @@ pub(crate) enum About {
 pub(crate) struct KitOf {
     pub(crate) hash: Arc<str>,
     pub(crate) kit: Arc<OpenKit>,
+    /// The most bytes that one of its tokens stands for.
+    pub(crate) longest_token: usize,
 }
 
 struct State {
@@ -206,7 +208,9 @@ impl Served {
             return;
         }
         if let Some(kit) = open(&hash) {
-            state.kit = Some(KitOf { hash: hash.into(), kit });
+            let tokens = 0..u32::try_from(kit.tokenizer.vocabulary_len()).unwrap_or(u32::MAX);
+            let longest_token = tokens.map(|token| kit.tokenizer.token_bytes(token).len()).max().unwrap_or(1);
+            state.kit = Some(KitOf { hash: hash.into(), kit, longest_token });
         }
     }
 

@@ -59,6 +59,12 @@ pub(crate) enum Problem {
          prompt"
     )]
     ContextLength { context: u32, prompt: u32, param: &'static str },
+    /// More than the model's context, seen without counting it.
+    #[error(
+        "this model's maximum context length is {context} tokens, but the prompt has {bytes} bytes, and no token \
+         stands for more than {longest}; shorten the prompt"
+    )]
+    PromptBytes { context: u32, bytes: usize, longest: usize, param: &'static str },
     /// The model's own template refuses these messages.
     #[error("the model's chat template refuses these messages: {detail}")]
     Template { detail: String },
@@ -149,7 +155,7 @@ impl Problem {
             Self::BodyCoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "body_encoded"),
             Self::BodyLate(_) => plain(StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             Self::BodyBroken => plain(StatusCode::BAD_REQUEST, INVALID, "body_incomplete"),
-            Self::ContextLength { param, .. } => {
+            Self::ContextLength { param, .. } | Self::PromptBytes { param, .. } => {
                 about(StatusCode::BAD_REQUEST, "context_length_exceeded", param)
             }
             Self::Template { .. } => about(StatusCode::BAD_REQUEST, "template_refused", "messages"),

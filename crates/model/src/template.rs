@@ -7,7 +7,7 @@ mod json;
 mod python;
 mod time;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
 use minijinja::value::Serde;
@@ -76,6 +76,8 @@ pub struct ChatExtra {
 /// A compiled chat template. Shared between threads.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// What it takes from outside.
+    variables: HashSet<String>,
     bos: Option<String>,
     eos: Option<String>,
 }
@@ -103,7 +105,14 @@ impl ChatTemplate {
             line: e.line().unwrap_or(0),
             detail: e.detail().unwrap_or("syntax error").to_owned(),
         })?;
-        Ok(Self { environment, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
+        let template = environment.get_template(NAME).expect("it was added above");
+        let variables = template.undeclared_variables(false);
+        Ok(Self { environment, variables, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
+    }
+
+    /// Whether it takes notice of a variable of this name.
+    pub fn knows(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
     }
 
     /// The text of `messages`; with `add_generation_prompt`, up to where the model's answer begins.

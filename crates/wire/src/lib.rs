@@ -9,10 +9,13 @@
 pub mod admin;
 pub mod chunk;
 pub mod control;
+mod fields;
 pub mod frame;
 pub mod job;
 pub mod link;
 pub mod openai;
 mod reader;
+pub mod request;
 
+pub use fields::RequestError;
 pub use reader::DecodeError;

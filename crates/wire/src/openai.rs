@@ -2,12 +2,13 @@
 //!
 //! A request is parsed once. What it says is either understood, or named in an error with the path of the parameter
 //! (`messages[2].content[0].type`), or known to be harmless and reported as ignored: nothing that changes the answer
-//! is dropped in silence. Start with [`ChatRequest::parse`] and [`CompletionRequest::parse`]; [`response`] holds
-//! what goes back.
+//! is dropped in silence. Start with [`parse_chat`]; [`response`] holds what goes back.
 
-mod fields;
-pub mod request;
+pub mod chat;
+pub mod completion;
 pub mod response;
+pub(crate) mod shared;
 
-pub use fields::RequestError;
-pub use request::{ChatRequest, CompletionRequest, Generation, Prompt};
+pub use crate::fields::RequestError;
+pub use chat::parse_chat;
+pub use completion::parse_completion;

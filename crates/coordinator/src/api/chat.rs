@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -9,19 +8,19 @@ use axum::response::Response;
 use base::RequestId;
 use bytes::BytesMut;
 use wire::chunk::TokenLogprob;
-use wire::openai::ChatRequest;
+use wire::openai::parse_chat;
 use wire::openai::response::{
-    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage,
-    TokenLogprobs, TopLogprob, Usage, finish_reason,
+    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage, DeltaCall,
+    DeltaFunction, FunctionCall, MessageCall, TokenLogprobs, Usage,
 };
 
-use super::prepare::{Call, Source, served, work};
-use super::stream::{Said, Shape, Whole, collect, put_event, respond, whole};
+use super::answer::{Choice, End, Part, Whole, collect};
+use super::call::Call;
+use super::prepare::prepare;
+use super::stream::{Shape, put_event, respond, whole};
 use crate::clock::unix_s;
 use crate::core::Core;
-use crate::dispatch::{Delta, Finished, serve};
 use crate::problem::Problem;
-use crate::segments::Segment;
 
 /// Continues a chat.
 pub(super) async fn create(
@@ -30,68 +29,91 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, Problem> {
     let (mut call, body) = Call::admit(&core, id, "chat", request).await?;
-    let start = Instant::now();
-    let asked = ChatRequest::parse(&body)?;
-    call.timings.since(Segment::Parse, start);
-    let pool = served(&core, &asked.model)?;
-    let generation = asked.generation;
-    let source = Source::Chat(asked.messages, asked.template_variables);
-    let work = work(&core, call, pool, source, &generation).await?;
-    let said = Said { seed: work.ask.sampling.seed, ignored: generation.ignored };
+    let asked = call.parse(body, parse_chat).await?;
+    let (stream, include_usage) = (asked.generation.stream, asked.generation.include_usage);
+    let mut prepared = prepare(&core, call, asked).await?;
     let answer = Answer {
-        id: format!("chatcmpl-{:032x}", id.0),
+        id,
         created: unix_s(),
-        model: work.served.name.as_str().to_owned(),
-        fingerprint: super::fingerprint(&work.served),
-        include_usage: generation.include_usage,
+        model: prepared.served.name.as_str().to_owned(),
+        fingerprint: super::fingerprint(&prepared.served),
+        include_usage,
     };
-    let events = serve(&core, work);
-    if generation.stream {
-        return respond(events, said, answer).await;
+    let said = prepared.take_said();
+    let answering = prepared.begin(&core);
+    if stream {
+        return respond(answering, said, answer).await;
     }
-    let got = collect(events).await?;
+    let got = collect(answering).await?;
     let timings = got.timings.clone();
     Ok(whole(&answer.whole(got), &said, &timings))
 }
 
 /// What all pieces of one answer have.
 struct Answer {
-    id: String,
+    id: RequestId,
     created: u64,
     model: String,
     fingerprint: String,
     include_usage: bool,
 }
 
+/// A call's name for its result to refer to: the same however often the answer is read.
+pub(super) fn call_id(id: RequestId, choice: u32, index: usize) -> String {
+    format!("call_{:032x}_{choice}_{index}", id.0)
+}
+
+fn finish_reason(end: End) -> &'static str {
+    match end {
+        End::Stop => "stop",
+        End::Length => "length",
+        End::Calls => "tool_calls",
+    }
+}
+
 impl Answer {
     fn whole(self, got: Whole) -> ChatCompletion {
-        let mut content = String::new();
-        let mut logprobs: Option<Vec<TokenLogprobs>> = None;
-        for delta in got.deltas {
-            content.push_str(&delta.text);
-            if let Some(more) = delta.logprobs {
-                logprobs.get_or_insert_default().extend(more.into_iter().map(token_logprobs));
-            }
-        }
+        let choices = (0u32..).zip(got.choices).map(|(index, choice)| self.choice(index, choice)).collect();
         ChatCompletion {
-            id: self.id,
+            id: format!("chatcmpl-{:032x}", self.id.0),
             object: "chat.completion".to_owned(),
             created: self.created,
             model: self.model,
-            choices: vec![ChatChoice {
-                index: 0,
-                message: ChatMessage { role: "assistant".to_owned(), content, refusal: None },
-                logprobs: logprobs.map(|content| ChatLogprobs { content, refusal: None }),
-                finish_reason: finish_reason(got.finished.reason).to_owned(),
-            }],
-            usage: got.finished.usage,
+            choices,
+            usage: got.usage,
             system_fingerprint: self.fingerprint,
+        }
+    }
+
+    fn choice(&self, index: u32, choice: Choice) -> ChatChoice {
+        let calls: Vec<_> = choice
+            .calls
+            .into_iter()
+            .enumerate()
+            .map(|(at, call)| MessageCall {
+                id: call_id(self.id, index, at),
+                kind: "function".to_owned(),
+                function: FunctionCall { name: call.name, arguments: call.arguments },
+            })
+            .collect();
+        let silent = choice.content.is_empty() && !calls.is_empty();
+        ChatChoice {
+            index,
+            message: ChatMessage {
+                role: "assistant".to_owned(),
+                content: (!silent).then_some(choice.content),
+                refusal: None,
+                reasoning_content: (!choice.reasoning.is_empty()).then_some(choice.reasoning),
+                tool_calls: calls,
+            },
+            logprobs: choice.logprobs.map(chat_logprobs),
+            finish_reason: finish_reason(choice.end).to_owned(),
         }
     }
 
     fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> ChatChunk {
         ChatChunk {
-            id: self.id.clone(),
+            id: format!("chatcmpl-{:032x}", self.id.0),
             object: "chat.completion.chunk".to_owned(),
             created: self.created,
             model: self.model.clone(),
@@ -101,48 +123,68 @@ impl Answer {
         }
     }
 
-    fn piece(&self, delta: ChatDelta, logprobs: Option<ChatLogprobs>, end: Option<&str>) -> ChatChunk {
-        let choice = ChatChunkChoice { index: 0, delta, logprobs, finish_reason: end.map(str::to_owned) };
-        self.chunk(vec![choice], None)
+    fn piece(
+        &self,
+        index: u32,
+        delta: ChatDelta,
+        logprobs: Option<ChatLogprobs>,
+        end: Option<End>,
+    ) -> ChatChunk {
+        let finish_reason = end.map(|end| finish_reason(end).to_owned());
+        self.chunk(vec![ChatChunkChoice { index, delta, logprobs, finish_reason }], None)
+    }
+
+    fn delta(&self, choice: u32, part: Part) -> Option<ChatDelta> {
+        let call = |index: usize, id, name, arguments| {
+            let function = DeltaFunction { name, arguments };
+            let kind = function.name.is_some().then(|| "function".to_owned());
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            ChatDelta { tool_calls: vec![DeltaCall { index, id, kind, function }], ..ChatDelta::default() }
+        };
+        match part {
+            Part::Content(text) => Some(ChatDelta { content: Some(text), ..ChatDelta::default() }),
+            Part::Reasoning(text) => {
+                Some(ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() })
+            }
+            Part::Call { index, name } => {
+                Some(call(index, Some(call_id(self.id, choice, index)), Some(name), String::new()))
+            }
+            Part::Arguments { index, text } => Some(call(index, None, None, text)),
+            Part::CallEnd { .. } => None,
+        }
     }
 }
 
 impl Shape for Answer {
-    fn begin(&mut self, out: &mut BytesMut) {
-        let delta = ChatDelta { role: Some("assistant".to_owned()), content: Some(String::new()) };
-        put_event(out, &self.piece(delta, None, None));
-    }
-
-    fn delta(&mut self, delta: Delta, out: &mut BytesMut) {
-        let logprobs = delta.logprobs.map(|list| ChatLogprobs {
-            content: list.into_iter().map(token_logprobs).collect(),
-            refusal: None,
-        });
-        if delta.text.is_empty() && logprobs.is_none() {
-            return;
+    fn begin(&mut self, choices: u32, out: &mut BytesMut) {
+        for choice in 0..choices {
+            let role = Some("assistant".to_owned());
+            let delta = ChatDelta { role, content: Some(String::new()), ..ChatDelta::default() };
+            put_event(out, &self.piece(choice, delta, None, None));
         }
-        let delta = ChatDelta { role: None, content: Some(delta.text) };
-        put_event(out, &self.piece(delta, logprobs, None));
     }
 
-    fn finish(&mut self, finished: Finished, out: &mut BytesMut) {
-        put_event(out, &self.piece(ChatDelta::default(), None, Some(finish_reason(finished.reason))));
+    fn part(&mut self, choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>>, out: &mut BytesMut) {
+        if let Some(delta) = self.delta(choice, part) {
+            put_event(out, &self.piece(choice, delta, logprobs.map(chat_logprobs), None));
+        }
+    }
+
+    fn end(&mut self, choice: u32, end: End, out: &mut BytesMut) {
+        put_event(out, &self.piece(choice, ChatDelta::default(), None, Some(end)));
+    }
+
+    fn complete(&mut self, usage: Usage, out: &mut BytesMut) {
         if self.include_usage {
-            put_event(out, &self.chunk(Vec::new(), Some(finished.usage)));
+            put_event(out, &self.chunk(Vec::new(), Some(usage)));
         }
+    }
+
+    fn failed(&mut self, problem: &Problem, out: &mut BytesMut) {
+        put_event(out, &problem.body());
     }
 }
 
-fn token_logprobs(of: TokenLogprob) -> TokenLogprobs {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    TokenLogprobs {
-        token: text(&of.bytes),
-        logprob: of.logprob,
-        bytes: of.bytes,
-        top_logprobs: of
-            .top
-            .into_iter()
-            .map(|(_, bytes, logprob)| TopLogprob { token: text(&bytes), logprob, bytes })
-            .collect(),
-    }
+fn chat_logprobs(list: Vec<TokenLogprob>) -> ChatLogprobs {
+    ChatLogprobs { content: list.into_iter().map(TokenLogprobs::from).collect(), refusal: None }
 }

@@ -1,26 +1,24 @@
 //! `POST /v1/completions`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base::RequestId;
 use bytes::BytesMut;
-use futures_util::future::try_join_all;
 use serde_json::{Map, Value};
 use wire::chunk::TokenLogprob;
-use wire::openai::CompletionRequest;
-use wire::openai::response::{Completion, CompletionChoice, CompletionLogprobs, Usage, finish_reason};
+use wire::openai::parse_completion;
+use wire::openai::response::{Completion, CompletionChoice, CompletionLogprobs, Usage};
 
-use super::prepare::{Call, Source, served, work};
-use super::stream::{Said, Shape, Whole, collect, put_event, respond, whole};
+use super::answer::{End, Part, Whole, collect};
+use super::call::Call;
+use super::prepare::prepare;
+use super::stream::{Shape, put_event, respond, whole};
 use crate::clock::unix_s;
 use crate::core::Core;
-use crate::dispatch::{Delta, Finished, serve};
 use crate::problem::Problem;
-use crate::segments::Segment;
 
 /// Continues texts.
 pub(super) async fn create(
@@ -29,40 +27,28 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, Problem> {
     let (mut call, body) = Call::admit(&core, id, "completions", request).await?;
-    let start = Instant::now();
-    let asked = CompletionRequest::parse(&body)?;
-    call.timings.since(Segment::Parse, start);
-    let pool = served(&core, &asked.model)?;
-    let mut generation = asked.generation;
-    // One seed for all prompts, so that the header can name it.
-    let seed = *generation.seed.get_or_insert_with(|| core.seed());
-    let mut calls = Vec::with_capacity(asked.prompts.len());
-    for _ in 1..asked.prompts.len() {
-        calls.push(call.another(&core)?);
-    }
-    calls.insert(0, call);
-    // All are looked at before any is served: one bad prompt refuses the whole.
-    let mut works = Vec::with_capacity(calls.len());
-    for (call, prompt) in calls.into_iter().zip(asked.prompts) {
-        let source = Source::Completion(prompt);
-        works.push(work(&core, call, Arc::clone(&pool), source, &generation).await?);
-    }
-    let said = Said { seed, ignored: std::mem::take(&mut generation.ignored) };
+    let asked = call.parse(body, parse_completion).await?;
+    let (stream, include_usage) = (asked.generation.stream, asked.generation.include_usage);
+    let choices = asked.generation.choices.max(1);
+    let mut prepared = prepare(&core, call, asked).await?;
     let mut answer = Answer {
         id: format!("cmpl-{:032x}", id.0),
         created: unix_s(),
-        model: pool.name.as_str().to_owned(),
-        fingerprint: super::fingerprint(&pool),
-        include_usage: generation.include_usage,
-        characters: 0,
+        model: prepared.served.name.as_str().to_owned(),
+        fingerprint: super::fingerprint(&prepared.served),
+        include_usage,
+        per_prompt: choices,
+        echo: std::mem::take(&mut prepared.echo),
+        characters: Vec::new(),
     };
-    let mut events: Vec<_> = works.into_iter().map(|work| serve(&core, work)).collect();
-    if generation.stream && events.len() == 1 {
-        return respond(events.remove(0), said, answer).await;
+    let said = prepared.take_said();
+    let answering = prepared.begin(&core);
+    if stream {
+        return respond(answering, said, answer).await;
     }
-    let all = try_join_all(events.into_iter().map(collect)).await?;
-    let timings = all[0].timings.clone();
-    Ok(whole(&answer.whole(all), &said, &timings))
+    let got = collect(answering).await?;
+    let timings = got.timings.clone();
+    Ok(whole(&answer.whole(got), &said, &timings))
 }
 
 /// What all pieces of one answer have.
@@ -72,8 +58,12 @@ struct Answer {
     model: String,
     fingerprint: String,
     include_usage: bool,
-    /// Characters so far, for `text_offset`.
-    characters: u32,
+    /// Choices to each prompt.
+    per_prompt: u32,
+    /// What each prompt's choices begin with, where they begin with it.
+    echo: Vec<String>,
+    /// Characters of each choice so far, for `text_offset`.
+    characters: Vec<u32>,
 }
 
 impl Answer {
@@ -89,35 +79,35 @@ impl Answer {
         }
     }
 
-    fn whole(&mut self, all: Vec<Whole>) -> Completion {
-        let mut usage = Usage::default();
-        let mut choices = Vec::with_capacity(all.len());
-        for (index, got) in all.into_iter().enumerate() {
-            self.characters = 0;
-            let mut text = String::new();
-            let mut logprobs: Option<CompletionLogprobs> = None;
-            for delta in got.deltas {
-                text.push_str(&delta.text);
-                if let Some(more) = delta.logprobs {
-                    self.add(logprobs.get_or_insert_default(), more);
-                }
-            }
-            usage = usage.plus(got.finished.usage);
-            choices.push(CompletionChoice {
-                index: u32::try_from(index).unwrap_or(u32::MAX),
-                text,
-                logprobs,
-                finish_reason: Some(finish_reason(got.finished.reason).to_owned()),
-            });
-        }
-        self.completion(choices, Some(Some(usage)))
+    /// What a choice begins with.
+    fn echo_of(&self, choice: u32) -> &str {
+        self.echo.get((choice / self.per_prompt) as usize).map_or("", String::as_str)
     }
 
-    fn add(&mut self, list: &mut CompletionLogprobs, more: Vec<TokenLogprob>) {
+    fn whole(&mut self, got: Whole) -> Completion {
+        let mut choices = Vec::with_capacity(got.choices.len());
+        for (index, choice) in (0u32..).zip(got.choices) {
+            let logprobs = choice.logprobs.map(|more| self.logprobs(index, more));
+            choices.push(CompletionChoice {
+                index,
+                text: format!("{}{}", self.echo_of(index), choice.content),
+                logprobs,
+                finish_reason: Some(finish_reason(choice.end).to_owned()),
+            });
+        }
+        self.completion(choices, Some(Some(got.usage)))
+    }
+
+    fn logprobs(&mut self, choice: u32, more: Vec<TokenLogprob>) -> CompletionLogprobs {
+        let mut list = CompletionLogprobs::default();
+        let at = choice as usize;
+        if self.characters.len() <= at {
+            self.characters.resize(at + 1, 0);
+        }
         for of in more {
             let text = String::from_utf8_lossy(&of.bytes).into_owned();
-            list.text_offset.push(self.characters);
-            self.characters += u32::try_from(text.chars().count()).unwrap_or(0);
+            list.text_offset.push(self.characters[at]);
+            self.characters[at] += u32::try_from(text.chars().count()).unwrap_or(0);
             list.tokens.push(text);
             list.token_logprobs.push(of.logprob);
             let mut top = Map::new();
@@ -126,32 +116,52 @@ impl Answer {
             }
             list.top_logprobs.push(top);
         }
+        list
+    }
+
+    fn piece(&self, choice: CompletionChoice) -> Completion {
+        self.completion(vec![choice], self.include_usage.then_some(None))
+    }
+}
+
+fn finish_reason(end: End) -> &'static str {
+    match end {
+        End::Stop | End::Calls => "stop",
+        End::Length => "length",
     }
 }
 
 impl Shape for Answer {
-    fn begin(&mut self, _out: &mut BytesMut) {}
-
-    fn delta(&mut self, delta: Delta, out: &mut BytesMut) {
-        let logprobs = delta.logprobs.map(|more| {
-            let mut list = CompletionLogprobs::default();
-            self.add(&mut list, more);
-            list
-        });
-        if delta.text.is_empty() && logprobs.is_none() {
-            return;
+    fn begin(&mut self, choices: u32, out: &mut BytesMut) {
+        for index in 0..choices {
+            let text = self.echo_of(index).to_owned();
+            if !text.is_empty() {
+                let choice = CompletionChoice { index, text, logprobs: None, finish_reason: None };
+                put_event(out, &self.piece(choice));
+            }
         }
-        let choice = CompletionChoice { index: 0, text: delta.text, logprobs, finish_reason: None };
-        put_event(out, &self.completion(vec![choice], self.include_usage.then_some(None)));
     }
 
-    fn finish(&mut self, finished: Finished, out: &mut BytesMut) {
-        let reason = Some(finish_reason(finished.reason).to_owned());
-        let choice =
-            CompletionChoice { index: 0, text: String::new(), logprobs: None, finish_reason: reason };
-        put_event(out, &self.completion(vec![choice], self.include_usage.then_some(None)));
+    fn part(&mut self, choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>>, out: &mut BytesMut) {
+        // Texts are read as they are: there is nothing else.
+        let Part::Content(text) = part else { return };
+        let logprobs = logprobs.map(|more| self.logprobs(choice, more));
+        put_event(out, &self.piece(CompletionChoice { index: choice, text, logprobs, finish_reason: None }));
+    }
+
+    fn end(&mut self, choice: u32, end: End, out: &mut BytesMut) {
+        let finish_reason = Some(finish_reason(end).to_owned());
+        let choice = CompletionChoice { index: choice, text: String::new(), logprobs: None, finish_reason };
+        put_event(out, &self.piece(choice));
+    }
+
+    fn complete(&mut self, usage: Usage, out: &mut BytesMut) {
         if self.include_usage {
-            put_event(out, &self.completion(Vec::new(), Some(Some(finished.usage))));
+            put_event(out, &self.completion(Vec::new(), Some(Some(usage))));
         }
+    }
+
+    fn failed(&mut self, problem: &Problem, out: &mut BytesMut) {
+        put_event(out, &problem.body());
     }
 }

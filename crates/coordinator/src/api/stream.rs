@@ -1,4 +1,4 @@
-//! From a request's events to HTTP: server-sent events as they come, or one body at the end.
+//! From an answer's pieces to HTTP: events as they come, or one body at the end.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -8,9 +8,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use wire::chunk::TokenLogprob;
+use wire::openai::response::Usage;
 
-use crate::dispatch::{Delta, Event, Finished};
+use super::answer::{Answering, End, Part, Told};
 use crate::problem::Problem;
 use crate::segments::Timings;
 
@@ -20,26 +21,70 @@ const SEED: HeaderName = HeaderName::from_static("x-phalanx-seed");
 
 /// How one API writes a streamed answer.
 pub(super) trait Shape: Send + 'static {
+    /// What a stream of it is.
+    const CONTENT_TYPE: &'static str = "text/event-stream; charset=utf-8";
+
     /// What comes before the first piece, if anything.
-    fn begin(&mut self, out: &mut BytesMut);
-    /// A piece.
-    fn delta(&mut self, delta: Delta, out: &mut BytesMut);
-    /// The end, with usage where it was asked for.
-    fn finish(&mut self, finished: Finished, out: &mut BytesMut);
+    fn begin(&mut self, _choices: u32, _out: &mut BytesMut) {}
+
+    /// A piece of a choice.
+    fn part(&mut self, choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>>, out: &mut BytesMut);
+
+    /// A choice is whole.
+    fn end(&mut self, choice: u32, end: End, out: &mut BytesMut);
+
+    /// All choices are.
+    fn complete(&mut self, usage: Usage, out: &mut BytesMut);
+
+    /// The last word of an answer that is whole and settled.
+    fn settled(&mut self, timings: &Timings, out: &mut BytesMut) {
+        put_timings(timings, out);
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    /// The last word of an answer that broke.
+    fn failed(&mut self, problem: &Problem, out: &mut BytesMut);
+
+    /// Nothing yet, and the connection is alive.
+    fn waiting(&mut self, out: &mut BytesMut) {
+        out.extend_from_slice(b": waiting for a machine\n\n");
+    }
 }
 
-/// Appends one server-sent event.
+/// The segments of a request, as a comment.
+pub(super) fn put_timings(timings: &Timings, out: &mut BytesMut) {
+    out.extend_from_slice(b": server-timing ");
+    out.extend_from_slice(timings.server_timing().as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Appends one server-sent event without a name.
 pub(super) fn put_event(out: &mut BytesMut, value: &impl Serialize) {
     out.extend_from_slice(b"data: ");
+    put_json(out, value);
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Appends one server-sent event with a name.
+pub(super) fn put_named(out: &mut BytesMut, name: &str, value: &impl Serialize) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\n");
+    put_event(out, value);
+}
+
+/// Appends JSON.
+pub(super) fn put_json(out: &mut BytesMut, value: &impl Serialize) {
     let json = serde_json::to_vec(value).expect("answers have no map keys that JSON lacks");
     out.extend_from_slice(&json);
-    out.extend_from_slice(b"\n\n");
 }
 
 /// What a call's answer says in its header.
 pub(super) struct Said {
     pub(super) seed: u64,
     pub(super) ignored: Vec<String>,
+    /// What else there is to say: the one place for further headers.
+    pub(super) more: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Said {
@@ -55,38 +100,48 @@ impl Said {
         {
             headers.insert(IGNORED, value);
         }
+        headers.extend(self.more.iter().cloned());
     }
 }
 
-/// Answers with server-sent events. The status line waits for the first token, so that whatever fails before it has
-/// its own status; only a caller that has waited long gets it sooner.
-pub(super) async fn respond(
-    mut events: mpsc::Receiver<Event>,
+/// Answers with a stream. The status line waits for the first token, so that whatever fails before it has its own
+/// status; only a caller that has waited long gets it sooner.
+pub(super) async fn respond<S: Shape>(
+    mut answering: Answering,
     said: Said,
-    shape: impl Shape,
+    shape: S,
 ) -> Result<Response, Problem> {
-    let first = events.recv().await.unwrap_or(Event::Failed(Problem::Internal("the request's task ended")));
+    let ended = || Told::Failed(Problem::Internal("an answer ended without its end"));
+    let first = answering.next().await.unwrap_or_else(ended);
     let timings = match &first {
-        Event::Failed(problem) => return Err(problem.clone()),
-        Event::Started(timings) => Some(timings.clone()),
+        Told::Failed(problem) => return Err(problem.clone()),
+        Told::Started(timings) => Some(timings.clone()),
         _ => None,
     };
-    let writing = Writing { events, shape, pending: VecDeque::from([first]), begun: false, over: false };
+    let choices = answering.choices();
+    let writing =
+        Writing { choices, answering, shape, pending: VecDeque::from([first]), begun: false, over: false };
     let body = Body::from_stream(futures_util::stream::unfold(writing, Writing::next));
+    Ok(streaming(body, S::CONTENT_TYPE, |headers| said.put(headers, timings.as_ref())))
+}
+
+/// A response whose body comes as it is made.
+pub(super) fn streaming(body: Body, kind: &'static str, say: impl FnOnce(&mut HeaderMap)) -> Response {
     let mut response = (StatusCode::OK, body).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies that buffer would hold tokens back.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    said.put(headers, timings.as_ref());
-    Ok(response)
+    say(headers);
+    response
 }
 
 struct Writing<S> {
-    events: mpsc::Receiver<Event>,
+    choices: u32,
+    answering: Answering,
     shape: S,
-    pending: VecDeque<Event>,
+    pending: VecDeque<Told>,
     begun: bool,
     over: bool,
 }
@@ -98,87 +153,46 @@ impl<S: Shape> Writing<S> {
             return None;
         }
         let mut out = BytesMut::new();
-        let mut event = match self.pending.pop_front() {
-            Some(event) => Some(event),
-            None => self.events.recv().await,
+        let mut told = match self.pending.pop_front() {
+            Some(told) => Some(told),
+            None => self.answering.next().await,
         };
-        loop {
-            let Some(some) = event else {
-                // A task that ends without a terminal has panicked.
-                put_event(&mut out, &Problem::Internal("the request's task ended").body());
-                self.over = true;
-                break;
-            };
-            self.write(some, &mut out);
+        while let Some(some) = told {
+            self.over = self.write(some, &mut out);
             if self.over {
                 break;
             }
-            match self.events.try_recv() {
-                Ok(more) => event = Some(more),
-                Err(_) if !out.is_empty() => break,
-                Err(_) => event = self.events.recv().await,
-            }
+            told = match self.answering.ready() {
+                Some(more) => Some(more),
+                None if !out.is_empty() => break,
+                None => self.answering.next().await,
+            };
         }
         Some((Ok(out.freeze()), self))
     }
 
-    fn write(&mut self, event: Event, out: &mut BytesMut) {
-        match event {
-            Event::Waiting => out.extend_from_slice(b": waiting for a machine\n\n"),
-            Event::Started(_) => self.begin(out),
-            Event::Delta(delta) => {
-                self.begin(out);
-                self.shape.delta(delta, out);
+    /// Writes one thing; true where it was the last.
+    fn write(&mut self, told: Told, out: &mut BytesMut) -> bool {
+        if !matches!(told, Told::Waiting | Told::Failed(_)) && !std::mem::replace(&mut self.begun, true) {
+            self.shape.begin(self.choices, out);
+        }
+        match told {
+            Told::Waiting => self.shape.waiting(out),
+            Told::Started(_) => {}
+            Told::Part { choice, part, logprobs } => self.shape.part(choice, part, logprobs, out),
+            Told::End { choice, end } => self.shape.end(choice, end, out),
+            Told::Complete(usage) => self.shape.complete(usage, out),
+            Told::Settled(timings) => {
+                self.shape.settled(&timings, out);
+                return true;
             }
-            Event::Finished(finished) => {
-                self.begin(out);
-                self.shape.finish(finished, out);
-            }
-            Event::Settled(timings) => {
-                out.extend_from_slice(b": server-timing ");
-                out.extend_from_slice(timings.server_timing().as_bytes());
-                out.extend_from_slice(b"\n\ndata: [DONE]\n\n");
-                self.over = true;
-            }
-            Event::Failed(problem) => {
-                put_event(out, &problem.body());
-                self.over = true;
+            Told::Failed(problem) => {
+                self.shape.failed(&problem, out);
+                return true;
             }
         }
+        false
     }
-
-    fn begin(&mut self, out: &mut BytesMut) {
-        if !self.begun {
-            self.begun = true;
-            self.shape.begin(out);
-        }
-    }
-}
-
-/// A whole answer. Not `Debug`.
-pub(super) struct Whole {
-    pub(super) deltas: Vec<Delta>,
-    pub(super) finished: Finished,
-    pub(super) timings: Timings,
-}
-
-/// Waits for the whole answer.
-pub(super) async fn collect(mut events: mpsc::Receiver<Event>) -> Result<Whole, Problem> {
-    let mut deltas = Vec::new();
-    let mut end = None;
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Waiting | Event::Started(_) => {}
-            Event::Delta(delta) => deltas.push(delta),
-            Event::Finished(finished) => end = Some(finished),
-            Event::Settled(timings) => {
-                let finished = end.ok_or(Problem::Internal("an answer was settled before its end"))?;
-                return Ok(Whole { deltas, finished, timings });
-            }
-            Event::Failed(problem) => return Err(problem),
-        }
-    }
-    Err(Problem::Internal("the request's task ended"))
 }
 
 /// One body.

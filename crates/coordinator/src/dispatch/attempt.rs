@@ -203,6 +203,7 @@ impl Serving {
         if !chunk.tokens.is_empty() || !chunk.text.is_empty() {
             let delta = Delta {
                 text: chunk.text,
+                tokens: u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX),
                 logprobs: chunk.logprobs.filter(|_| self.work.ask.logprobs.is_some()),
             };
             if let Err(stop) = self.send(Event::Delta(delta)).await {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::chunk::FinishReason;
+use crate::chunk::TokenLogprob;
 
 /// A chat's answer, whole. Not `Debug`, like everything here that holds an answer.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -41,10 +41,37 @@ pub struct ChatChoice {
 pub struct ChatMessage {
     /// `assistant`.
     pub role: String,
-    /// What was said.
-    pub content: String,
+    /// What was said; `null` where there are only calls.
+    pub content: Option<String>,
     /// Always `null` here; clients look for it.
     pub refusal: Option<String>,
+    /// What the model thought, where it was told apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// What it calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<MessageCall>,
+}
+
+/// A call.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct MessageCall {
+    /// For the result to refer to.
+    pub id: String,
+    /// `function`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What is called.
+    pub function: FunctionCall,
+}
+
+/// What is called.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct FunctionCall {
+    /// The tool.
+    pub name: String,
+    /// Its arguments, as JSON text.
+    pub arguments: String,
 }
 
 /// One event of a streamed chat.
@@ -89,6 +116,37 @@ pub struct ChatDelta {
     /// Text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// What the model thinks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// A piece of a call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<DeltaCall>,
+}
+
+/// A piece of a call.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeltaCall {
+    /// Which call of the answer, from 0.
+    pub index: u32,
+    /// In its first piece.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// In its first piece: `function`.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// What came of it.
+    pub function: DeltaFunction,
+}
+
+/// What came of a call.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeltaFunction {
+    /// In its first piece: the tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// More of the arguments' text.
+    pub arguments: String,
 }
 
 /// Log-probabilities of a chat's tokens.
@@ -122,6 +180,20 @@ pub struct TopLogprob {
     pub logprob: f32,
     /// Its bytes.
     pub bytes: Vec<u8>,
+}
+
+impl From<TokenLogprob> for TokenLogprobs {
+    fn from(of: TokenLogprob) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let top =
+            |(_, bytes, logprob): (u32, Vec<u8>, f32)| TopLogprob { token: text(&bytes), logprob, bytes };
+        Self {
+            token: text(&of.bytes),
+            logprob: of.logprob,
+            bytes: of.bytes,
+            top_logprobs: of.top.into_iter().map(top).collect(),
+        }
+    }
 }
 
 /// A completion, whole, or one event of a streamed one (the two have the same shape).
@@ -182,6 +254,9 @@ pub struct Usage {
     /// More about the prompt's.
     #[serde(default)]
     pub prompt_tokens_details: PromptTokensDetails,
+    /// More about the generated ones.
+    #[serde(default)]
+    pub completion_tokens_details: CompletionTokensDetails,
 }
 
 impl Usage {
@@ -192,7 +267,15 @@ impl Usage {
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: CompletionTokensDetails::default(),
         }
+    }
+
+    /// The same, of whose generated tokens so many were reasoning.
+    #[must_use]
+    pub fn with_reasoning(mut self, reasoning_tokens: u32) -> Self {
+        self.completion_tokens_details.reasoning_tokens = reasoning_tokens;
+        self
     }
 
     /// Of two answers together.
@@ -204,7 +287,19 @@ impl Usage {
                 .cached_tokens
                 .saturating_add(other.prompt_tokens_details.cached_tokens),
         )
+        .with_reasoning(
+            self.completion_tokens_details
+                .reasoning_tokens
+                .saturating_add(other.completion_tokens_details.reasoning_tokens),
+        )
     }
+}
+
+/// More about generated tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompletionTokensDetails {
+    /// Of what the model thought.
+    pub reasoning_tokens: u32,
 }
 
 /// More about a prompt's tokens.
@@ -260,13 +355,4 @@ pub struct ErrorDetail {
     /// Present and true where waiting cures it, so that such refusals are not counted as downtime.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uptime_neutral: bool,
-}
-
-/// How OpenAI's APIs name the end of an answer.
-pub fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        // An answer that was cut by its deadline ended for its length, in the only words that clients know.
-        FinishReason::Length | FinishReason::Expired | FinishReason::Cancelled => "length",
-    }
 }

@@ -19,11 +19,11 @@ pub struct RequestError {
 }
 
 impl RequestError {
-    pub(super) fn new(code: &'static str, param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: &'static str, param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { message: message.into(), param: Some(param.into()), code }
     }
 
-    pub(super) fn unsupported(param: impl Into<String>, remedy: &str) -> Self {
+    pub(crate) fn unsupported(param: impl Into<String>, remedy: &str) -> Self {
         let param = param.into();
         let message = format!("'{param}' is not supported by this server: {remedy}");
         Self::new("unsupported_parameter", param, message)
@@ -31,14 +31,14 @@ impl RequestError {
 }
 
 /// The fields of an object that are not yet taken. A field that is `null` counts as absent, as OpenAI has it.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     map: Map<String, Value>,
     path: String,
 }
 
 impl Fields {
     /// The fields of the body as a whole.
-    pub(super) fn of_body(body: &[u8]) -> Result<Self, RequestError> {
+    pub(crate) fn of_body(body: &[u8]) -> Result<Self, RequestError> {
         let whole = |message: String| RequestError { message, param: None, code: "invalid_json" };
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self { map, path: String::new() }),
@@ -50,7 +50,7 @@ impl Fields {
     }
 
     /// The fields of an object that stands at `path`.
-    pub(super) fn of_value(value: Value, path: String) -> Result<Self, RequestError> {
+    pub(crate) fn of_value(value: Value, path: String) -> Result<Self, RequestError> {
         match value {
             Value::Object(map) => Ok(Self { map, path }),
             other => Err(wrong_type(path, "an object", &other)),
@@ -58,17 +58,17 @@ impl Fields {
     }
 
     /// Where field `name` stands, counted from the body.
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
     /// Takes a field, whatever it is.
-    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
     /// Takes a field that must be there.
-    pub(super) fn require(&mut self, name: &str) -> Result<Value, RequestError> {
+    pub(crate) fn require(&mut self, name: &str) -> Result<Value, RequestError> {
         self.take(name).ok_or_else(|| {
             let path = self.path(name);
             let message = format!("missing required parameter: '{path}'");
@@ -76,7 +76,7 @@ impl Fields {
         })
     }
 
-    pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, RequestError> {
+    pub(crate) fn text(&mut self, name: &str) -> Result<Option<String>, RequestError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -84,7 +84,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, RequestError> {
+    pub(crate) fn flag(&mut self, name: &str) -> Result<Option<bool>, RequestError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
@@ -92,7 +92,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn number(
+    pub(crate) fn number(
         &mut self,
         name: &str,
         range: RangeInclusive<f64>,
@@ -103,7 +103,7 @@ impl Fields {
         Ok(Some(number as f32))
     }
 
-    pub(super) fn integer(
+    pub(crate) fn integer(
         &mut self,
         name: &str,
         range: RangeInclusive<i64>,
@@ -115,7 +115,7 @@ impl Fields {
     }
 
     /// Takes a field whose only supported value is `only`, and refuses any other with `remedy`.
-    pub(super) fn only(&mut self, name: &str, only: &Value, remedy: &str) -> Result<(), RequestError> {
+    pub(crate) fn only(&mut self, name: &str, only: &Value, remedy: &str) -> Result<(), RequestError> {
         match self.take(name) {
             Some(value) if value != *only => Err(RequestError::unsupported(self.path(name), remedy)),
             _ => Ok(()),
@@ -123,7 +123,7 @@ impl Fields {
     }
 
     /// Refuses a field that would change the answer, unless it is absent, `false`, or empty.
-    pub(super) fn refuse(&mut self, name: &str, remedy: &str) -> Result<(), RequestError> {
+    pub(crate) fn refuse(&mut self, name: &str, remedy: &str) -> Result<(), RequestError> {
         match self.take(name) {
             None | Some(Value::Bool(false)) => Ok(()),
             Some(Value::Array(items)) if items.is_empty() => Ok(()),
@@ -133,7 +133,7 @@ impl Fields {
 
     /// Takes fields that do not change the answer, and says once which were there: of a long chat's messages many
     /// may have the same.
-    pub(super) fn ignore(&mut self, names: &[&str], ignored: &mut Vec<String>) {
+    pub(crate) fn ignore(&mut self, names: &[&str], ignored: &mut Vec<String>) {
         for name in names {
             if self.take(name).is_none() {
                 continue;
@@ -145,8 +145,62 @@ impl Fields {
         }
     }
 
+    /// Takes a field that names one of a few values.
+    pub(crate) fn one_of(
+        &mut self,
+        name: &str,
+        allowed: &'static [&'static str],
+    ) -> Result<Option<&'static str>, RequestError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        match allowed.iter().find(|one| **one == text) {
+            Some(one) => Ok(Some(one)),
+            None => {
+                let path = self.path(name);
+                let message = format!("'{path}' must be one of {}", allowed.join(", "));
+                Err(RequestError::new("invalid_value", path, message))
+            }
+        }
+    }
+
+    /// Takes an array; absent is empty.
+    pub(crate) fn list(&mut self, name: &str) -> Result<Vec<Value>, RequestError> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => Ok(list),
+            Some(other) => Err(wrong_type(self.path(name), "an array", &other)),
+        }
+    }
+
+    /// Takes an object, as it is.
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, RequestError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => Err(wrong_type(self.path(name), "an object", &other)),
+        }
+    }
+
+    /// Takes an object's fields.
+    pub(crate) fn fields(&mut self, name: &str) -> Result<Option<Self>, RequestError> {
+        let path = self.path(name);
+        Ok(self.object(name)?.map(|map| Self { map, path }))
+    }
+
+    /// Takes a text that must be there and must not be empty.
+    pub(crate) fn named(&mut self, name: &str) -> Result<String, RequestError> {
+        match self.require(name)? {
+            Value::String(text) if !text.is_empty() => Ok(text),
+            Value::String(_) => {
+                let path = self.path(name);
+                let message = format!("'{path}' is empty: it must have at least one character");
+                Err(RequestError::new("invalid_value", path, message))
+            }
+            other => Err(wrong_type(self.path(name), "a string", &other)),
+        }
+    }
+
     /// Nothing may be left.
-    pub(super) fn end(self) -> Result<(), RequestError> {
+    pub(crate) fn end(self) -> Result<(), RequestError> {
         match self.map.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((name, _)) => {
@@ -171,13 +225,13 @@ fn without_numbers(path: &str) -> String {
 }
 
 /// An integer, also where it is written `1.0`, as some clients do.
-pub(super) fn integer_of(value: &Value) -> Option<i64> {
+pub(crate) fn integer_of(value: &Value) -> Option<i64> {
     value
         .as_i64()
         .or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9.0e15).map(|f| f as i64))
 }
 
-pub(super) fn within<T: PartialOrd + Display>(
+pub(crate) fn within<T: PartialOrd + Display>(
     path: String,
     value: T,
     range: &RangeInclusive<T>,
@@ -189,7 +243,7 @@ pub(super) fn within<T: PartialOrd + Display>(
     Err(RequestError::new("invalid_value", path, message))
 }
 
-pub(super) fn wrong_type(path: String, expected: &str, found: &Value) -> RequestError {
+pub(crate) fn wrong_type(path: String, expected: &str, found: &Value) -> RequestError {
     let message = format!("invalid type for '{path}': expected {expected}, got {}", kind(found));
     RequestError::new("invalid_type", path, message)
 }

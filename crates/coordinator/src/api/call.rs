@@ -1,0 +1,134 @@
+//! A call's head: its key, its place, what its headers ask for; and its body, read and parsed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use base::{Micros, RequestId};
+use bytes::Bytes;
+use store::KeyInfo;
+use tokio::sync::OwnedSemaphorePermit;
+use wire::RequestError;
+
+use crate::core::Core;
+use crate::problem::Problem;
+use crate::segments::{Segment, Timings};
+
+/// Bodies up to here are parsed where they are (a few tens of microseconds); longer ones away from the threads that
+/// serve connections.
+const PARSED_HERE_BYTES_MAX: usize = 32 << 10;
+
+const DEADLINE: &str = "x-phalanx-deadline-ms";
+
+/// `off`: an answer that loses its machine after the first token ends with an error instead of going on elsewhere.
+const FAILOVER: &str = "x-phalanx-failover";
+
+/// What a call said beside its body.
+pub(super) struct Call {
+    pub(super) request: RequestId,
+    pub(super) api: &'static str,
+    pub(super) key: KeyInfo,
+    pub(super) deadline: Option<Micros>,
+    pub(super) failover: bool,
+    pub(super) timings: Timings,
+    pub(super) arrived: Instant,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+impl Call {
+    /// Lets a call in, and reads its body.
+    pub(super) async fn admit(
+        core: &Arc<Core>,
+        id: RequestId,
+        api: &'static str,
+        request: Request,
+    ) -> Result<(Self, Bytes), Problem> {
+        match Self::admit_head(core, id, api, request.headers()).await {
+            Ok(call) => Ok((call, super::body::read(core, request).await?)),
+            Err(problem) => {
+                super::body::discard(core, request.into_body());
+                Err(problem)
+            }
+        }
+    }
+
+    /// By its head alone: its key, and a place among the requests that may be here.
+    async fn admit_head(
+        core: &Arc<Core>,
+        request: RequestId,
+        api: &'static str,
+        headers: &HeaderMap,
+    ) -> Result<Self, Problem> {
+        let arrived = Instant::now();
+        let now = core.clock.now();
+        let key = super::auth::caller(core, headers).await?;
+        if core.draining.is_cancelled() {
+            return Err(Problem::Draining);
+        }
+        let deadline = match headers.get(DEADLINE) {
+            None => None,
+            Some(value) => {
+                let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+                let detail = "expected a number of milliseconds up to 86400000; 0 is off";
+                let ms =
+                    ms.filter(|ms| *ms <= 86_400_000).ok_or(Problem::Header { name: DEADLINE, detail })?;
+                (ms > 0).then(|| now + Micros::from_millis(ms))
+            }
+        };
+        let failover = match headers.get(FAILOVER).map(|value| value.as_bytes()) {
+            None | Some(b"on") => true,
+            Some(b"off") => false,
+            Some(_) => return Err(Problem::Header { name: FAILOVER, detail: "expected on or off" }),
+        };
+        let place = Arc::clone(&core.places).try_acquire_owned().map_err(|_| {
+            let max = core.config.requests.running_max;
+            Problem::Busy { running: max - core.places.available_permits().min(max), max }
+        })?;
+        Ok(Self { request, api, key, deadline, failover, timings: Timings::default(), arrived, place })
+    }
+
+    /// The same call's place for one of several prompts.
+    pub(super) fn another(&self, core: &Arc<Core>) -> Result<Self, Problem> {
+        let place = Arc::clone(&core.places).try_acquire_owned().map_err(|_| {
+            let max = core.config.requests.running_max;
+            Problem::Busy { running: max, max }
+        })?;
+        Ok(Self {
+            request: core.request_id(),
+            api: self.api,
+            key: self.key.clone(),
+            deadline: self.deadline,
+            failover: self.failover,
+            timings: self.timings.clone(),
+            arrived: self.arrived,
+            place,
+        })
+    }
+
+    /// Parses the call's body.
+    pub(super) async fn parse<T: Send + 'static>(
+        &mut self,
+        body: Bytes,
+        parse: fn(&[u8]) -> Result<T, RequestError>,
+    ) -> Result<T, Problem> {
+        let start = Instant::now();
+        let parsed = parsed(body, parse).await;
+        self.timings.since(Segment::Parse, start);
+        parsed
+    }
+}
+
+/// Parses a body.
+pub(super) async fn parsed<T: Send + 'static>(
+    body: Bytes,
+    parse: fn(&[u8]) -> Result<T, RequestError>,
+) -> Result<T, Problem> {
+    if body.len() <= PARSED_HERE_BYTES_MAX {
+        return Ok(parse(&body)?);
+    }
+    match tokio::task::spawn_blocking(move || parse(&body)).await {
+        Ok(parsed) => Ok(parsed?),
+        Err(_) => Err(Problem::Internal("parsing the body failed")),
+    }
+}
