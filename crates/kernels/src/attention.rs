@@ -22,8 +22,8 @@ const TILE: usize = 16;
 const ALONE_BELOW: usize = 128 * 1024;
 
 /// The shape of attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct AttentionShape<'a> {
     /// H.
     pub heads: usize,
     /// K; divides H.
@@ -34,6 +34,24 @@ pub struct AttentionShape {
     pub scale: f32,
     /// How many positions back a token sees, itself included; all where absent.
     pub window: Option<usize>,
+    /// Scaled scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// `[H]`: each head's score of nothing, which takes its part of the softmax and adds no value.
+    pub sinks: Option<&'a [f32]>,
+    /// Rows hold queries alone, `[T, H * D]`: keys and values are those that another layer wrote.
+    pub queries_only: bool,
+}
+
+impl AttentionShape<'_> {
+    /// Elements of a projected row.
+    fn width(&self) -> usize {
+        row_width((self.heads, self.kv_heads), self.head_dim, self.queries_only)
+    }
+}
+
+/// Elements of a projected row: queries, and unless they are another layer's, keys and values.
+pub(crate) fn row_width((heads, kv_heads): (usize, usize), head_dim: usize, queries_only: bool) -> usize {
+    if queries_only { heads * head_dim } else { (heads + 2 * kv_heads) * head_dim }
 }
 
 /// Consecutive tokens of one sequence in a step.
@@ -71,13 +89,14 @@ pub fn attention(
     team: &Team,
     isa: Isa,
     rows: &[f32],
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     spans: &[AttentionSpan<'_>],
     (kv, layer): (&KvPages, usize),
     scratch: &mut AttentionScratch,
     out: &mut [f32],
 ) {
-    let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+    let width = shape.width();
+    assert!(shape.sinks.is_none_or(|sinks| sinks.len() == shape.heads), "a sink for each head");
     assert!(width > 0 && rows.len().is_multiple_of(width), "{} elements are no rows of {width}", rows.len());
     let layout = kv.layout(layer);
     assert_eq!(
@@ -114,12 +133,12 @@ pub fn attention(
 }
 
 /// Tiles of one span and one KV head.
-fn tiles_of(shape: &AttentionShape, span: &AttentionSpan<'_>) -> usize {
+fn tiles_of(shape: &AttentionShape<'_>, span: &AttentionSpan<'_>) -> usize {
     (span.tokens * (shape.heads / shape.kv_heads)).div_ceil(TILE)
 }
 
 /// Fills `before` with the number of tiles before each span's, and gives the number of all.
-fn count_tiles(shape: &AttentionShape, spans: &[AttentionSpan<'_>], before: &mut Vec<usize>) -> usize {
+fn count_tiles(shape: &AttentionShape<'_>, spans: &[AttentionSpan<'_>], before: &mut Vec<usize>) -> usize {
     before.clear();
     let mut count = 0;
     for span in spans {
@@ -131,7 +150,7 @@ fn count_tiles(shape: &AttentionShape, spans: &[AttentionSpan<'_>], before: &mut
 
 /// Which tile `item` is.
 fn tile_at<'a>(
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     spans: &[AttentionSpan<'a>],
     before: &[usize],
     item: usize,

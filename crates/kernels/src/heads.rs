@@ -1,7 +1,7 @@
 //! What happens to queries, keys and values between their projection and attention: norm of each head, rotary
 //! embedding, and the cache.
 
-use crate::attention::{AttentionSpan, check_spans};
+use crate::attention::{AttentionSpan, check_spans, row_width};
 use crate::isa::Isa;
 use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvLayout, KvPages, KvStored};
 use crate::rows::NormInPlace;
@@ -13,7 +13,7 @@ use crate::team::Team;
 const ALONE_BELOW: usize = 24 * 1024;
 
 /// The shape of the projected rows `[T, (H + 2K) * D]` (queries, keys, values) and what is done to their heads.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct HeadsShape<'a> {
     /// H.
     pub heads: usize,
@@ -25,13 +25,17 @@ pub struct HeadsShape<'a> {
     pub query_norm: Option<(&'a [f32], f32)>,
     /// Norm of each key.
     pub key_norm: Option<(&'a [f32], f32)>,
+    /// Norm of each value.
+    pub value_norm: Option<(&'a [f32], f32)>,
     /// Rotary embedding.
     pub rotation: Rotation<'a>,
+    /// Rows hold queries alone, `[T, H * D]`, and nothing is kept: keys and values are those that another layer wrote.
+    pub queries_only: bool,
 }
 
 /// Cosines and sines of the positions' angles, one row for each projected row: `[T, dims / 2]`. Element i of a
 /// head turns with element `i + dims / 2`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Rotation<'a> {
     /// How many of D turn.
     pub dims: usize,
@@ -55,7 +59,7 @@ pub fn prepare_heads(
     kv: &mut KvPages,
     layer: usize,
 ) {
-    let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+    let width = row_width((shape.heads, shape.kv_heads), shape.head_dim, shape.queries_only);
     assert!(width > 0 && rows.len().is_multiple_of(width), "{} elements are no rows of {width}", rows.len());
     let count = rows.len() / width;
     let layout = kv.layout(layer);
@@ -111,20 +115,28 @@ impl Prepare<'_> {
                     let x = unsafe { self.rows.part(place(query), head_dim) };
                     self.turn(x, self.shape.query_norm, row);
                 }
+                if self.shape.queries_only {
+                    continue;
+                }
                 // SAFETY: this row's key of this KV head, which only this worker touches.
                 let key = unsafe { self.rows.part(place(heads + head), head_dim) };
                 self.turn(key, self.shape.key_norm, row);
                 // SAFETY: this row's value of this KV head, which only this worker touches.
                 let value = unsafe { self.rows.part(place(heads + kv_heads + head), head_dim) };
+                self.normalise(value, self.shape.value_norm);
                 self.keep::<E>(head, span, token, (key, value), elements);
             }
         }
     }
 
-    fn turn(&self, x: &mut [f32], norm: Option<(&[f32], f32)>, row: usize) {
+    fn normalise(&self, x: &mut [f32], norm: Option<(&[f32], f32)>) {
         if let Some((weight, epsilon)) = norm {
             self.isa.dispatch(NormInPlace { x, weight, epsilon });
         }
+    }
+
+    fn turn(&self, x: &mut [f32], norm: Option<(&[f32], f32)>, row: usize) {
+        self.normalise(x, norm);
         let half = self.shape.rotation.dims / 2;
         let cos = &self.shape.rotation.cos[row * half..][..half];
         let sin = &self.shape.rotation.sin[row * half..][..half];

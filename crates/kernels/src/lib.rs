@@ -14,6 +14,7 @@
 
 mod attention;
 mod buffer;
+mod delta;
 mod finite;
 mod heads;
 mod isa;
@@ -31,6 +32,7 @@ mod team;
 
 pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};
 pub use buffer::Buffer;
+pub use delta::{DeltaScratch, DeltaShape, DeltaSpan, delta_net};
 pub use finite::all_finite;
 pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use isa::{Isa, features};

@@ -52,6 +52,19 @@ pub(crate) unsafe fn gelu_tanh<L: Lanes>(x: L::V) -> L::V {
     }
 }
 
+/// `cap * tanh(x / cap)`, as `cap * (1 - 2 / (1 + e^(2 x / cap)))`.
+///
+/// # Safety
+/// As for [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn soft_cap<L: Lanes>(x: L::V, cap: f32) -> L::V {
+    unsafe {
+        let (one, cap) = (L::splat(1.0), L::splat(cap));
+        let power = exp::<L>(L::mul(L::div(x, cap), L::splat(2.0)));
+        L::mul(cap, L::sub(one, L::div(L::splat(2.0), L::add(one, power))))
+    }
+}
+
 /// GELU by its definition, `x * cdf(x)` of the normal distribution: `max(x, 0) - |x| * tail(|x|)`, the tail by formula
 /// 7.1.26 of Abramowitz and Stegun, which is within 1.5e-7.
 ///

@@ -40,17 +40,20 @@ pub struct HeadsStep<'a, B: Backend> {
     pub query_norm: Option<(&'a B::Vector, f32)>,
     /// Weights `[D]` and epsilon of the keys' norm.
     pub key_norm: Option<(&'a B::Vector, f32)>,
+    /// Weights `[D]` and epsilon of the values' norm.
+    pub value_norm: Option<(&'a B::Vector, f32)>,
     /// How many of D are rotated.
     pub rotated: usize,
     /// `[T, rotated / 2]`.
     pub cos: &'a B::Rows,
     /// `[T, rotated / 2]`.
     pub sin: &'a B::Rows,
+    /// Rows hold queries alone, and nothing goes into the cache.
+    pub queries_only: bool,
 }
 
 /// The shape of attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionStep {
+pub struct AttentionStep<'a, B: Backend> {
     /// H.
     pub heads: usize,
     /// K.
@@ -61,6 +64,12 @@ pub struct AttentionStep {
     pub scale: f32,
     /// How many positions back a token sees, itself included.
     pub window: Option<usize>,
+    /// Scaled scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// `[H]`: scores without a value.
+    pub sinks: Option<&'a B::Vector>,
+    /// Rows hold queries alone.
+    pub queries_only: bool,
 }
 
 /// Something that computes. Its values are handles: the decoder never looks inside, except for logits.
@@ -206,7 +215,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         &self,
         workers: &Self::Workers,
         rows: &Self::Rows,
-        step: &AttentionStep,
+        step: &AttentionStep<'_, Self>,
         segments: &[Segment<'_>],
         cache: (&Self::Kv, usize),
         memory: &mut Self::AttentionMemory,

@@ -228,6 +228,8 @@ impl Backend for Cpu {
             head_dim: step.head_dim,
             query_norm: step.query_norm.map(|(weight, epsilon)| (weight.as_slice(), epsilon)),
             key_norm: step.key_norm.map(|(weight, epsilon)| (weight.as_slice(), epsilon)),
+            value_norm: step.value_norm.map(|(weight, epsilon)| (weight.as_slice(), epsilon)),
+            queries_only: step.queries_only,
             rotation: Rotation { dims: step.rotated, cos: step.cos.values(), sin: step.sin.values() },
         };
         kernels::prepare_heads(workers, self.isa, rows.values_mut(), &shape, segments, kv, layer);
@@ -238,7 +240,7 @@ impl Backend for Cpu {
         &self,
         workers: &Team,
         rows: &Rows,
-        step: &AttentionStep,
+        step: &AttentionStep<'_, Self>,
         segments: &[Segment<'_>],
         cache: (&KvPages, usize),
         memory: &mut AttentionScratch,
@@ -250,6 +252,9 @@ impl Backend for Cpu {
             head_dim: step.head_dim,
             scale: step.scale,
             window: step.window,
+            soft_cap: step.soft_cap,
+            sinks: step.sinks.map(Vec::as_slice),
+            queries_only: step.queries_only,
         };
         let tokens = segments.iter().map(|segment| segment.tokens).sum();
         out.shape(tokens, step.heads * step.head_dim)?;

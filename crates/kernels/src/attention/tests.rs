@@ -9,13 +9,13 @@ use crate::numbers::{bits, numbers};
 
 /// One sequence: projected rows of all its positions, no norms, no rotation.
 struct Sequence {
-    shape: AttentionShape,
+    shape: AttentionShape<'static>,
     rows: Vec<f32>,
     len: usize,
 }
 
 impl Sequence {
-    fn new(seed: u64, shape: AttentionShape, len: usize) -> Self {
+    fn new(seed: u64, shape: AttentionShape<'static>, len: usize) -> Self {
         let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         // Large enough queries for weights that differ by orders of magnitude.
         let rows = numbers(seed, len * width).iter().map(|x| 3.0 * x).collect();
@@ -43,8 +43,7 @@ impl Sequence {
         for &chunk in chunks {
             let mut rows = self.rows[position * self.width()..(position + chunk) * self.width()].to_vec();
             let rotation = Rotation { dims: 0, cos: &[], sin: &[] };
-            let prepare =
-                HeadsShape { heads, kv_heads, head_dim, query_norm: None, key_norm: None, rotation };
+            let prepare = HeadsShape { heads, kv_heads, head_dim, rotation, ..HeadsShape::default() };
             let spans = [AttentionSpan { row: 0, tokens: chunk, position, pages: &pages }];
             prepare_heads(&team, isa, &mut rows, &prepare, &spans, &mut kv, 0);
             let mut part = vec![f32::NAN; chunk * heads * head_dim];
@@ -58,7 +57,7 @@ impl Sequence {
 
     /// The definition, in f64.
     fn exact(&self) -> Vec<f64> {
-        let AttentionShape { heads, kv_heads, head_dim, scale, window } = self.shape;
+        let AttentionShape { heads, kv_heads, head_dim, scale, window, soft_cap, sinks, .. } = self.shape;
         let at = |position: usize, head: usize, d: usize| {
             f64::from(self.rows[position * self.width() + head * head_dim + d])
         };
@@ -71,12 +70,14 @@ impl Sequence {
                     .map(|other| {
                         let dot: f64 =
                             (0..head_dim).map(|d| at(position, head, d) * at(other, heads + kv, d)).sum();
-                        dot * f64::from(scale)
+                        let score = dot * f64::from(scale);
+                        soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     })
                     .collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let sink = sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - top).exp());
+                let sum = weights.iter().sum::<f64>() + sink;
                 out.extend((0..head_dim).map(|d| {
                     let values = (first..=position).map(|other| at(other, heads + kv_heads + kv, d));
                     weights.iter().zip(values).map(|(weight, value)| weight * value).sum::<f64>() / sum
@@ -87,16 +88,20 @@ impl Sequence {
     }
 }
 
-fn shapes() -> impl Strategy<Value = AttentionShape> {
-    (1usize..4, 1usize..6, 1usize..70, proptest::option::of(1usize..200)).prop_map(
-        |(kv_heads, group, head_dim, window)| AttentionShape {
+const SINKS: [f32; 15] = [0.3, -2.0, 4.0, 0.0, 1.5, -7.0, 2.0, 9.0, 0.1, -0.1, 3.0, 0.7, -1.0, 5.0, 0.2];
+
+fn shapes() -> impl Strategy<Value = AttentionShape<'static>> {
+    (1usize..4, 1usize..6, 1usize..70, proptest::option::of(1usize..200), any::<bool>(), any::<bool>())
+        .prop_map(|(kv_heads, group, head_dim, window, capped, sinks)| AttentionShape {
             heads: kv_heads * group,
             kv_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             window,
-        },
-    )
+            soft_cap: capped.then_some(2.5),
+            sinks: sinks.then_some(&SINKS[..kv_heads * group]),
+            queries_only: false,
+        })
 }
 
 /// Cuts `len` into chunks by the bits of `cuts`.
@@ -150,7 +155,14 @@ proptest! {
 
 #[test]
 fn every_vector_path_gives_the_twins_bits() {
-    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 24, scale: 0.3, window: Some(100) };
+    let shape = AttentionShape {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 24,
+        scale: 0.3,
+        window: Some(100),
+        ..AttentionShape::default()
+    };
     let sequence = Sequence::new(4, shape, 150);
     for element in [KvElement::F32, KvElement::F16, KvElement::Bf16] {
         let twin = bits(&sequence.run(Isa::twin(), 1, &[150], 16, element));
@@ -162,7 +174,14 @@ fn every_vector_path_gives_the_twins_bits() {
 
 #[test]
 fn halves_in_the_cache_cost_little_accuracy() {
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 32, scale: 0.17, window: None };
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        scale: 0.17,
+        window: None,
+        ..AttentionShape::default()
+    };
     let sequence = Sequence::new(6, shape, 200);
     let exact = sequence.exact();
     for (element, bound) in [(KvElement::F32, 1e-5), (KvElement::F16, 6e-3), (KvElement::Bf16, 6e-2)] {
@@ -175,7 +194,14 @@ fn halves_in_the_cache_cost_little_accuracy() {
 
 #[test]
 fn a_sequence_sees_nothing_of_another_in_the_same_step() {
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, window: None };
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        scale: 0.25,
+        window: None,
+        ..AttentionShape::default()
+    };
     let (a, b) = (Sequence::new(1, shape, 40), Sequence::new(2, shape, 23));
     let isa = Isa::detect();
     let team = Team::new(2);
@@ -186,8 +212,7 @@ fn a_sequence_sees_nothing_of_another_in_the_same_step() {
         AttentionSpan { row: 40, tokens: 23, position: 0, pages: &[1, 3] },
     ];
     let rotation = Rotation { dims: 0, cos: &[], sin: &[] };
-    let prepare =
-        HeadsShape { heads: 4, kv_heads: 2, head_dim: 16, query_norm: None, key_norm: None, rotation };
+    let prepare = HeadsShape { heads: 4, kv_heads: 2, head_dim: 16, rotation, ..HeadsShape::default() };
     prepare_heads(&team, isa, &mut rows, &prepare, &spans, &mut kv, 0);
     let mut out = vec![0.0; 63 * 64];
     attention(&team, isa, &rows, &shape, &spans, (&kv, 0), &mut AttentionScratch::default(), &mut out);

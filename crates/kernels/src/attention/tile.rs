@@ -13,7 +13,7 @@ const VECTORS: usize = BLOCK / LANES;
 pub(super) struct Call<'a> {
     pub(super) rows: &'a [f32],
     pub(super) width: usize,
-    pub(super) shape: &'a AttentionShape,
+    pub(super) shape: &'a AttentionShape<'a>,
     pub(super) layout: KvLayout,
     pub(super) out: SharedMut<'a, f32>,
 }
@@ -81,8 +81,7 @@ impl<E: KvStored> Kernel for Tile<'_, E> {
         let stride = self.call.layout.place.value_stride();
         self.state.mixed.clear();
         self.state.mixed.resize(rows * stride, 0.0);
-        self.state.largest = [f32::NEG_INFINITY; TILE];
-        self.state.sums = [0.0; TILE];
+        self.begin(rows);
         let (first, until) = (self.sees(0).start, self.sees(rows - 1).end);
         let mut start = first / BLOCK * BLOCK;
         while start < until {
@@ -105,6 +104,20 @@ impl<E: KvStored> Kernel for Tile<'_, E> {
 }
 
 impl<E: KvStored> Tile<'_, E> {
+    /// Before any position: of weights there are none, or the sinks'.
+    #[inline(always)]
+    fn begin(&mut self, rows: usize) {
+        self.state.largest = [f32::NEG_INFINITY; TILE];
+        self.state.sums = [0.0; TILE];
+        if let Some(sinks) = self.call.shape.sinks {
+            for row in 0..rows {
+                let head = self.at.kv_head * self.group() + (self.at.from + row) % self.group();
+                self.state.largest[row] = sinks[head];
+                self.state.sums[row] = 1.0;
+            }
+        }
+    }
+
     /// The positions that a row of the tile sees.
     #[inline(always)]
     fn sees(&self, row: usize) -> std::ops::Range<usize> {
@@ -240,11 +253,21 @@ impl<E: KvStored> Tile<'_, E> {
         let vectors = block.vectors();
         let (begin, end) = (vectors.start * LANES, vectors.end * LANES);
         let stride = self.call.layout.place.value_stride();
+        let soft_cap = self.call.shape.soft_cap;
         let State { mixed, scores, largest, sums } = &mut *self.state;
         let scores = &mut scores[row * BLOCK..(row + 1) * BLOCK];
         if from >= until {
             scores[begin..end].fill(0.0);
             return;
+        }
+        if let Some(cap) = soft_cap {
+            for at in (begin..end).step_by(LANES) {
+                // SAFETY: vectors of the block are inside a row of scores.
+                unsafe {
+                    let place = scores.as_mut_ptr().add(at);
+                    L::store(place, math::soft_cap::<L>(L::load(place), cap));
+                }
+            }
         }
         scores[begin..from].fill(f32::NEG_INFINITY);
         scores[until..end].fill(f32::NEG_INFINITY);

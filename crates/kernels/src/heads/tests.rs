@@ -22,6 +22,7 @@ fn prepared(isa: Isa, threads: usize, rows: &mut [f32], norms: bool, spans: &[At
         query_norm: norms.then_some((&query_weight[..], 1e-6)),
         key_norm: norms.then_some((&key_weight[..], 1e-6)),
         rotation: Rotation { dims: ROTATED, cos: &cos, sin: &sin },
+        ..HeadsShape::default()
     };
     prepare_heads(&Team::new(threads), isa, rows, &shape, spans, &mut kv, 1);
     kv

@@ -61,7 +61,7 @@ impl ModelSpec {
 
     fn check_attention(&self, at: usize, attention: &AttentionSpec) -> Result<(), String> {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = *attention;
-        if head_dim == 0 || kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
+        if head_dim == 0 || kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(format!(
                 "{heads} heads of {head_dim} over {kv_heads} kv heads (kv heads must divide heads)"
             ));
@@ -87,7 +87,7 @@ impl ModelSpec {
 
 fn check_rope(attention: &AttentionSpec) -> Result<(), String> {
     let rope = &attention.rope;
-    if rope.dims > attention.head_dim || rope.dims % 2 != 0 {
+    if rope.dims > attention.head_dim || !rope.dims.is_multiple_of(2) {
         return Err(format!("{} of {} dimensions rotate", rope.dims, attention.head_dim));
     }
     match &rope.scaling {
@@ -104,7 +104,7 @@ fn check_rope(attention: &AttentionSpec) -> Result<(), String> {
 fn check_delta(delta: &DeltaNetSpec) -> Result<(), String> {
     let DeltaNetSpec { key_heads, value_heads, key_dim, value_dim, conv_width, .. } = *delta;
     let positive = [key_heads, value_heads, key_dim, value_dim, conv_width].iter().all(|&size| size > 0);
-    if positive && value_heads % key_heads == 0 {
+    if positive && value_heads.is_multiple_of(key_heads) {
         return Ok(());
     }
     Err(format!(

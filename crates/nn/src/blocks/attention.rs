@@ -49,6 +49,8 @@ impl<B: Backend> Attention<B> {
             head_dim: self.spec.head_dim,
             query_norm: self.query_norm.as_ref().map(Norm::parts),
             key_norm: self.key_norm.as_ref().map(Norm::parts),
+            value_norm: None,
+            queries_only: false,
             rotated: self.spec.rope.dims / 2 * 2,
             cos,
             sin,
@@ -71,6 +73,9 @@ impl<B: Backend> Attention<B> {
             head_dim: self.spec.head_dim,
             scale: self.spec.scale,
             window: self.spec.window,
+            soft_cap: self.spec.soft_cap,
+            sinks: None,
+            queries_only: false,
         };
         let AttentionRows { projected, attended, memory } = rows;
         backend.attention(workers, projected, &step, segments, cache, memory, attended)?;
