@@ -18,9 +18,10 @@ mod sealed {
     pub trait Zeroable: Copy + Send + Sync + 'static {}
     impl Zeroable for f32 {}
     impl Zeroable for u16 {}
+    impl Zeroable for u8 {}
 }
 
-/// A slice of `f32` or `u16` (halves and bf16 as bits) that owns its memory. It does not grow.
+/// A slice of `f32`, `u16` (halves and bf16 as bits) or `u8` that owns its memory. It does not grow.
 pub struct Buffer<T: sealed::Zeroable> {
     start: NonNull<T>,
     len: usize,

@@ -1,5 +1,6 @@
 //! Which instruction set the loops run with: found at run time, or chosen by a test.
 
+use crate::dots::{DotKernel, Dots, ScalarDots};
 use crate::lanes::{Kernel, Scalar};
 
 /// An instruction set that this machine has. There is no way to hold one that it lacks, so whoever has a value
@@ -9,6 +10,8 @@ pub struct Isa(Level);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -26,7 +29,16 @@ impl std::fmt::Debug for Isa {
 impl Isa {
     /// The fastest that this machine has.
     pub fn detect() -> Self {
-        Self::avx512().or_else(Self::avx2).unwrap_or(Self::portable())
+        Self::vnni().or_else(Self::avx512).or_else(Self::avx2).unwrap_or(Self::portable())
+    }
+
+    /// 512-bit vectors with byte products (AVX-512 VNNI), where there are some.
+    pub fn vnni() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx512().is_some() && is_x86_feature_detected!("avx512vnni") {
+            return Some(Self(Level::Vnni));
+        }
+        None
     }
 
     /// 512-bit vectors (AVX-512 F, BW, DQ, VL), where there are some.
@@ -36,6 +48,7 @@ impl Isa {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
@@ -69,12 +82,14 @@ impl Isa {
 
     /// All that this machine has, fastest first, the twin left out.
     pub fn available() -> Vec<Self> {
-        [Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
+        [Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
     }
 
     /// What people call it.
     pub const fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -89,7 +104,7 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a value of this level exists only where detection found every feature it names.
-            Level::Avx512 => unsafe { run_avx512(kernel) },
+            Level::Vnni | Level::Avx512 => unsafe { run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -99,6 +114,60 @@ impl Isa {
             Level::Twin => unsafe { kernel.run::<Scalar<true>>() },
         }
     }
+
+    /// Runs `kernel`, which multiplies bytes, with this instruction set.
+    pub(crate) fn dispatch_dots<K: DotKernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a value of this level exists only where detection found every feature it names.
+            Level::Vnni => unsafe { dots_vnni(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; whatever has AVX-512 has AVX2.
+            Level::Avx512 | Level::Avx2 => unsafe { dots_avx2(kernel) },
+            // SAFETY: arrays need no feature.
+            Level::Portable => unsafe { kernel.run::<ScalarDots<{ cfg!(target_arch = "aarch64") }>>() },
+            // SAFETY: as above.
+            Level::Twin => unsafe { kernel.run::<ScalarDots<true>>() },
+        }
+    }
+
+    /// What the loops over byte products need to know before they run.
+    pub(crate) const fn dots(self) -> DotsTraits {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => DotsTraits::of::<crate::dots::VnniDots>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx2 => DotsTraits::of::<crate::dots::Avx2Dots>(),
+            Level::Portable | Level::Twin => DotsTraits::of::<ScalarDots<true>>(),
+        }
+    }
+}
+
+/// The constants of [`Dots`].
+pub(crate) struct DotsTraits {
+    pub(crate) signed: bool,
+    pub(crate) direct: bool,
+    pub(crate) tile: usize,
+}
+
+impl DotsTraits {
+    const fn of<D: Dots>() -> Self {
+        Self { signed: D::SIGNED, direct: D::DIRECT, tile: D::TILE }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn dots_vnni<K: DotKernel>(kernel: K) -> K::Output {
+    // SAFETY: this function is entered only where the features are.
+    unsafe { kernel.run::<crate::dots::VnniDots>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dots_avx2<K: DotKernel>(kernel: K) -> K::Output {
+    // SAFETY: this function is entered only where the features are.
+    unsafe { kernel.run::<crate::dots::Avx2Dots>() }
 }
 
 #[cfg(target_arch = "x86_64")]

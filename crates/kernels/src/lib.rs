@@ -12,10 +12,13 @@
 // Tiles are arrays of registers: counted loops over all their sides at once say what happens, iterators hide it.
 #![allow(clippy::needless_range_loop)]
 
+mod activations;
 mod attention;
 mod buffer;
 mod delta;
+mod dots;
 mod finite;
+mod grouped;
 mod heads;
 mod isa;
 mod kv;
@@ -30,10 +33,12 @@ mod rows;
 mod shared;
 mod team;
 
+pub use activations::Activations;
 pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};
 pub use buffer::Buffer;
 pub use delta::{DeltaScratch, DeltaShape, DeltaSpan, delta_net};
 pub use finite::all_finite;
+pub use grouped::{Codes, GroupedFormat, GroupedRows};
 pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use isa::{Isa, features};
 pub use kv::{KvElement, KvPages, KvPagesError};

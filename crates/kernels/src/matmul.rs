@@ -3,10 +3,10 @@
 //! Sixteen lanes along K accumulate block after block and are then summed in one fixed order, so that an output is
 //! bitwise the same in every register tile, for every number of rows, on every thread.
 
+use crate::grouped;
 use crate::isa::Isa;
 use crate::lanes::{Kernel, LANES, Lanes};
 use crate::pack::{BLOCK, PANEL_ROWS, PackedMatrix, Panels, panel_len};
-use crate::shared::SharedMut;
 use crate::team::Team;
 
 /// Below so many multiply-adds a product runs on the caller alone: about 7 µs of one core's work, of which sharing
@@ -49,26 +49,76 @@ pub fn linear(
     if out.is_empty() {
         return;
     }
-    let panels = n.div_ceil(PANEL_ROWS);
+    let out = Output { start: out.as_mut_ptr(), stride: n, columns: n, bias, add: store == Store::Add };
+    linear_into((team, isa), x, w, out);
+}
+
+/// Where a product goes: columns of rows that are `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    start: *mut f32,
+    stride: usize,
+    pub(crate) columns: usize,
+    /// One for each column.
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) add: bool,
+}
+
+// SAFETY: it stands for a mutable slice, of which workers write parts that do not overlap.
+unsafe impl Sync for Output<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// Where a row's column goes.
+    #[inline(always)]
+    pub(crate) fn at(&self, row: usize, column: usize) -> *mut f32 {
+        self.start.wrapping_add(row * self.stride + column)
+    }
+
+    /// `columns` of the columns, from `from` on.
+    fn part(&self, from: usize, columns: usize) -> Self {
+        let bias = self.bias.map(|bias| &bias[from..from + columns]);
+        Self { start: self.at(0, from), columns, bias, ..*self }
+    }
+}
+
+fn linear_into((team, isa): (&Team, Isa), x: &[f32], w: &PackedMatrix, out: Output<'_>) {
+    let (k, n) = (w.columns(), w.rows());
+    let rows = x.len() / k;
     let alone = rows * k * n < ALONE_BELOW;
-    let step = if alone { panels } else { part_panels(panels, w, team.workers()) };
-    let out = SharedMut::new(out);
+    match &w.panels {
+        Panels::Stack(parts) => {
+            let mut from = 0;
+            for part in parts {
+                linear_into((team, isa), x, part, out.part(from, part.rows()));
+                from += part.rows();
+            }
+            return;
+        }
+        Panels::Grouped(grouped) => {
+            return grouped::product::linear((team, isa), x, grouped, w.activations, out, alone);
+        }
+        Panels::F32(_) | Panels::F16(_) | Panels::Bf16(_) => {}
+    }
+    let panels = n.div_ceil(PANEL_ROWS);
+    let size = if matches!(w.panels, Panels::F32(_)) { 4 } else { 2 };
+    let step = if alone { panels } else { part_panels(panels, panel_len(k) * size, team.workers()) };
     team.share(panels, step, &|_, panels| {
-        let part =
-            Part { x: x.as_ptr(), rows, k, n, bias, add: store == Store::Add, out: out.as_ptr(), panels };
+        let part = Part { x: x.as_ptr(), rows, k, out, panels };
         match &w.panels {
             Panels::F32(w) => isa.dispatch(Product::<F32> { part, w }),
             Panels::F16(w) => isa.dispatch(Product::<F16> { part, w }),
             Panels::Bf16(w) => isa.dispatch(Product::<Bf16> { part, w }),
+            Panels::Grouped(_) | Panels::Stack(_) => unreachable!("returned above"),
         }
     });
 }
 
 /// Panels that a worker takes at once: small enough that the slowest core does not hold up the others for long and
 /// that a part's weights stay in its cache over several blocks of activations, large enough to stream.
-fn part_panels(panels: usize, w: &PackedMatrix, workers: usize) -> usize {
-    let panel_bytes = panel_len(w.columns()) * w.element().size();
-    panels.div_ceil(workers * 8).clamp(1, (NEAR_BYTES / 2 / panel_bytes).max(1))
+fn part_panels(panels: usize, panel_bytes: usize, workers: usize) -> usize {
+    panels.div_ceil(workers * 8).clamp(1, (NEAR_BYTES / 2 / panel_bytes.max(1)).max(1))
 }
 
 /// Weights in a panel.
@@ -132,11 +182,8 @@ struct Part<'a> {
     x: *const f32,
     rows: usize,
     k: usize,
-    n: usize,
-    bias: Option<&'a [f32]>,
-    add: bool,
     /// `[rows, n]`; this part writes the columns of its panels.
-    out: *mut f32,
+    out: Output<'a>,
     panels: std::ops::Range<usize>,
 }
 
@@ -157,7 +204,7 @@ impl<W: Weight> Kernel for Product<'_, W> {
             let until = part.rows.min(first + near);
             for panel in part.panels.clone() {
                 let len = panel_len(part.k);
-                let panel_rows = PANEL_ROWS.min(part.n - panel * PANEL_ROWS);
+                let panel_rows = PANEL_ROWS.min(part.out.columns - panel * PANEL_ROWS);
                 let panel = Panel::<W> {
                     w: w[panel * len..][..len].as_ptr(),
                     row: panel * PANEL_ROWS,
@@ -370,16 +417,15 @@ unsafe fn finish<const R: usize>(
 ) {
     let columns = panel.row + first..panel.row + panel.rows.min(first + R);
     let mut sums = *out;
-    if let Some(bias) = part.bias {
+    if let Some(bias) = part.out.bias {
         for (sum, bias) in sums.iter_mut().zip(&bias[columns.clone()]) {
             *sum += bias;
         }
     }
     // SAFETY: inside the output, in columns of this part's panels, which no other worker writes.
-    let place =
-        unsafe { std::slice::from_raw_parts_mut(part.out.add(row * part.n + columns.start), columns.len()) };
+    let place = unsafe { std::slice::from_raw_parts_mut(part.out.at(row, columns.start), columns.len()) };
     match <&mut [f32; R]>::try_from(place) {
-        Ok(place) if part.add => {
+        Ok(place) if part.out.add => {
             for r in 0..R {
                 place[r] += sums[r];
             }
@@ -390,8 +436,8 @@ unsafe fn finish<const R: usize>(
             for (r, column) in columns.enumerate() {
                 // SAFETY: as above.
                 unsafe {
-                    let place = part.out.add(row * part.n + column);
-                    *place = if part.add { *place + sums[r] } else { sums[r] };
+                    let place = part.out.at(row, column);
+                    *place = if part.out.add { *place + sums[r] } else { sums[r] };
                 }
             }
         }

@@ -9,7 +9,9 @@ use std::io;
 
 use half::{bf16, f16};
 
+use crate::activations::Activations;
 use crate::buffer::Buffer;
+use crate::grouped::{self, Grouped, GroupedFormat, GroupedRows};
 use crate::shared::SharedMut;
 use crate::team::Team;
 
@@ -69,6 +71,15 @@ pub enum PackError {
         /// Of a later one.
         found: usize,
     },
+    /// Groups of so many columns.
+    Group(usize),
+    /// Parts to be stacked, already packed, are none.
+    Nothing,
+    /// A row has a scale or minimum that is infinite or not a number.
+    NotFinite {
+        /// In the whole matrix.
+        row: usize,
+    },
     /// No memory.
     Memory(io::Error),
 }
@@ -80,6 +91,13 @@ impl std::fmt::Display for PackError {
             Self::Columns { expected, found } => {
                 write!(f, "{found} columns below a matrix of {expected} columns")
             }
+            Self::Group(group) => {
+                write!(f, "groups of {group} columns, where 16, 32, 64 and 128 can be computed with")
+            }
+            Self::Nothing => f.write_str("a matrix of no parts"),
+            Self::NotFinite { row } => {
+                write!(f, "row {row} has a scale or minimum that is infinite or not a number")
+            }
             Self::Memory(_) => f.write_str("no memory for the packed weights"),
         }
     }
@@ -89,7 +107,11 @@ impl std::error::Error for PackError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Memory(cause) => Some(cause),
-            Self::Size { .. } | Self::Columns { .. } => None,
+            Self::Size { .. }
+            | Self::Columns { .. }
+            | Self::Group(_)
+            | Self::Nothing
+            | Self::NotFinite { .. } => None,
         }
     }
 }
@@ -99,6 +121,7 @@ impl std::error::Error for PackError {
 pub struct PackedMatrix {
     rows: usize,
     columns: usize,
+    pub(crate) activations: Activations,
     pub(crate) panels: Panels,
 }
 
@@ -107,6 +130,9 @@ pub(crate) enum Panels {
     F32(Buffer<f32>),
     F16(Buffer<u16>),
     Bf16(Buffer<u16>),
+    Grouped(Grouped),
+    /// Matrices of unlike types, one below the other.
+    Stack(Vec<PackedMatrix>),
 }
 
 impl PackedMatrix {
@@ -146,7 +172,48 @@ impl PackedMatrix {
             WeightElement::F16 => Panels::F16(stacked!(stack_f16)),
             WeightElement::Bf16 => Panels::Bf16(stacked!(stack_bf16)),
         };
-        Ok(Self { rows, columns, panels })
+        Ok(Self { rows, columns, activations: Activations::default(), panels })
+    }
+
+    /// Stacks `parts` (one below the other) into panels of grouped codes, as they are: only where they are stored
+    /// changes. Scales and minima take the fewest bits that hold all of them.
+    ///
+    /// # Errors
+    /// Groups of a size that there is no loop for, parts that differ in columns, a scale that is no finite number, or
+    /// no memory.
+    pub fn pack_grouped(
+        parts: &[&dyn GroupedRows],
+        format: GroupedFormat,
+        team: &Team,
+    ) -> Result<Self, PackError> {
+        let (rows, columns, grouped) = grouped::pack::pack(parts, format, team)?;
+        Ok(Self { rows, columns, activations: Activations::default(), panels: Panels::Grouped(grouped) })
+    }
+
+    /// One matrix of several, one below the other: for parts whose types differ.
+    ///
+    /// # Errors
+    /// There are none, or they differ in columns.
+    pub fn stack(parts: Vec<Self>) -> Result<Self, PackError> {
+        let Some(first) = parts.first() else { return Err(PackError::Nothing) };
+        let (columns, activations) = (first.columns, first.activations);
+        if let Some(other) = parts.iter().find(|part| part.columns != columns) {
+            return Err(PackError::Columns { expected: columns, found: other.columns });
+        }
+        let rows = parts.iter().map(|part| part.rows).sum();
+        Ok(Self { rows, columns, activations, panels: Panels::Stack(parts) })
+    }
+
+    /// The same matrix, with which activations are multiplied so. Of weight in grouped codes only.
+    #[must_use]
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        if let Panels::Stack(parts) = &mut self.panels {
+            for part in parts {
+                part.activations = activations;
+            }
+        }
+        self
     }
 
     /// Outputs.
@@ -159,20 +226,13 @@ impl PackedMatrix {
         self.columns
     }
 
-    /// How an element is stored.
-    pub fn element(&self) -> WeightElement {
-        match self.panels {
-            Panels::F32(_) => WeightElement::F32,
-            Panels::F16(_) => WeightElement::F16,
-            Panels::Bf16(_) => WeightElement::Bf16,
-        }
-    }
-
     /// Memory it takes, padding included.
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::F32(panels) => size_of_val::<[f32]>(panels),
             Panels::F16(panels) | Panels::Bf16(panels) => size_of_val::<[u16]>(panels),
+            Panels::Grouped(grouped) => grouped.bytes.len(),
+            Panels::Stack(parts) => parts.iter().map(Self::bytes).sum(),
         }
     }
 
@@ -183,15 +243,36 @@ impl PackedMatrix {
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.columns, "a row has as many elements as the matrix columns");
+        match &self.panels {
+            Panels::F32(panels) => self.read_row(row, out, |at, column| panels[at + column]),
+            Panels::F16(panels) => {
+                self.read_row(row, out, |at, column| f16::from_bits(panels[at + column]).to_f32());
+            }
+            Panels::Bf16(panels) => {
+                self.read_row(row, out, |at, column| {
+                    bf16::from_bits(panels[at + interleaved(column)]).to_f32()
+                });
+            }
+            Panels::Grouped(grouped) => grouped.row(row, out),
+            Panels::Stack(parts) => {
+                let mut row = row;
+                for part in parts {
+                    if row < part.rows {
+                        return part.row(row, out);
+                    }
+                    row -= part.rows;
+                }
+            }
+        }
+    }
+
+    /// `read(start of a block's row, column in it)`.
+    fn read_row(&self, row: usize, out: &mut [f32], read: impl Fn(usize, usize) -> f32) {
         let panel = row / PANEL_ROWS * panel_len(self.columns);
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             let at = panel + (block * PANEL_ROWS + row % PANEL_ROWS) * BLOCK;
             for (column, out) in out.iter_mut().enumerate() {
-                *out = match &self.panels {
-                    Panels::F32(panels) => panels[at + column],
-                    Panels::F16(panels) => f16::from_bits(panels[at + column]).to_f32(),
-                    Panels::Bf16(panels) => bf16::from_bits(panels[at + interleaved(column)]).to_f32(),
-                };
+                *out = read(at, column);
             }
         }
     }
@@ -323,7 +404,7 @@ mod tests {
                 let (first, second) = (bytes(from, &values(0..5)), bytes(from, &values(5..19)));
                 let part = |rows, bytes| WeightBytes { element: from, rows, columns, bytes };
                 let packed = PackedMatrix::pack(&[part(5, &first), part(14, &second)], to, &team).unwrap();
-                assert_eq!((packed.rows(), packed.columns(), packed.element()), (19, columns, to));
+                assert_eq!((packed.rows(), packed.columns()), (19, columns));
                 for row in 0..19 {
                     let mut out = vec![0.0; columns];
                     packed.row(row, &mut out);

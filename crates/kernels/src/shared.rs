@@ -20,10 +20,6 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
-    pub(crate) fn as_ptr(&self) -> *mut T {
-        self.start
-    }
-
     /// `len` elements from `at`.
     ///
     /// # Safety
