@@ -2,9 +2,10 @@
 //!
 //! Each prints a table (or JSON), its assertions, and whether they hold. What it is *not*: a timed test; nothing here
 //! decides whether a build is good, and `--quick` runs each bench at its smallest size without asserting speed.
-//! Start with [`scenarios::run`] and [`engine::run`].
+//! Start with [`scenarios::run`], [`engine::run`] and [`route::run`].
 
 pub mod engine;
 mod machine;
+pub mod route;
 pub mod scenarios;
 mod spread;

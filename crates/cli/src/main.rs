@@ -8,6 +8,7 @@ mod chat;
 mod client;
 mod coordinator;
 mod doctor;
+mod explain;
 mod keys;
 mod logits;
 mod models;
@@ -21,6 +22,7 @@ mod shutdown;
 mod status;
 mod terminal;
 mod up;
+mod why;
 
 use std::process::ExitCode;
 
@@ -57,6 +59,10 @@ enum Command {
     Logits(logits::Options),
     /// Show machines, models and instances, and why any of them takes no requests.
     Status(status::Options),
+    /// Say of one of the last requests why it went where it went, why then, or why it was refused.
+    Explain(explain::Options),
+    /// Say why a machine gets work, or does not.
+    Why(why::Options),
     /// List, inspect and make models.
     #[command(subcommand)]
     Models(models::Verb),
@@ -81,6 +87,8 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Logits(options) => logits::run(&options),
         Command::Status(options) => serving::block_on(status::run(options)),
+        Command::Explain(options) => serving::block_on(explain::run(options)),
+        Command::Why(options) => serving::block_on(why::run(options)),
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),
         Command::Bench(verb) => serving::block_on(bench::run(verb)),

@@ -6,6 +6,7 @@ mod body;
 mod call;
 mod chat;
 mod completions;
+mod explain;
 mod keys;
 mod models;
 mod prepare;
@@ -49,6 +50,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))
         .route("/api/status", get(status::show))
+        .route("/api/explain/{request}", get(explain::request))
+        .route("/api/why/{machine}", get(explain::machine))
         .route("/api/keys", get(keys::list).post(keys::create))
         .route("/api/keys/{id}", delete(keys::revoke))
         .route("/api/segments", get(segments::show).delete(segments::reset))

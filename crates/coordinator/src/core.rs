@@ -44,6 +44,8 @@ pub(crate) struct Core {
     pub(crate) end: CancellationToken,
     /// Every task that must end before the coordinator does.
     pub(crate) tasks: TaskTracker,
+    /// What prompts' beginnings are hashed with.
+    pub(crate) affinity_seed: u64,
     rng: Mutex<Rng>,
 }
 
@@ -80,6 +82,7 @@ impl Core {
             draining: CancellationToken::new(),
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            affinity_seed: rng.next_u64(),
             rng: Mutex::new(rng),
             config,
         }

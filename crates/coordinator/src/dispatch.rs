@@ -323,6 +323,7 @@ impl Serving {
             deadline: self.work.deadline.filter(|_| !self.started),
             again: self.tried + self.bounces > 0,
             tried: self.tried,
+            prefixes: fleet::prefixes(&self.work.prompt, self.core.affinity_seed),
         }
     }
 

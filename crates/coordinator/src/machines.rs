@@ -45,6 +45,8 @@ struct Table {
     machines: HashMap<MachineId, Machine>,
     /// Which machine holds which instance now.
     holders: HashMap<InstanceId, MachineId>,
+    /// How many of them are connected.
+    connected: usize,
 }
 
 /// Every machine that is or was connected. Its lock is taken before a pool's, never the other way round.
@@ -91,7 +93,7 @@ impl Machines {
     pub(crate) fn connect(&self, session: &Arc<Session>, hello: &Hello) -> Result<After, Refused> {
         let mut after = After::default();
         let mut table = self.table.lock();
-        let connected = table.machines.values().filter(|m| m.session.is_some()).count();
+        let connected = table.connected;
         if let Some(machine) = table.machines.get(&hello.machine) {
             if let Some(older) = machine.session.clone() {
                 if machine.incarnation > hello.incarnation {
@@ -119,13 +121,14 @@ impl Machines {
             offers: Vec::new(),
         };
         table.machines.insert(hello.machine, machine);
+        table.connected += 1;
         Self::forget_oldest(&mut table);
         Ok(after)
     }
 
     fn forget_oldest(table: &mut Table) {
         let gone = table.machines.iter().filter(|(_, m)| m.session.is_none());
-        if gone.clone().count() > GONE_MAX
+        if table.machines.len() - table.connected > GONE_MAX
             && let Some(oldest) = gone.min_by_key(|(_, m)| m.since).map(|(id, _)| *id)
         {
             table.machines.remove(&oldest);
@@ -147,6 +150,7 @@ impl Machines {
         }
         machine.session = None;
         machine.since = self.clock.now();
+        table.connected -= 1;
         // Pools first: what is in flight there counts as one fault of the machine, not as one for each request.
         for offer in std::mem::take(&mut machine.offers) {
             table.holders.remove(&offer.offer.instance);
@@ -332,9 +336,14 @@ impl Machines {
         self.table.lock().machines.get(&machine)?.session.clone()
     }
 
+    /// What people call `machine`.
+    pub(crate) fn name(&self, machine: MachineId) -> Option<String> {
+        self.table.lock().machines.get(&machine).map(|m| m.name.clone())
+    }
+
     /// How many are connected.
     pub(crate) fn connected(&self) -> usize {
-        self.table.lock().machines.values().filter(|m| m.session.is_some()).count()
+        self.table.lock().connected
     }
 
     /// Every living connection.

@@ -1,6 +1,6 @@
 //! What a request would cost on an instance, in predicted seconds, and what outcomes teach about that.
 
-use base::Micros;
+use base::{Micros, Tokens};
 
 use crate::eligibility::Ask;
 use crate::instance::{InFlight, Instance};
@@ -99,9 +99,69 @@ fn token_s(instance: &Instance, batch: f64) -> f64 {
     alone + other * (batch - 1.0).max(0.0)
 }
 
+/// What [`predict`] is made of, with the request's own numbers left out: a lower bound of many instances' costs is
+/// found from the least of each term.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Terms {
+    /// Seconds whatever the request.
+    pub(crate) fixed_s: f64,
+    /// Seconds a prompt token.
+    pub(crate) prompt_token_s: f64,
+    /// Seconds a token of the answer but the first.
+    pub(crate) answer_token_s: f64,
+    /// Of the KV cache, how much is free.
+    pub(crate) free_share: f64,
+    /// KV tokens in all.
+    pub(crate) room: f64,
+}
+
+impl Terms {
+    /// Those of `instance` now.
+    pub(crate) fn of(instance: &Instance) -> Self {
+        let foreign = if instance.foreign > 0 { instance.reported.prefill_tokens_waiting } else { 0 };
+        let token_s = token_s(instance, f64::from(instance.taken() + 1));
+        let ratio = instance.learnt.first_token_ratio;
+        let prompt_token_s = ratio / instance.reported.prefill_tokens_per_s;
+        let room = instance.reported.kv_tokens.max(1) as f64;
+        Self {
+            fixed_s: (instance.prefill_pending + foreign) as f64 * prompt_token_s + token_s * ratio,
+            prompt_token_s,
+            answer_token_s: token_s,
+            free_share: instance.kv_free() as f64 / room,
+            room,
+        }
+    }
+
+    /// No more than what `ask` would cost on any instance whose terms are at least these.
+    pub(crate) fn bound_s(&self, ask: &Ask) -> f64 {
+        let answer = f64::from(ask.answer_tokens.0.min(ask.max_tokens.0).max(1) - 1);
+        let used = 1.0 - self.free_share + ask.kv_need() as f64 / self.room;
+        self.fixed_s
+            + f64::from(ask.prompt_tokens.0) * self.prompt_token_s
+            + answer * self.answer_token_s
+            + kv_barrier_s(used)
+    }
+}
+
+/// What a KV cache of which `used` is taken costs.
+fn kv_barrier_s(used: f64) -> f64 {
+    let used = used.clamp(0.0, 0.999);
+    KV_BARRIER_S * used / (1.0 - used)
+}
+
+/// Tokens that are computed of a prompt of which `cached` are there: the last one at least.
+pub(crate) fn prefill_tokens(ask: &Ask, cached: Tokens) -> u32 {
+    ask.prompt_tokens.0.saturating_sub(cached.0).max(ask.prompt_tokens.0.min(1))
+}
+
 /// What `ask` would cost on `instance` now.
 pub fn predict(instance: &Instance, ask: &Ask) -> Prediction {
-    let prompt = instance.prefill_pending + u64::from(ask.prompt_tokens.0);
+    predict_cached(instance, ask, Tokens::ZERO)
+}
+
+/// As [`predict`], where `cached` tokens of the prompt are taken to be in the instance's cache.
+pub(crate) fn predict_cached(instance: &Instance, ask: &Ask, cached: Tokens) -> Prediction {
+    let prompt = instance.prefill_pending + u64::from(prefill_tokens(ask, cached));
     let foreign = if instance.foreign > 0 { instance.reported.prefill_tokens_waiting } else { 0 };
     let batch = f64::from(instance.taken() + 1);
     let token_s = token_s(instance, batch);
@@ -110,8 +170,8 @@ pub fn predict(instance: &Instance, ask: &Ask) -> Prediction {
     let answer = f64::from(ask.answer_tokens.0.min(ask.max_tokens.0).max(1) - 1);
     let total_s = first_token_s + answer * token_s;
     let room = instance.reported.kv_tokens.max(1) as f64;
-    let used = (room - instance.kv_free() as f64 + ask.kv_need() as f64).clamp(0.0, room * 0.999) / room;
-    Prediction { first_token_s, total_s, cost_s: total_s + KV_BARRIER_S * used / (1.0 - used) }
+    let used = (room - instance.kv_free() as f64 + ask.kv_need() as f64) / room;
+    Prediction { first_token_s, total_s, cost_s: total_s + kv_barrier_s(used) }
 }
 
 /// Requests a second that `instance` completes when all its slots are taken by requests like `ask`.

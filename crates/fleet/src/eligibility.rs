@@ -130,24 +130,48 @@ impl Ineligible {
         matches!(self, Self::Held | Self::NoSlot { .. } | Self::Full | Self::NoKvRoom { .. })
     }
 
+    /// Every word that [`Ineligible::code`] gives, in the list's order.
+    pub const CODES: [&'static str; 15] = [
+        "rank_above_zero",
+        "other_weights",
+        "other_kit",
+        "draining",
+        "failed",
+        "unknown_phase",
+        "excluded",
+        "too_long",
+        "offline",
+        "loading",
+        "breaker_open",
+        "held",
+        "no_slot",
+        "full",
+        "no_kv_room",
+    ];
+
     /// A word for metrics and programs.
     pub fn code(&self) -> &'static str {
+        Self::CODES[self.number()]
+    }
+
+    /// Its place in [`Ineligible::CODES`].
+    pub(crate) fn number(&self) -> usize {
         match self {
-            Self::RankAboveZero { .. } => "rank_above_zero",
-            Self::OtherWeights => "other_weights",
-            Self::OtherKit => "other_kit",
-            Self::Draining => "draining",
-            Self::Failed => "failed",
-            Self::UnknownPhase => "unknown_phase",
-            Self::Excluded => "excluded",
-            Self::TooLong { .. } => "too_long",
-            Self::Offline => "offline",
-            Self::Loading => "loading",
-            Self::BreakerOpen { .. } => "breaker_open",
-            Self::Held => "held",
-            Self::NoSlot { .. } => "no_slot",
-            Self::Full => "full",
-            Self::NoKvRoom { .. } => "no_kv_room",
+            Self::RankAboveZero { .. } => 0,
+            Self::OtherWeights => 1,
+            Self::OtherKit => 2,
+            Self::Draining => 3,
+            Self::Failed => 4,
+            Self::UnknownPhase => 5,
+            Self::Excluded => 6,
+            Self::TooLong { .. } => 7,
+            Self::Offline => 8,
+            Self::Loading => 9,
+            Self::BreakerOpen { .. } => 10,
+            Self::Held => 11,
+            Self::NoSlot { .. } => 12,
+            Self::Full => 13,
+            Self::NoKvRoom { .. } => 14,
         }
     }
 }

@@ -73,6 +73,8 @@ pub struct InFlight {
     pub at: Micros,
     /// Prompt tokens.
     pub prompt_tokens: u32,
+    /// Of these, what is taken to be computed: less than all where a cache holds the rest.
+    pub prefill_tokens: u32,
     /// KV tokens that it is taken to need.
     pub kv_need: u64,
     /// When its first token came.
@@ -153,20 +155,19 @@ impl Instance {
     pub(crate) fn begin(&mut self, request: RequestId, attempt: InFlight) {
         self.kv_committed += attempt.kv_need;
         self.kv_since_report -= attempt.kv_need as i64;
-        self.prefill_pending += u64::from(attempt.prompt_tokens);
+        self.prefill_pending += u64::from(attempt.prefill_tokens);
         let before = self.attempts.insert(request, attempt);
         assert!(before.is_none(), "a request has at most one attempt at a time");
     }
 
-    /// Records an attempt's first token; a second one changes nothing.
-    pub(crate) fn first_token(&mut self, request: RequestId, now: Micros) {
-        if let Some(attempt) = self.attempts.get_mut(&request)
-            && attempt.first_token_at.is_none()
-        {
-            attempt.first_token_at = Some(now);
-            self.prefill_pending -= u64::from(attempt.prompt_tokens);
-            self.learnt.first_token(now.saturating_sub(attempt.at).as_secs_f64(), attempt.predicted_first_s);
-        }
+    /// Records an attempt's first token and gives how long it took; a second one changes nothing.
+    pub(crate) fn first_token(&mut self, request: RequestId, now: Micros) -> Option<Micros> {
+        let attempt = self.attempts.get_mut(&request).filter(|attempt| attempt.first_token_at.is_none())?;
+        attempt.first_token_at = Some(now);
+        self.prefill_pending -= u64::from(attempt.prefill_tokens);
+        let after = now.saturating_sub(attempt.at);
+        self.learnt.first_token(after.as_secs_f64(), attempt.predicted_first_s);
+        Some(after)
     }
 
     /// Records an attempt's end and gives it back.
@@ -175,7 +176,7 @@ impl Instance {
         self.kv_committed -= attempt.kv_need;
         self.kv_since_report += attempt.kv_need as i64;
         if attempt.first_token_at.is_none() {
-            self.prefill_pending -= u64::from(attempt.prompt_tokens);
+            self.prefill_pending -= u64::from(attempt.prefill_tokens);
         }
         Some(attempt)
     }

@@ -9,6 +9,7 @@
 //!
 //! Start with [`pool`] for the life of a request, [`eligibility`] for who may take it, [`cost`] for who should.
 
+pub mod affinity;
 pub mod breaker;
 pub mod cost;
 pub mod eligibility;
@@ -19,7 +20,10 @@ mod promise;
 mod queue;
 pub mod refusal;
 pub mod reported;
+mod roster;
+pub mod story;
 
+pub use affinity::{Prefixes, prefixes};
 pub use cost::Prediction;
 pub use eligibility::{Ask, Ineligible, eligible};
 pub use instance::Instance;
@@ -27,3 +31,4 @@ pub use policy::{Policy, Priority};
 pub use pool::{Admission, Capacity, Effect, Enqueue, Input, Listing, Outcome, Pool, Refused, Verdict};
 pub use refusal::Refusal;
 pub use reported::Suspect;
+pub use story::{Fared, Happening, Story};

@@ -31,6 +31,9 @@ pub struct Policy {
     pub breaker_forget_us: Micros,
     /// How many tokens an answer is taken to have before any was seen. Learnt from then on.
     pub answer_tokens: u32,
+    /// Of so many last requests it is kept what became of them and why (`phalanx explain`); 0 is off. About a kilobyte
+    /// each.
+    pub explained_max: u32,
 }
 
 impl Default for Policy {
@@ -47,6 +50,7 @@ impl Default for Policy {
             breaker_cool_us_max: Micros::from_secs(300),
             breaker_forget_us: Micros::from_secs(600),
             answer_tokens: 256,
+            explained_max: 10_000,
         }
     }
 }

@@ -16,16 +16,18 @@ mod membership;
 
 use std::collections::BTreeMap;
 
-use base::{InstanceId, Micros, ModelName, RequestId, Rng, Tokens};
+use base::{InstanceId, MachineId, Micros, ModelName, RequestId, Rng, Tokens};
 use wire::control::AttemptRefusal;
 
+use crate::affinity::Affinity;
 use crate::breaker::Breakers;
-use crate::eligibility::Ineligible;
-use crate::instance::Instance;
+use crate::eligibility::{Ask, Ineligible};
 use crate::policy::Policy;
 use crate::promise::Promises;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
+use crate::roster::{Like, Roster};
+use crate::story::{Happening, Stories};
 
 pub use admission::Admission;
 pub use event::{Effect, Enqueue, Input, Outcome};
@@ -60,11 +62,13 @@ pub struct Pool {
     rng: Rng,
     /// The latest time seen; it never goes back.
     now: Micros,
-    instances: BTreeMap<InstanceId, Instance>,
+    instances: Roster,
     /// Where each dispatched request is.
     dispatched: BTreeMap<RequestId, InstanceId>,
     queue: Queue,
     breakers: Breakers,
+    /// The machine that is tried although its breaker is open, since nothing else is left.
+    spared: Option<MachineId>,
     /// Standing last told, by instance.
     standings: BTreeMap<InstanceId, Option<Ineligible>>,
     refused: Refused,
@@ -74,6 +78,8 @@ pub struct Pool {
     prompt_tokens: f64,
     completed: u64,
     promises: Promises,
+    affinity: Affinity,
+    stories: Stories,
 }
 
 impl Pool {
@@ -84,16 +90,19 @@ impl Pool {
             policy,
             rng,
             now: Micros::ZERO,
-            instances: BTreeMap::new(),
+            instances: Roster::default(),
             dispatched: BTreeMap::new(),
             queue: Queue::default(),
             breakers: Breakers::default(),
+            spared: None,
             standings: BTreeMap::new(),
             refused: Refused::default(),
             answer_tokens: f64::from(policy.answer_tokens),
             prompt_tokens: f64::from(policy.answer_tokens),
             completed: 0,
             promises: Promises::default(),
+            affinity: Affinity::default(),
+            stories: Stories::new(policy.explained_max),
         }
     }
 
@@ -124,19 +133,18 @@ impl Pool {
 
     /// When to give [`Input::Tick`] at the latest; nothing when only other inputs can change anything.
     pub fn next_deadline(&self) -> Option<Micros> {
-        let lost = self
-            .instances
-            .values()
-            .filter_map(|i| i.lost_at.map(|at| at.saturating_add(self.policy.grace_us)));
-        if self.queue.is_empty() {
-            return lost.min();
-        }
-        let pauses = self.instances.values().flat_map(|i| [i.full_until, i.barred_until]).flatten();
-        let pauses = pauses.filter(|until| *until > self.now);
-        lost.chain(pauses).chain(self.queue.first_deadline()).min()
+        self.instances.next_wake().into_iter().chain(self.queue.first_deadline()).min()
     }
 
-    /// What passes with time: deadlines, the grace of lost instances, breakers.
+    /// What the instances' indexes are made with.
+    fn like(&self) -> Like {
+        let prompt = Tokens(self.prompt_tokens.clamp(1.0, 1e9) as u32);
+        let mut mean = Ask::new(RequestId(0), prompt, Tokens(u32::MAX));
+        mean.answer_tokens = self.answer_expected();
+        Like { now: self.now, grace: self.policy.grace_us, mean }
+    }
+
+    /// What passes with time: deadlines, the grace of lost instances, breakers, pauses.
     fn advance(&mut self, effects: &mut Vec<Effect>) {
         while let Some(request) = self.queue.expired(self.now) {
             let waiting = self.queue.remove(request).expect("an expired request waits");
@@ -145,15 +153,24 @@ impl Pool {
             let refusal = Refusal::Expired { waited: self.now.saturating_sub(waiting.since), retry_after };
             self.refuse(&waiting.enqueue.ask, refusal, effects);
         }
-        let (now, grace) = (self.now, self.policy.grace_us);
-        let before = self.instances.len();
-        self.instances.retain(|_, i| i.lost_at.is_none_or(|at| at.saturating_add(grace) > now));
-        let forgotten = before != self.instances.len();
-        if forgotten {
-            let instances = &self.instances;
-            self.standings.retain(|id, _| instances.contains_key(id));
+        let mut forgotten = false;
+        while let Some(id) = self.instances.woken(self.now) {
+            let instance = self.instances.get(id).expect("what wakes is there");
+            let grace = self.policy.grace_us;
+            if instance.lost_at.is_some_and(|at| at.saturating_add(grace) <= self.now) {
+                self.instances.remove(id);
+                self.standings.remove(&id);
+                forgotten = true;
+                continue;
+            }
+            let like = self.like();
+            let (breakers, now, spared) = (&self.breakers, self.now, self.spared);
+            self.instances.change(id, &like, |i| {
+                i.barred_until = breakers.barred_until(i.machine, now).filter(|_| spared != Some(i.machine));
+            });
+            self.tell_standing(id, effects);
         }
-        self.refresh_breakers(effects);
+        self.spare(effects);
         if forgotten {
             self.prune(effects);
         }
@@ -162,16 +179,19 @@ impl Pool {
     fn withdraw(&mut self, request: RequestId, effects: &mut Vec<Effect>) {
         if self.queue.remove(request).is_some() {
             self.release_hold(request);
+            self.stories.tell(request, self.now, || Happening::Withdrawn);
         } else if let Some(instance) = self.dispatched.get(&request).copied() {
             self.attempt_ended(request, instance, Outcome::Cancelled, Tokens::ZERO, effects);
         }
     }
 
     fn first_token(&mut self, request: RequestId) {
-        if let Some(id) = self.dispatched.get(&request)
-            && let Some(instance) = self.instances.get_mut(id)
-        {
-            instance.first_token(request, self.now);
+        let (like, now) = (self.like(), self.now);
+        if let Some(id) = self.dispatched.get(&request) {
+            let after = self.instances.change(*id, &like, |instance| instance.first_token(request, now));
+            if let Some(after) = after.flatten() {
+                self.stories.tell(request, now, || Happening::FirstToken { after });
+            }
         }
     }
 
@@ -187,28 +207,36 @@ impl Pool {
             return;
         }
         self.dispatched.remove(&request);
-        let instance = self.instances.get_mut(&id).expect("a dispatched request's instance is known");
-        let batch = instance.taken();
-        let attempt = instance.end(request).expect("a dispatched request is in flight");
-        let machine = instance.machine;
-        // Whatever ended there made room there.
-        instance.full_until = None;
+        self.stories.tell(request, self.now, || Happening::Ended { instance: id, outcome, generated });
+        let (like, now, pause) = (self.like(), self.now, self.policy.full_pause_us);
+        let ended = self.instances.change(id, &like, |instance| {
+            let batch = instance.taken();
+            let attempt = instance.end(request).expect("a dispatched request is in flight");
+            instance.full_until = match outcome {
+                Outcome::Refused(AttemptRefusal::NoSlot | AttemptRefusal::NoKvRoom) => {
+                    Some(now.saturating_add(pause))
+                }
+                // Whatever ended there made room there.
+                _ => None,
+            };
+            if outcome == Outcome::Completed {
+                instance.learnt.completed(&attempt, generated.0, batch, now);
+            }
+            (instance.machine, attempt)
+        });
+        let (machine, attempt) = ended.expect("a dispatched request's instance is known");
         match outcome {
             Outcome::Completed => {
-                instance.learnt.completed(&attempt, generated.0, batch, self.now);
                 self.breakers.success(machine, attempt.at);
                 self.learn_answer(attempt.prompt_tokens, generated);
-            }
-            Outcome::Refused(AttemptRefusal::NoSlot | AttemptRefusal::NoKvRoom) => {
-                instance.full_until = Some(self.now.saturating_add(self.policy.full_pause_us));
             }
             // A body that its machine cannot open is a fault of one side or the other; the rest is news, not guilt.
             Outcome::Refused(AttemptRefusal::Unreadable) | Outcome::Faulted => {
                 self.breakers.fault(machine, self.now, &self.policy);
             }
-            Outcome::Refused(_) | Outcome::Cancelled | Outcome::Lost => {}
+            Outcome::Refused(_) | Outcome::Cancelled | Outcome::Lost => return,
         }
-        self.refresh_breakers(effects);
+        self.follow_breaker(machine, effects);
     }
 
     fn learn_answer(&mut self, prompt: u32, generated: Tokens) {

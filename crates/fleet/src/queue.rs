@@ -1,12 +1,15 @@
 //! What waits, in the order in which it goes: retries, then by class, and within a class accounts take turns by the
 //! work they ask for (start-time fair queueing: Goyal, Vin and Cheng, 1996).
 
+mod ranks;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{AccountId, Micros, RequestId};
 
 use crate::policy::Priority;
 use crate::pool::Enqueue;
+use ranks::Ranks;
 
 /// A prompt token costs about an eighth of a generated one.
 const PROMPT_TOKENS_PER_ANSWER_TOKEN: u64 = 8;
@@ -42,6 +45,11 @@ struct Turn {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Queue {
     order: BTreeMap<Place, Waiting>,
+    /// The same places, so that they can be counted.
+    ranks: Ranks,
+    /// Each account's places, and accounts by how many of theirs wait.
+    own: BTreeMap<AccountId, BTreeSet<Place>>,
+    busiest: BTreeSet<(u32, AccountId)>,
     places: BTreeMap<RequestId, Place>,
     deadlines: BTreeSet<(Micros, RequestId)>,
     accounts: BTreeMap<AccountId, Turn>,
@@ -82,7 +90,7 @@ impl Queue {
 
     /// How many would go before `place`.
     pub(crate) fn ahead(&self, place: Place) -> usize {
-        self.order.range(..place).count()
+        self.ranks.before(place)
     }
 
     /// Charges an account for a request that did not have to wait.
@@ -101,11 +109,14 @@ impl Queue {
         let place = self.place(&waiting.enqueue);
         let request = waiting.enqueue.ask.request;
         self.sequence += 1;
-        let turn = self.accounts.entry(waiting.enqueue.account).or_default();
-        turn.waiting += 1;
+        let account = waiting.enqueue.account;
+        let turn = self.accounts.entry(account).or_default();
         if !waiting.enqueue.again {
             turn.finish = place.tag + virtual_cost(&waiting.enqueue);
         }
+        self.count(account, 1);
+        self.own.entry(account).or_default().insert(place);
+        self.ranks.insert(place);
         self.deadlines.insert((waiting.deadline, request));
         let before = self.places.insert(request, place);
         assert!(before.is_none(), "a request waits in one place");
@@ -126,10 +137,26 @@ impl Queue {
         let place = self.places.remove(&request)?;
         let waiting = self.order.remove(&place).expect("every place is in the order");
         self.deadlines.remove(&(waiting.deadline, request));
-        let turn = self.accounts.get_mut(&waiting.enqueue.account).expect("who waits has a turn");
-        turn.waiting -= 1;
+        let account = waiting.enqueue.account;
+        self.count(account, -1);
+        let own = self.own.get_mut(&account).expect("who waits has places");
+        own.remove(&place);
+        if own.is_empty() {
+            self.own.remove(&account);
+        }
+        self.ranks.remove(place);
         self.sweep();
         Some(waiting)
+    }
+
+    /// One more, or one less, of `account` waits.
+    fn count(&mut self, account: AccountId, change: i32) {
+        let turn = self.accounts.get_mut(&account).expect("who waits has a turn");
+        self.busiest.remove(&(turn.waiting, account));
+        turn.waiting = turn.waiting.checked_add_signed(change).expect("no more leave than came");
+        if turn.waiting > 0 {
+            self.busiest.insert((turn.waiting, account));
+        }
     }
 
     /// The first request after `place`, or the first of all.
@@ -163,21 +190,23 @@ impl Queue {
     /// has most waiting, where that is at least two more than the arriving account has. Never `held`, which an
     /// instance is kept free for, nor what was dispatched before.
     pub(crate) fn gives_way(&self, enqueue: &Enqueue, held: Option<RequestId>) -> Option<RequestId> {
-        let mut movable = self.order.iter().rev().filter(|(place, waiting)| {
+        let movable = |place: &&Place| {
             place.fresh == 1
                 && place.priority >= enqueue.priority
-                && Some(waiting.enqueue.ask.request) != held
-        });
-        let last = movable.clone().next()?;
-        if last.0.priority > enqueue.priority {
-            return Some(last.1.enqueue.ask.request);
+                && Some(self.order[*place].enqueue.ask.request) != held
+        };
+        let request = |place: &Place| self.order[place].enqueue.ask.request;
+        // What may not move stands before what may, but for the one that is held: two are enough to look at.
+        let last = self.order.keys().rev().take(2).find(movable)?;
+        if last.priority > enqueue.priority {
+            return Some(request(last));
         }
         let own = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.waiting);
-        let (most, turn) = self.accounts.iter().max_by_key(|(_, turn)| turn.waiting)?;
-        if turn.waiting < own + 2 {
+        let (most, account) = self.busiest.last()?;
+        if *most < own + 2 {
             return None;
         }
-        movable.find(|(_, waiting)| waiting.enqueue.account == *most).map(|(_, w)| w.enqueue.ask.request)
+        self.own[account].iter().rev().take(2).find(movable).map(request)
     }
 
     /// Forgets accounts whose turns are over, when they have become many: a constant cost a request on average.

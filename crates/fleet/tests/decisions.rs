@@ -163,7 +163,7 @@ fn ask(pool: &Pool, line: &Line<'_>) -> Option<String> {
             let capacity = pool.capacity(line.at, Tokens(prompt), Tokens(max));
             Some(format!("{} start, {} run, {} wait", capacity.requests, capacity.running, capacity.queued))
         }
-        "listing" => Some(pool.listing(line.at).map_or("not listed".to_owned(), |l| {
+        "listing" => Some(pool.listing().map_or("not listed".to_owned(), |l| {
             format!("{} with {} tokens on {} instances", l.model, l.context, l.instances)
         })),
         "explain" => Some(
@@ -226,4 +226,51 @@ fn the_scripts_decide_as_they_did() {
             assert_eq!(script, played, "{}", path.display());
         }
     }
+}
+
+#[test]
+fn a_prompt_goes_where_its_beginning_was_computed_unless_that_machine_has_too_much_to_do() {
+    let mut pool = Pool::new(model(), Policy::default(), Rng::new(1));
+    let mut effects = Vec::new();
+    let mut went = |pool: &mut Pool, n: u64, prompt: &[u32]| {
+        let mut asked = enqueue(n, 1, prompt.len() as u32, 20);
+        asked.prefixes = fleet::prefixes(prompt, 5);
+        effects.clear();
+        pool.handle(Micros::from_secs(n), Input::Enqueue(asked), &mut effects);
+        let went = effects.iter().find_map(|effect| match effect {
+            Effect::Dispatch { instance, .. } => Some(*instance),
+            _ => None,
+        });
+        let instance = went.expect("there is room");
+        let (outcome, generated) = (Outcome::Completed, Tokens(20));
+        let ended = Input::AttemptEnded { request: request(n), instance, outcome, generated };
+        (instance, ended)
+    };
+    let end = |pool: &mut Pool, ended| pool.handle(Micros::from_secs(1), ended, &mut Vec::new());
+    for of in 1..=2 {
+        let shape = Shape { slots: 8, kv: 100_000, context: 50_000, ..Shape::default() };
+        let up = Input::InstanceUp { machine: machine(of), offer: offer(of, &shape) };
+        pool.handle(Micros::ZERO, up, &mut Vec::new());
+    }
+    let long: Vec<u32> = (0..5000).collect();
+    let (first, ended) = went(&mut pool, 1, &long);
+    end(&mut pool, ended);
+    for n in 2..12 {
+        let mut like = long[..4100].to_vec();
+        like.extend(0..n as u32);
+        let (at, ended) = went(&mut pool, n, &like);
+        assert_eq!(at, first, "the other machine would compute five seconds of prompt again");
+        end(&mut pool, ended);
+    }
+    // A stranger's prompt puts ten seconds of prefill before it there: now the other machine is quicker.
+    let (busy, _) = went(&mut pool, 20, &vec![7; 10_000]);
+    let (_, _) = went(&mut pool, 21, &vec![8; 10_000]);
+    let (at, _) = went(&mut pool, 22, &long);
+    assert!([instance(1), instance(2)].contains(&busy) && at == first, "both are as busy: the cache decides");
+    let (_, _) = went(&mut pool, 23, &long);
+    let story = pool.story(request(22)).expect("it is one of the last");
+    let [(_, fleet::Happening::Dispatched { cached, candidates, .. })] = &story.events[..] else {
+        panic!("{story:?}")
+    };
+    assert_eq!((*cached, candidates.len()), (Tokens(4096), 2));
 }

@@ -1,5 +1,7 @@
 //! The operator's HTTP bodies: what `phalanx status` and `phalanx keys` read and write under `/api`.
 
+pub mod explain;
+
 use base::{AccountId, Bytes, InstanceId, KeyId, MachineId, ModelName, Tokens};
 use serde::{Deserialize, Serialize};
 

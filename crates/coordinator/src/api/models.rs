@@ -35,7 +35,7 @@ pub(super) async fn one(
 
 /// What callers see of a model; nothing where no instance serves it now.
 fn card(served: &Served) -> Option<ModelCard> {
-    let listing = served.look(|pool, now| pool.listing(now))?;
+    let listing = served.look(|pool, _| pool.listing())?;
     Some(ModelCard {
         id: served.name.as_str().to_owned(),
         object: "model".to_owned(),

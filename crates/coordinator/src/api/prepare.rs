@@ -194,7 +194,7 @@ fn limit(
         return Err(Problem::ContextLength { context, prompt: count, param });
     }
     // Where the caches hold less than the context, the pool refuses what can never fit, with its own numbers.
-    let limit = served.look(|pool, now| pool.limit(now)).map_or(context, |Tokens(limit)| limit.min(context));
+    let limit = served.look(|pool, _| pool.limit()).map_or(context, |Tokens(limit)| limit.min(context));
     let room = limit.saturating_sub(count).max(1);
     let default = match (chat, core.config.requests.answer_tokens_default) {
         (false, _) => COMPLETION_TOKENS_DEFAULT,

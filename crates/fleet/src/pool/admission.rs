@@ -3,10 +3,10 @@
 use base::{Micros, RequestId, Tokens};
 
 use super::{Effect, Enqueue, Pool};
-use crate::cost;
-use crate::eligibility::{Ask, Ineligible, eligible};
+use crate::eligibility::Ask;
 use crate::queue::Waiting;
 use crate::refusal::Refusal;
+use crate::story::Happening;
 
 /// Completed requests after which predictions are trusted. Before, they rest on what machines say of themselves.
 const TRUSTED_AFTER: u64 = 3;
@@ -48,17 +48,24 @@ impl Pool {
             return;
         }
         enqueue.ask.answer_tokens = self.answer_expected();
+        self.stories.arrived(&enqueue);
         match self.admit(self.now, &enqueue) {
             Ok(Admission::Now) => {
                 self.queue.charge(&enqueue);
-                let placed = self.place(&enqueue.ask, self.now, effects);
+                let placed = self.place(&enqueue.ask, &enqueue.prefixes, self.now, effects);
                 assert!(placed, "what is admitted to start now starts now");
             }
-            Ok(Admission::Waits { gives_way, .. }) => {
+            Ok(Admission::Waits { predicted, gives_way }) => {
                 if let Some(loser) = gives_way {
                     self.push_out(loser, effects);
                 }
                 let deadline = self.deadline(&enqueue);
+                if self.stories.wanted() {
+                    let ahead = self.queue.ahead(self.queue.place(&enqueue));
+                    let reasons = self.instances.reasons().collect();
+                    let waits = || Happening::Waits { ahead, predicted, reasons };
+                    self.stories.tell(enqueue.ask.request, self.now, waits);
+                }
                 self.queue.push(Waiting { enqueue, since: self.now, deadline });
             }
             Err(refusal) => {
@@ -93,10 +100,10 @@ impl Pool {
         if enqueue.tried >= self.policy.attempts_max {
             return Err(Refusal::AttemptsFailed { tried: enqueue.tried });
         }
-        if self.instances.values().any(|i| eligible(i, ask, now).is_ok()) {
+        if self.instances.takes(ask, now) {
             return Ok(Admission::Now);
         }
-        self.serving_path(enqueue, now)?;
+        self.serving_path(enqueue)?;
         let deadline = self.deadline(enqueue);
         let allowed = deadline.saturating_sub(now);
         if allowed == Micros::ZERO {
@@ -127,22 +134,12 @@ impl Pool {
     }
 
     /// Whether anything may serve `ask` in time to come; else the refusal that says why not.
-    fn serving_path(&self, enqueue: &Enqueue, now: Micros) -> Result<(), Refusal> {
+    fn serving_path(&self, enqueue: &Enqueue) -> Result<(), Refusal> {
         let ask = &enqueue.ask;
-        let (mut excluded, mut limit) = (false, None);
-        for instance in self.instances.values() {
-            match eligible(instance, ask, now) {
-                Ok(()) => return Ok(()),
-                Err(reason) if reason.time_cures() => return Ok(()),
-                Err(Ineligible::Excluded) => excluded = true,
-                Err(Ineligible::TooLong { limit: here, .. }) => limit = limit.max(Some(here)),
-                Err(_) => {}
-            }
-        }
-        if excluded {
-            return Err(Refusal::AttemptsFailed { tried: enqueue.tried });
-        }
+        let (limit, excluded) = self.instances.longest_path(&ask.excluded);
         match limit {
+            Some(limit) if ask.length_max() <= limit => Ok(()),
+            _ if excluded => Err(Refusal::AttemptsFailed { tried: enqueue.tried }),
             Some(limit) => {
                 Err(Refusal::TooLong { prompt: ask.prompt_tokens, max_tokens: ask.max_tokens, limit })
             }
@@ -156,7 +153,7 @@ impl Pool {
         while let Some((place, waiting)) = self.queue.next_after(after) {
             after = Some(place);
             let request = waiting.enqueue.ask.request;
-            if let Err(refusal) = self.serving_path(&waiting.enqueue, self.now) {
+            if let Err(refusal) = self.serving_path(&waiting.enqueue) {
                 let waiting = self.queue.remove(request).expect("it was just seen there");
                 self.release_hold(request);
                 self.refuse(&waiting.enqueue.ask, refusal, effects);
@@ -177,6 +174,11 @@ impl Pool {
             Refusal::TooLong { .. } => refused.too_long += 1,
             Refusal::AttemptsFailed { .. } => refused.attempts_failed += 1,
         }
+        if self.stories.wanted() {
+            let (candidates, reasons) = self.candidates(ask);
+            let refused = || Happening::Refused { refusal, candidates, reasons };
+            self.stories.tell(ask.request, self.now, refused);
+        }
         effects.push(Effect::Refuse { request: ask.request, refusal });
     }
 
@@ -196,13 +198,7 @@ impl Pool {
     /// Requests a second that the pool completes when every slot is taken.
     fn drain_per_s(&self, ask: &Ask) -> f64 {
         let mean = Ask { prompt_tokens: Tokens(self.prompt_tokens.clamp(1.0, 1e9) as u32), ..ask.clone() };
-        let like = if self.completed > 0 { &mean } else { ask };
-        let least = Ask::least();
-        self.instances
-            .values()
-            .filter(|i| eligible(i, &least, self.now).map_or_else(|reason| reason.is_load(), |()| true))
-            .map(|i| cost::drain_per_s(i, like))
-            .sum()
+        self.instances.drain_per_s(if self.completed > 0 { &mean } else { ask })
     }
 
     /// When a request with `ahead` others before it starts, from now; nothing where nothing serves yet.

@@ -2,11 +2,13 @@
 
 use base::{InstanceId, Micros, RequestId, Tokens};
 
-use super::{Effect, Pool};
+use super::{Effect, Pool, Verdict};
+use crate::affinity::Prefixes;
 use crate::cost::{self, Prediction};
-use crate::eligibility::{Ask, Ineligible, eligible};
+use crate::eligibility::{Ask, eligible};
 use crate::instance::InFlight;
 use crate::queue::Waiting;
+use crate::story::{CANDIDATES_MAX, Happening};
 
 impl Pool {
     /// Dispatches, in the queue's order, everything that some instance can take. What cannot go now does not stop what
@@ -15,7 +17,7 @@ impl Pool {
         let answer = self.answer_expected();
         let (mut after, mut refused) = (None, None);
         let mut held = self.held();
-        while self.any_room() {
+        while self.instances.any_room() {
             let hopeless = |waiting: &Waiting| {
                 let ask = &waiting.enqueue.ask;
                 held != Some(ask.request)
@@ -24,8 +26,9 @@ impl Pool {
             let Some((place, waiting)) = self.queue.next_where(after, |w| !hopeless(w)) else { return };
             let mut ask = waiting.enqueue.ask.clone();
             let (request, since) = (ask.request, waiting.since);
+            let prefixes = waiting.enqueue.prefixes.clone();
             ask.answer_tokens = answer;
-            if self.place(&ask, since, effects) {
+            if self.place(&ask, &prefixes, since, effects) {
                 self.queue.serve(request).expect("it was just seen there");
                 if self.release_hold(request) {
                     // What was kept free may suit somebody who was passed over.
@@ -45,64 +48,75 @@ impl Pool {
         }
     }
 
-    /// Whether any instance would take the smallest request, or is held for one that may fit by now.
-    fn any_room(&self) -> bool {
-        let least = Ask::least();
-        self.instances.values().any(|i| match eligible(i, &least, self.now) {
-            Ok(()) => true,
-            Err(Ineligible::Held) => i.taken() < i.reported.slots,
-            Err(_) => false,
-        })
-    }
-
     /// Sends `ask` to the instance that costs it least; false where none takes it.
-    pub(super) fn place(&mut self, ask: &Ask, since: Micros, effects: &mut Vec<Effect>) -> bool {
-        let Some((id, predicted)) = self.choose(ask) else { return false };
-        let instance = self.instances.get_mut(&id).expect("a chosen instance is known");
-        let attempt = InFlight {
-            at: self.now,
-            prompt_tokens: ask.prompt_tokens.0,
-            kv_need: ask.kv_need(),
-            first_token_at: None,
-            predicted_first_s: predicted.first_token_s,
-            batch: instance.taken() + 1,
-        };
-        instance.begin(ask.request, attempt);
-        self.dispatched.insert(ask.request, id);
-        effects.push(Effect::Dispatch {
-            request: ask.request,
-            instance: id,
-            machine: instance.machine,
-            waited: self.now.saturating_sub(since),
-            predicted,
+    pub(super) fn place(
+        &mut self,
+        ask: &Ask,
+        prefixes: &Prefixes,
+        since: Micros,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let Some((id, predicted, cached)) = self.choose(ask, prefixes) else { return false };
+        let (like, at) = (self.like(), self.now);
+        let waited = self.now.saturating_sub(since);
+        let machine = self.instances.get(id).expect("a chosen instance is known").machine;
+        if self.stories.wanted() {
+            let (candidates, reasons) = self.candidates(ask);
+            self.stories.tell(ask.request, at, || Happening::Dispatched {
+                instance: id,
+                machine,
+                waited,
+                predicted,
+                cached,
+                candidates,
+                reasons,
+            });
+        }
+        self.instances.change(id, &like, |instance| {
+            let attempt = InFlight {
+                at,
+                prompt_tokens: ask.prompt_tokens.0,
+                prefill_tokens: cost::prefill_tokens(ask, cached),
+                kv_need: ask.kv_need(),
+                first_token_at: None,
+                predicted_first_s: predicted.first_token_s,
+                batch: instance.taken() + 1,
+            };
+            instance.begin(ask.request, attempt);
         });
+        self.affinity.went(prefixes, id);
+        self.dispatched.insert(ask.request, id);
+        effects.push(Effect::Dispatch { request: ask.request, instance: id, machine, waited, predicted });
         true
     }
 
-    /// The eligible instance of least cost; among equals, one at random.
-    fn choose(&mut self, ask: &Ask) -> Option<(InstanceId, Prediction)> {
-        let mut best: Option<(InstanceId, Prediction)> = None;
-        let mut equals = 0;
-        for instance in self.instances.values() {
-            if eligible(instance, ask, self.now).is_err() {
-                continue;
-            }
-            let predicted = cost::predict(instance, ask);
-            match &best {
-                Some((_, least)) if predicted.cost_s > least.cost_s => {}
-                Some((_, least)) if predicted.cost_s == least.cost_s => {
-                    equals += 1;
-                    if self.rng.below(equals) == 0 {
-                        best = Some((instance.id, predicted));
+    /// The eligible instance of least cost, what is predicted there, and how much of the prompt it is thought to hold:
+    /// the cheapest of all without a cache, against those that hold the longest known beginning.
+    fn choose(&mut self, ask: &Ask, prefixes: &Prefixes) -> Option<(InstanceId, Prediction, Tokens)> {
+        let (id, predicted) = self.instances.cheapest(ask, self.now, &mut self.rng)?;
+        let mut best = (id, predicted, Tokens::ZERO);
+        if let Some((cached, holders)) = self.affinity.holders(prefixes) {
+            for holder in holders.iter().filter_map(|id| self.instances.get(*id)) {
+                if eligible(holder, ask, self.now).is_ok() {
+                    let predicted = cost::predict_cached(holder, ask, cached);
+                    if predicted.cost_s < best.1.cost_s {
+                        best = (holder.id, predicted, cached);
                     }
-                }
-                _ => {
-                    equals = 1;
-                    best = Some((instance.id, predicted));
                 }
             }
         }
-        best
+        Some(best)
+    }
+
+    /// Of a small pool every instance's verdict on `ask`; of any pool how many there are by reason.
+    pub(super) fn candidates(&self, ask: &Ask) -> (Vec<Verdict>, Vec<(&'static str, u32)>) {
+        let mut verdicts = Vec::new();
+        if self.instances.len() <= CANDIDATES_MAX {
+            verdicts = self.explain(self.now, ask);
+            let cost = |v: &Verdict| v.verdict.as_ref().map_or(f64::INFINITY, |p| p.cost_s);
+            verdicts.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+        }
+        (verdicts, self.instances.reasons().collect())
     }
 
     /// Keeps free for `ask` the instance that will have room for it soonest, where only KV room is missing. One
@@ -111,29 +125,23 @@ impl Pool {
         if self.held().is_some() {
             return;
         }
-        let short = self.instances.values().filter_map(|i| match eligible(i, ask, self.now) {
-            Err(Ineligible::NoKvRoom { needed, free }) => Some((needed - free, i.id)),
-            _ => None,
-        });
-        if let Some((_, id)) = short.min() {
-            let instance = self.instances.get_mut(&id).expect("it was just seen");
-            instance.held_for = Some(ask.request);
+        if let Some(id) = self.instances.nearly_takes(ask, self.now) {
+            let (like, request) = (self.like(), ask.request);
+            self.instances.change(id, &like, |instance| instance.held_for = Some(request));
         }
     }
 
     /// The request that an instance is kept free for.
     pub(super) fn held(&self) -> Option<RequestId> {
-        self.instances.values().find_map(|i| i.held_for)
+        self.instances.held().map(|(request, _)| request)
     }
 
     /// Frees what was kept free for `request`; false where nothing was.
     pub(super) fn release_hold(&mut self, request: RequestId) -> bool {
-        let mut held = false;
-        for instance in self.instances.values_mut().filter(|i| i.held_for == Some(request)) {
-            instance.held_for = None;
-            held = true;
-        }
-        held
+        let Some((_, id)) = self.instances.held().filter(|(held, _)| *held == request) else { return false };
+        let like = self.like();
+        self.instances.change(id, &like, |instance| instance.held_for = None);
+        true
     }
 }
 

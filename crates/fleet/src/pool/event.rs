@@ -3,6 +3,7 @@
 use base::{AccountId, InstanceId, MachineId, Micros, RequestId, Tokens};
 use wire::control::{AttemptRefusal, InstanceOffer, InstanceReport};
 
+use crate::affinity::Prefixes;
 use crate::cost::Prediction;
 use crate::eligibility::{Ask, Ineligible};
 use crate::policy::Priority;
@@ -27,6 +28,8 @@ pub struct Enqueue {
     pub again: bool,
     /// How many of its attempts failed. Typed refusals for lack of room do not count: they have only its deadline.
     pub tried: u32,
+    /// Hashes of its prompt's beginnings: where they were computed before, little is computed again. Empty is fine.
+    pub prefixes: Prefixes,
 }
 
 /// What happens to a pool.

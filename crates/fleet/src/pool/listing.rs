@@ -1,12 +1,13 @@
 //! What a pool shows of itself: to callers, to operators, to whoever asks why. All of it through the one predicate.
 
-use base::{Bytes, InstanceId, MachineId, Micros, ModelName, Tokens};
+use base::{Bytes, InstanceId, MachineId, Micros, ModelName, RequestId, Tokens};
 use wire::admin::{InstanceStatus, PoolStatus};
 
 use super::{Pool, Refused};
 use crate::cost::{self, Prediction};
 use crate::eligibility::{Ask, Ineligible, eligible};
 use crate::instance::Instance;
+use crate::story::{Fared, Story};
 
 /// A model as callers see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,12 +55,12 @@ impl Pool {
 
     /// The instance called `id`.
     pub fn instance(&self, id: InstanceId) -> Option<&Instance> {
-        self.instances.get(&id)
+        self.instances.get(id)
     }
 
     /// Every instance, lost ones within their grace included.
     pub fn instances(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.values()
+        self.instances.iter()
     }
 
     /// Requests that wait.
@@ -79,31 +80,14 @@ impl Pool {
 
     /// The most tokens that one request may have where the model is served or loading, prompt and answer together:
     /// what `max_tokens` is capped by. Nothing where nothing serves it.
-    pub fn limit(&self, now: Micros) -> Option<Tokens> {
-        let least = Ask::least();
-        let able = |i: &&Instance| match eligible(i, &least, now) {
-            Ok(()) => true,
-            Err(reason) => reason.time_cures(),
-        };
-        self.instances.values().filter(able).map(Instance::limit).max()
+    pub fn limit(&self) -> Option<Tokens> {
+        self.instances.longest_path(&[]).0
     }
 
     /// The model as callers see it; nothing where no instance serves it now.
-    pub fn listing(&self, now: Micros) -> Option<Listing> {
-        let serving = self.serving(now);
-        let context = serving.iter().map(|i| i.limit()).max()?;
-        let instances = u32::try_from(serving.len()).unwrap_or(u32::MAX);
-        Some(Listing { model: self.model.clone(), context, instances })
-    }
-
-    /// Instances that take requests, or would if they had not enough to do.
-    fn serving(&self, now: Micros) -> Vec<&Instance> {
-        let least = Ask::least();
-        let able = |i: &&Instance| match eligible(i, &least, now) {
-            Ok(()) => true,
-            Err(reason) => reason.is_load(),
-        };
-        self.instances.values().filter(able).collect()
+    pub fn listing(&self) -> Option<Listing> {
+        let (context, instances) = self.instances.serving();
+        Some(Listing { model: self.model.clone(), context: context?, instances })
     }
 
     /// How many requests of `prompt` and `max_tokens` tokens would start at once, if they came now.
@@ -117,7 +101,7 @@ impl Pool {
             let slots = u64::from(i.reported.slots.saturating_sub(i.taken()));
             slots.min(i.kv_free() / ask.kv_need().max(1))
         };
-        let requests: u64 = self.instances.values().map(room).sum();
+        let requests: u64 = self.instances.iter().map(room).sum();
         Capacity {
             requests: u32::try_from(requests).unwrap_or(u32::MAX),
             running: u32::try_from(self.running()).unwrap_or(u32::MAX),
@@ -131,20 +115,30 @@ impl Pool {
         ask.answer_tokens = self.answer_expected();
         let verdict = |i: &Instance| eligible(i, &ask, now).map(|()| cost::predict(i, &ask));
         self.instances
-            .values()
+            .iter()
             .map(|i| Verdict { instance: i.id, machine: i.machine, verdict: verdict(i) })
             .collect()
+    }
+
+    /// What became of `request` and why, where it is one of the last.
+    pub fn story(&self, request: RequestId) -> Option<&Story> {
+        self.stories.of(request)
+    }
+
+    /// How `instance` fared in the last requests.
+    pub fn fared(&self, instance: InstanceId) -> Fared {
+        self.stories.fared(instance)
     }
 
     /// The pool as an operator sees it.
     pub fn status(&self, now: Micros) -> PoolStatus {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let model = self.instances.values().map(|i| &i.model).next();
+        let model = self.instances.iter().map(|i| &i.model).next();
         let least = Ask::least();
-        let eligible_now = self.instances.values().filter(|i| eligible(i, &least, now).is_ok()).count();
+        let eligible_now = self.instances.iter().filter(|i| eligible(i, &least, now).is_ok()).count();
         PoolStatus {
             model: self.model.clone(),
-            context: self.limit(now).or(model.map(|m| m.context)).unwrap_or_default(),
+            context: self.limit().or(model.map(|m| m.context)).unwrap_or_default(),
             weight_bytes: model.map_or(Bytes::ZERO, |m| m.weight_bytes),
             eligible: (count(eligible_now), count(self.instances.len())),
             queued: count(self.queue.len()),
@@ -170,6 +164,6 @@ impl Pool {
             kv_tokens: (i.reported.kv_tokens, i.kv_free()),
             decode_tokens_per_s: i.reported.decode_tokens_per_s as f32,
         };
-        self.instances.values().map(|i| (i.machine, status(i))).collect()
+        self.instances.iter().map(|i| (i.machine, status(i))).collect()
     }
 }

@@ -16,7 +16,8 @@ impl Pool {
         effects: &mut Vec<Effect>,
     ) {
         let id = offer.instance;
-        let known = self.instances.get(&id);
+        let known = self.instances.get(id);
+        let anew = known.is_none();
         let reason = if offer.model.name != self.model {
             Some("it serves another model")
         } else if offer.ranks == 0 || offer.rank >= offer.ranks {
@@ -38,30 +39,31 @@ impl Pool {
         let mut instance = Instance::new(machine, offer, &mut suspects);
         self.tell_suspects(id, machine, &suspects, effects);
         instance.contents = self.contents(&instance);
-        match self.instances.remove(&id) {
+        let like = self.like();
+        match self.instances.get(id) {
             // The same connection says it again: what is in flight stays.
             Some(old) if old.lost_at.is_none() => {
-                instance.attempts = old.attempts;
+                instance.attempts = old.attempts.clone();
                 instance.kv_committed = old.kv_committed;
                 instance.prefill_pending = old.prefill_pending;
                 instance.held_for = old.held_for;
-                instance.learnt = old.learnt;
+                instance.learnt = old.learnt.clone();
             }
-            Some(old) => instance.learnt = old.learnt,
+            Some(old) => instance.learnt = old.learnt.clone(),
             None => {}
         }
-        self.instances.insert(id, instance);
-        self.refresh_breakers(effects);
+        instance.barred_until = self.breakers.barred_until(machine, self.now);
+        self.instances.insert(instance, &like);
+        self.spare(effects);
         self.tell_standing(id, effects);
-        self.prune(effects);
+        if !anew {
+            self.prune(effects);
+        }
     }
 
     /// Whether an instance holds what the others of this pool hold. Who came first decides, while it lives.
     fn contents(&self, new: &Instance) -> Contents {
-        let reference = self
-            .instances
-            .values()
-            .find(|i| i.id != new.id && i.contents == Contents::Same && i.lost_at.is_none());
+        let reference = self.instances.same_as_pool(Some(new.id));
         match reference {
             Some(i) if i.model.weights_sha256 != new.model.weights_sha256 => Contents::OtherWeights,
             Some(i) if i.model.kit_sha256 != new.model.kit_sha256 => Contents::OtherKit,
@@ -76,7 +78,7 @@ impl Pool {
         effects: &mut Vec<Effect>,
     ) {
         let id = report.instance;
-        let Some(instance) = self.instances.get_mut(&id).filter(|i| i.lost_at.is_none()) else {
+        let Some(instance) = self.instances.get(id).filter(|i| i.lost_at.is_none()) else {
             effects.push(Effect::Rejected {
                 instance: id,
                 machine,
@@ -90,122 +92,148 @@ impl Pool {
             return;
         }
         let mut suspects = Suspects::new();
-        let (limit, phase) = (instance.limit(), instance.reported.phase);
-        instance.report(report.generation, Reported::clamp(report, &mut suspects));
-        let worse = instance.limit() < limit || instance.reported.phase != phase;
-        if worse {
-            instance.held_for = None;
-        }
+        let like = self.like();
+        let worse = self.instances.change(id, &like, |instance| {
+            let (limit, phase) = (instance.limit(), instance.reported.phase);
+            instance.report(report.generation, Reported::clamp(report, &mut suspects));
+            let worse = instance.limit() < limit || instance.reported.phase != phase;
+            if worse {
+                instance.held_for = None;
+            }
+            worse
+        });
         self.tell_suspects(id, machine, &suspects, effects);
-        if worse {
-            self.refresh_breakers(effects);
-        }
+        self.spare(effects);
         self.tell_standing(id, effects);
-        if worse {
+        if worse == Some(true) {
             self.prune(effects);
         }
     }
 
     pub(super) fn instance_gone(&mut self, id: InstanceId, lost: bool, effects: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get_mut(&id).filter(|i| i.lost_at.is_none()) else { return };
-        let machine = instance.machine;
-        let attempts = std::mem::take(&mut instance.attempts);
+        if self.instances.get(id).is_none_or(|i| i.lost_at.is_some()) {
+            return;
+        }
+        let stays = lost && self.policy.grace_us > Micros::ZERO;
+        let (like, now) = (self.like(), self.now);
+        let gone = self.instances.change(id, &like, |instance| {
+            let attempts = std::mem::take(&mut instance.attempts);
+            (instance.kv_committed, instance.prefill_pending, instance.held_for) = (0, 0, None);
+            instance.lost_at = stays.then_some(now);
+            (instance.machine, attempts)
+        });
+        let (machine, attempts) = gone.expect("it was just seen");
         for request in attempts.keys() {
             self.dispatched.remove(request);
         }
-        if lost && self.policy.grace_us > Micros::ZERO {
-            instance.lost_at = Some(self.now);
-            instance.kv_committed = 0;
-            instance.prefill_pending = 0;
-            instance.held_for = None;
-        } else {
-            self.instances.remove(&id);
+        if !stays {
+            self.instances.remove(id);
             self.standings.remove(&id);
         }
         // One loss is one fault, however many requests it took along.
         if lost && !attempts.is_empty() {
             self.breakers.fault(machine, self.now, &self.policy);
+            self.follow_breaker(machine, effects);
         }
         self.adopt_contents(effects);
-        self.refresh_breakers(effects);
+        self.spare(effects);
         self.tell_standing(id, effects);
         self.prune(effects);
     }
 
     /// Where nobody is left who holds the pool's contents, the first of the others sets them.
     fn adopt_contents(&mut self, effects: &mut Vec<Effect>) {
-        if self.instances.values().any(|i| i.contents == Contents::Same && i.lost_at.is_none()) {
+        if self.instances.same_as_pool(None).is_some() {
             return;
         }
-        let Some(first) = self.instances.values().find(|i| i.lost_at.is_none()) else { return };
-        let model = first.model.clone();
-        let mut changed = Vec::new();
-        for instance in self.instances.values_mut().filter(|i| i.lost_at.is_none()) {
-            let contents = if instance.model.weights_sha256 != model.weights_sha256 {
-                Contents::OtherWeights
-            } else if instance.model.kit_sha256 != model.kit_sha256 {
-                Contents::OtherKit
-            } else {
-                Contents::Same
-            };
-            if instance.contents != contents {
-                instance.contents = contents;
-                changed.push(instance.id);
+        let living: Vec<InstanceId> =
+            self.instances.iter().filter(|i| i.lost_at.is_none()).map(|i| i.id).collect();
+        let Some(first) = living.first().and_then(|id| self.instances.get(*id)) else { return };
+        let (model, like) = (first.model.clone(), self.like());
+        for id in living {
+            let changed = self.instances.change(id, &like, |instance| {
+                let contents = if instance.model.weights_sha256 != model.weights_sha256 {
+                    Contents::OtherWeights
+                } else if instance.model.kit_sha256 != model.kit_sha256 {
+                    Contents::OtherKit
+                } else {
+                    Contents::Same
+                };
+                std::mem::replace(&mut instance.contents, contents) != contents
+            });
+            if changed == Some(true) {
+                self.tell_standing(id, effects);
             }
-        }
-        for id in changed {
-            self.tell_standing(id, effects);
         }
     }
 
     pub(super) fn machine_draining(&mut self, machine: MachineId, effects: &mut Vec<Effect>) {
-        let mut ids = Vec::new();
-        for instance in self.instances.values_mut().filter(|i| i.machine == machine) {
-            instance.draining = true;
-            instance.held_for = None;
-            ids.push(instance.id);
+        let (ids, like) = (self.instances.of_machine(machine), self.like());
+        for id in &ids {
+            self.instances.change(*id, &like, |instance| {
+                (instance.draining, instance.held_for) = (true, None);
+            });
         }
-        self.refresh_breakers(effects);
+        self.spare(effects);
         for id in ids {
             self.tell_standing(id, effects);
         }
         self.prune(effects);
     }
 
-    /// Carries the breakers' verdicts to the instances. Where they alone would leave nothing to route to, the machine
-    /// whose cool-down ends first is tried all the same.
-    pub(super) fn refresh_breakers(&mut self, effects: &mut Vec<Effect>) {
-        if self.breakers.is_empty() {
-            return;
+    /// Carries the verdict of a machine's breaker to its instances.
+    pub(super) fn follow_breaker(&mut self, machine: MachineId, effects: &mut Vec<Effect>) {
+        if self.spared == Some(machine) {
+            self.spared = None;
         }
-        let now = self.now;
-        for instance in self.instances.values_mut() {
-            instance.barred_until = self.breakers.barred_until(instance.machine, now);
-        }
-        let least = Ask::least();
-        let able = |i: &&Instance| match eligible(i, &least, now) {
-            Ok(()) => true,
-            Err(reason) => reason.is_load(),
-        };
-        if !self.instances.values().any(|i| able(&i)) {
-            let barred = self
-                .instances
-                .values()
-                .filter(|i| matches!(eligible(i, &least, now), Err(Ineligible::BreakerOpen { .. })));
-            let least_bad = barred.min_by_key(|i| (i.barred_until, i.id)).map(|i| i.machine);
-            for instance in self.instances.values_mut().filter(|i| Some(i.machine) == least_bad) {
-                instance.barred_until = None;
+        let until = self.breakers.barred_until(machine, self.now);
+        self.bar(machine, until);
+        self.spare(effects);
+        self.tell_machine(machine, effects);
+    }
+
+    fn bar(&mut self, machine: MachineId, until: Option<Micros>) {
+        let like = self.like();
+        for id in self.instances.of_machine(machine) {
+            if self.instances.get(id).is_some_and(|i| i.barred_until != until) {
+                self.instances.change(id, &like, |instance| instance.barred_until = until);
             }
         }
-        let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
-        for id in ids {
+    }
+
+    fn tell_machine(&mut self, machine: MachineId, effects: &mut Vec<Effect>) {
+        for id in self.instances.of_machine(machine) {
             self.tell_standing(id, effects);
         }
     }
 
+    /// Where breakers alone would leave nothing to route to, the machine whose cool-down ends first is tried all the
+    /// same, until something else serves.
+    pub(super) fn spare(&mut self, effects: &mut Vec<Effect>) {
+        let before = self.spared;
+        if let Some(spared) = before {
+            let here = self.instances.serving_on(spared);
+            if here == 0 || self.instances.serving().1 > here {
+                self.spared = None;
+                self.bar(spared, self.breakers.barred_until(spared, self.now));
+            }
+        }
+        if self.instances.serving().1 == 0
+            && let Some(least_bad) = self.instances.least_barred().map(|i| i.machine)
+        {
+            self.spared = Some(least_bad);
+            self.bar(least_bad, None);
+        }
+        if before != self.spared {
+            for machine in [before, self.spared].into_iter().flatten() {
+                self.tell_machine(machine, effects);
+            }
+        }
+    }
+
     /// Tells an instance's standing where it changed for reasons other than load.
-    fn tell_standing(&mut self, id: InstanceId, effects: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get(&id) else { return };
+    pub(super) fn tell_standing(&mut self, id: InstanceId, effects: &mut Vec<Effect>) {
+        let Some(instance) = self.instances.get(id) else { return };
         let ineligible = eligible(instance, &Ask::least(), self.now).err().filter(|reason| !reason.is_load());
         let same = |old: &Option<Ineligible>| match (old, &ineligible) {
             (None, None) => true,

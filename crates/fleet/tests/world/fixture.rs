@@ -103,5 +103,6 @@ pub(crate) fn enqueue(n: u64, of: u64, prompt: u32, max_tokens: u32) -> Enqueue 
         deadline: None,
         again: false,
         tried: 0,
+        prefixes: fleet::Prefixes::new(),
     }
 }
