@@ -64,6 +64,13 @@ pub struct RequestConfig {
     pub keepalive_us: Micros,
     /// How long a client may leave its side of the connection unread before its answer is given up.
     pub reader_us_max: Micros,
+    /// How long a request whose machine lost its connection waits for the machine to be back with its answer before it goes
+    /// on elsewhere; 0 is not at all. Providers dial again within 0.2 s; a killed process never comes back, and every
+    /// moment here is a pause in its answers.
+    pub patience_us: Micros,
+    /// How long an answer whose caller may come back to it goes on without a reader, and how long it is kept after its
+    /// end; 0 is off: every answer ends with its connection.
+    pub resume_us: Micros,
     /// Most tokens of a chat's answer where the caller names no limit; 0 is what the context holds.
     pub answer_tokens_default: u32,
     /// Prompts rendered and tokenized at a time away from the threads that serve connections; 0 is one a core.
@@ -79,6 +86,8 @@ impl Default for RequestConfig {
             pause_us_max: Micros::from_secs(60),
             keepalive_us: Micros::from_secs(10),
             reader_us_max: Micros::from_secs(60),
+            patience_us: Micros::from_millis(500),
+            resume_us: Micros::from_secs(120),
             answer_tokens_default: 0,
             tokenizers_max: 0,
         }

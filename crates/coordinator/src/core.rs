@@ -17,7 +17,9 @@ use crate::machines::{After, Machines, line};
 use crate::metrics::Metrics;
 use crate::pools::{About, Notice, Pools};
 use crate::segments::Segments;
+use crate::streams::Streams;
 use crate::uplink::kit::Kits;
+use crate::uplink::returns::Returns;
 use crate::uplink::session::Session;
 
 /// A running coordinator.
@@ -30,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) machines: Machines,
     pub(crate) metrics: Metrics,
     pub(crate) segments: Segments,
+    pub(crate) streams: Streams,
+    pub(crate) returns: Returns,
     /// Hash of the token with which machines join.
     pub(crate) join_hash: [u8; 32],
     /// Places for requests.
@@ -75,6 +79,8 @@ impl Core {
             machines,
             metrics: Metrics::new(),
             segments: Segments::new(),
+            streams: Streams::default(),
+            returns: Returns::default(),
             join_hash: trust::hash_secret(join_token),
             places: Arc::new(Semaphore::new(config.requests.running_max.min(Semaphore::MAX_PERMITS))),
             handshakes: Semaphore::new(config.uplink.handshakes_max.min(Semaphore::MAX_PERMITS)),

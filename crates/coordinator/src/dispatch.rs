@@ -6,9 +6,11 @@
 mod attempt;
 mod gate;
 mod ledger;
+mod out;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use base::{MachineId, Micros, RequestId, Tokens};
@@ -24,7 +26,9 @@ use crate::metrics::{Ended, Metrics};
 use crate::pools::{Decision, Grant, Served};
 use crate::problem::Problem;
 use crate::segments::{Segment, Timings};
+use crate::streams::Keep;
 use ledger::Open;
+use out::{Out, Unsent};
 
 /// Events that may wait for the connection. Small: what waits for a slow client waits in its attempt's channel,
 /// whose bound is a knob.
@@ -49,6 +53,8 @@ pub(crate) struct Work {
     pub(crate) deadline: Option<Micros>,
     /// Whether an answer that loses its machine goes on elsewhere.
     pub(crate) failover: bool,
+    /// Whether its caller may come back to it; nothing where it ends with its connection.
+    pub(crate) keep: Option<Keep>,
     pub(crate) timings: Timings,
     pub(crate) arrived: Instant,
     /// Its place among the requests that may be here.
@@ -73,11 +79,26 @@ pub(crate) enum Event {
 }
 
 /// More of an answer. Not `Debug`.
+#[derive(Clone)]
 pub(crate) struct Delta {
+    /// Which of the answer's tokens its first is.
+    pub(crate) first_index: u32,
+    /// How many tokens it has.
+    pub(crate) tokens: u32,
     pub(crate) text: String,
     /// Of how many tokens it came.
     pub(crate) tokens: u32,
     pub(crate) logprobs: Option<Vec<TokenLogprob>>,
+}
+
+impl Delta {
+    /// About what it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let logprobs = self.logprobs.iter().flatten();
+        let entries =
+            logprobs.map(|l| 64 + l.bytes.len() + l.top.iter().map(|t| 48 + t.1.len()).sum::<usize>());
+        std::mem::size_of::<Self>() + self.text.len() + entries.sum::<usize>()
+    }
 }
 
 /// How an answer ended.
@@ -152,15 +173,29 @@ enum AttemptEnd {
     Stop(Stop),
 }
 
-/// Serves a request; its caller reads the events. Dropping the receiver cancels it.
+/// Serves a request; its caller reads the events. Dropping the receiver cancels it, unless it is kept: then the caller
+/// may come back to it ([`Core::attach`]).
 pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
-    let (to, from) = mpsc::channel(EVENTS_WAITING_MAX);
+    let config = &core.config.requests;
+    let (events, from) = match work.keep.as_ref().filter(|_| config.resume_us > Micros::ZERO) {
+        None => {
+            let (to, from) = mpsc::channel(EVENTS_WAITING_MAX);
+            (Out::Caller(to), from)
+        }
+        Some(keep) => {
+            let tape = core.streams.open(work.request, work.key.account, keep);
+            let patience = (!keep.to_the_end).then(|| span(config.resume_us));
+            let from = tape.play(&core.tasks, span(config.keepalive_us), span(config.reader_us_max));
+            (Out::Tape { tape, patience }, from)
+        }
+    };
     let core_of_task = Arc::clone(core);
     core.tasks.spawn(async move {
         let request = Serving {
             core: core_of_task,
             work,
-            events: to,
+            events,
+            told_us: AtomicU64::new(0),
             journal: Vec::new(),
             started: false,
             open: None,
@@ -179,7 +214,9 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
 struct Serving {
     core: Arc<Core>,
     work: Work,
-    events: mpsc::Sender<Event>,
+    events: Out,
+    /// When the caller last heard anything, in microseconds after the request's arrival.
+    told_us: AtomicU64,
     /// Tokens delivered so far: with the prompt, what makes the request resumable elsewhere.
     journal: Vec<u32>,
     /// Whether the caller was told of a first token.
@@ -208,8 +245,14 @@ impl Serving {
         self.record(outcome);
         if let Err(Stop::Failed(problem, _)) = ended {
             let limit = span(self.core.config.requests.reader_us_max);
-            // Whoever does not read its own error loses it.
-            let _ = tokio::time::timeout(limit, self.events.send(Event::Failed(problem))).await;
+            self.events.fail(Event::Failed(problem), limit).await;
+        }
+        if let Out::Tape { .. } = self.events {
+            self.core.streams.ended(
+                self.work.request,
+                self.core.clock.now(),
+                self.core.config.requests.resume_us,
+            );
         }
     }
 
@@ -354,7 +397,7 @@ impl Serving {
     }
 
     /// Waits for `what`, but no longer than the caller, the coordinator, the request's time and `limit` allow. A
-    /// caller that waits for its first token is told so from time to time.
+    /// caller that waits long, in a queue or for an answer that moves, is told so from time to time.
     async fn wait<T>(
         &self,
         what: impl Future<Output = T>,
@@ -376,16 +419,11 @@ impl Serving {
         };
         let every = span(self.core.config.requests.keepalive_us);
         let comments = async {
-            if self.started {
-                return std::future::pending().await;
-            }
             loop {
-                let since = self.work.arrived.elapsed();
-                let beats = since.as_micros() / every.as_micros().max(1) + 1;
-                let next = self.work.arrived + every * u32::try_from(beats).unwrap_or(u32::MAX);
-                tokio::time::sleep_until(next.into()).await;
-                // A full channel has enough to tell.
-                let _ = self.events.try_send(Event::Waiting);
+                let told = span(Micros(self.told_us.load(Ordering::Relaxed)));
+                tokio::time::sleep_until((self.work.arrived + told + every).into()).await;
+                self.tell_time();
+                self.events.waiting();
             }
         };
         tokio::select! {
@@ -397,25 +435,26 @@ impl Serving {
                 let expired = total.is_some_and(|total| total <= tokio::time::Instant::now());
                 Err(if expired { Interrupt::Expired } else { Interrupt::Limit })
             }
-            () = comments => Err(Interrupt::CallerGone),
+            never = comments => never,
         }
     }
 
     /// Tells the caller; a caller that does not read for too long loses the rest.
     async fn send(&self, event: Event) -> Result<(), Stop> {
-        let event = match self.events.try_send(event) {
+        self.tell_time();
+        let limit = span(self.core.config.requests.reader_us_max);
+        let detail = match self.events.send(event, limit).await {
             Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Stop::CallerGone),
-            Err(mpsc::error::TrySendError::Full(event)) => event,
+            Err(Unsent::Gone) => return Err(Stop::CallerGone),
+            Err(Unsent::Slow) => "nothing was read for requests.reader_us_max",
+            Err(Unsent::Full) => "the answer is larger than what can be kept to come back to",
         };
-        let limit = self.core.config.requests.reader_us_max;
-        match tokio::time::timeout(span(limit), self.events.send(event)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Stop::CallerGone),
-            Err(_) => Err(Stop::failed(Problem::SlowReader {
-                detail: "nothing was read for requests.reader_us_max",
-            })),
-        }
+        Err(Stop::failed(Problem::SlowReader { detail }))
+    }
+
+    /// The caller hears something now.
+    fn tell_time(&self) {
+        self.told_us.store(Micros::from(self.work.arrived.elapsed()).0, Ordering::Relaxed);
     }
 
     fn prompt_tokens(&self) -> u32 {

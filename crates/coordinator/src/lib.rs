@@ -19,6 +19,7 @@ mod pools;
 mod problem;
 mod segments;
 mod server;
+mod streams;
 mod uplink;
 
 pub use bootstrap::{Bootstrap, bootstrap, create_key};

@@ -4,6 +4,7 @@ pub(crate) mod attempts;
 mod handshake;
 pub(crate) mod kit;
 pub(crate) mod lanes;
+pub(crate) mod returns;
 pub(crate) mod session;
 
 use std::sync::Arc;
@@ -87,10 +88,11 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
             return refuse(&core, &mut socket, refused).await;
         }
     };
-    let (session, ends) = Session::new(&admitted);
+    let terms = handshake::welcome(&core, &admitted.hello);
+    let (session, ends) = Session::new(&admitted, &terms);
     let session = Arc::new(session);
     // First on its lane: from the moment that the machine is known, pools may have things to tell it.
-    session.lanes.control(FromCoordinator::Welcome(handshake::welcome(&core, &admitted.hello)));
+    session.lanes.control(FromCoordinator::Welcome(terms));
     match core.machines.connect(&session, &admitted.hello) {
         Ok(after) => core.carry_out(None, after),
         Err(refused) => return refuse(&core, &mut socket, refused).await,

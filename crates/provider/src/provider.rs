@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use base::{MachineId, Micros, Rng};
+use base::{AttemptId, MachineId, Micros, Rng};
 use tokio::sync::mpsc;
 use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -93,6 +93,9 @@ pub async fn run(
     }
 }
 
+/// How long attempts go on without a connection: a coordinator's restart, and some.
+const KEPT_FOR: Micros = Micros::from_secs(60);
+
 /// What the provider's task waits for.
 enum Occurrence {
     Shutdown,
@@ -102,6 +105,7 @@ enum Occurrence {
     Written(Result<(), tungstenite::Error>),
     AttemptEnded,
     Due,
+    KeptTooLong,
 }
 
 type Dial = Pin<Box<dyn Future<Output = Result<Socket, OpenError>> + Send>>;
@@ -126,6 +130,8 @@ struct Provider {
     leaving: bool,
     /// Attempts that the drain cut off.
     abandoned: usize,
+    /// When attempts without a connection are let go of.
+    kept_until: Option<Micros>,
 }
 
 impl Provider {
@@ -168,6 +174,7 @@ impl Provider {
             session: None,
             leaving: false,
             abandoned: 0,
+            kept_until: None,
         }
     }
 
@@ -193,6 +200,7 @@ impl Provider {
                 biased;
                 () = &mut shutdown, if !self.leaving => Occurrence::Shutdown,
                 () = sleep_until(self.uplink.next_deadline(), self.origin) => Occurrence::Due,
+                () = sleep_until(self.kept_until, self.origin) => Occurrence::KeptTooLong,
                 Some(step) = self.steps.recv() => Occurrence::Step(step),
                 dialled = dialled(&mut self.dial) => Occurrence::Dialled(Box::new(dialled)),
                 () = self.table.something_ended() => Occurrence::AttemptEnded,
@@ -218,6 +226,11 @@ impl Provider {
         match occurrence {
             Occurrence::Shutdown => Some(self.leave()),
             Occurrence::Due => Some(Input::Tick),
+            Occurrence::KeptTooLong => {
+                self.kept_until = None;
+                self.let_go();
+                None
+            }
             Occurrence::Step(step) => self.step(step),
             Occurrence::Dialled(dialled) => {
                 self.dial = None;
@@ -340,6 +353,8 @@ impl Provider {
             lane: session.lane(),
             data_bytes_max: session.data_bytes_max(),
             draining: self.uplink.is_draining(),
+            reoffer: session.reoffers(),
+            credit: session.credit(),
         };
         match intake.take(bytes) {
             Ok(()) => Input::Heard,
@@ -377,7 +392,7 @@ impl Provider {
                 if let Some(session) = &mut self.session {
                     session.adopt(&terms);
                 }
-                let closed = self.register();
+                let closed = self.register().or_else(|| self.offer_kept());
                 self.tell(Event::Joined { url: self.target.url.clone() });
                 closed
             }
@@ -400,8 +415,8 @@ impl Provider {
             }
             Effect::Drop => {
                 self.dial = None;
+                self.detach();
                 // Dropping the session ends its writer.
-                self.abandon();
                 self.session = None;
                 None
             }
@@ -424,6 +439,11 @@ impl Provider {
         if let Some(session) = &self.session {
             session.lane().close();
         }
+        self.let_go();
+    }
+
+    /// Nobody waits for any attempt any more.
+    fn let_go(&mut self) {
         let abandoned = self.table.abandon();
         if abandoned > 0 {
             tracing::warn!(abandoned, "attempts abandoned");
@@ -433,8 +453,50 @@ impl Provider {
         }
     }
 
+    /// The connection is gone: attempts go on without one for a while, where its terms allow that.
+    fn detach(&mut self) {
+        let Some(session) = &self.session else { return };
+        if !session.is_adopted() {
+            return;
+        }
+        if !session.reoffers() || self.leaving {
+            return self.abandon();
+        }
+        session.lane().close();
+        let kept = self.table.detach();
+        self.kept_until = Some(self.now().saturating_add(KEPT_FOR));
+        if kept > 0 {
+            tracing::info!(kept, "attempts go on without a connection");
+        }
+    }
+
+    /// Offers again what outlived the last connection; lets go of it where this coordinator takes none.
+    fn offer_kept(&mut self) -> Option<Input> {
+        self.kept_until = None;
+        if !self.session.as_ref().is_some_and(Session::reoffers) {
+            self.let_go();
+            return None;
+        }
+        let kept = self.table.kept();
+        // Said in any case: who has nothing left says so, and nobody waits for it.
+        self.say(&FromProvider::Kept { attempts: kept })
+    }
+
+    /// Goes on with an attempt that was offered again.
+    fn resume(&mut self, attempt: AttemptId, from: u64) {
+        let Some(session) = &self.session else { return };
+        let until = session.credit().map(|credit| from.saturating_add(credit));
+        if !self.table.resume(attempt, session.lane(), from, until) {
+            self.table.cancel(attempt);
+            let message = "what was asked of it is no longer kept".to_owned();
+            let _ = self.say(&FromProvider::AttemptFailed { attempt, message });
+        }
+    }
+
     fn carry(&mut self, message: FromCoordinator) {
         match message {
+            FromCoordinator::Resume { attempt, from_counter } => self.resume(attempt, from_counter),
+            FromCoordinator::Credit { attempt, until_counter } => self.table.grant(attempt, until_counter),
             FromCoordinator::Cancel { attempt } => self.table.cancel(attempt),
             FromCoordinator::Standing { lines } => {
                 let lines: Vec<String> = lines.iter().take(64).map(|line| clipped(line)).collect();

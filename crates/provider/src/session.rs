@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::{self, Message};
 use trust::Registration;
-use wire::control::{FromProvider, Hello, PROTOCOL};
+use wire::control::{CREDIT, FromProvider, Hello, PROTOCOL, REOFFER};
 
 use crate::attempt::lane::Lane;
 use crate::attempt::table::Table;
@@ -24,9 +24,9 @@ use crate::uplink::writer::{self, CONTROL_MAX, Control};
 /// Until the coordinator names a limit.
 const CONTROL_BYTES_FIRST: usize = 64 << 10;
 
-/// What this provider can do beyond protocol 1: go on after tokens that an earlier attempt delivered, and report
-/// log-probabilities.
-const CAPABILITIES: [&str; 2] = ["resume", "logprobs"];
+/// What this provider can do beyond protocol 1: go on after tokens that an earlier attempt delivered, report
+/// log-probabilities, keep attempts beyond their connection, and send no more of an answer than it has credit for.
+const CAPABILITIES: [&str; 4] = ["resume", "logprobs", REOFFER, CREDIT];
 
 /// A connection.
 pub(crate) struct Session {
@@ -36,6 +36,9 @@ pub(crate) struct Session {
     writer: Option<JoinHandle<Result<(), tungstenite::Error>>>,
     control_bytes_max: usize,
     data_bytes_max: usize,
+    adopted: bool,
+    reoffer: bool,
+    credit: Option<u64>,
 }
 
 /// What a session was heard to do.
@@ -57,6 +60,9 @@ impl Session {
             writer: Some(writer),
             control_bytes_max: CONTROL_BYTES_FIRST,
             data_bytes_max: 0,
+            adopted: false,
+            reoffer: false,
+            credit: None,
         }
     }
 
@@ -65,6 +71,25 @@ impl Session {
         self.control_bytes_max = terms.control_bytes_max;
         self.data_bytes_max = terms.data_bytes_max;
         self.lane.limit(terms.data_bytes_max);
+        let has = |capability: &str| terms.capabilities.iter().any(|c| c == capability);
+        self.adopted = true;
+        self.reoffer = has(REOFFER);
+        self.credit = has(CREDIT).then_some(terms.credit_chunks).filter(|chunks| *chunks > 0);
+    }
+
+    /// Whether terms were agreed on.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Whether attempts outlive this session.
+    pub(crate) fn reoffers(&self) -> bool {
+        self.reoffer
+    }
+
+    /// Chunks of an attempt that may be sent before there is credit.
+    pub(crate) fn credit(&self) -> Option<u64> {
+        self.credit
     }
 
     pub(crate) fn lane(&self) -> &Arc<Lane> {

@@ -142,6 +142,11 @@ pub struct ResponseOpener {
 }
 
 impl ResponseOpener {
+    /// The counter of the chunk that is due.
+    pub fn next_counter(&self) -> u64 {
+        self.next
+    }
+
     /// Opens the chunk whose frame says `counter`.
     ///
     /// # Errors

@@ -24,6 +24,12 @@ use crate::reader::DecodeError;
 /// capability.
 pub const PROTOCOL: u32 = 1;
 
+/// Capability: attempts outlive their connection, and are offered again on the next.
+pub const REOFFER: &str = "reoffer";
+
+/// Capability: an attempt's chunks are sent only as far as its credit goes ([`Welcome::credit_chunks`] to begin with).
+pub const CREDIT: &str = "credit";
+
 /// A message from a provider.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -56,6 +62,12 @@ pub enum FromProvider {
         attempt: AttemptId,
         /// In words, without prompt or answer.
         message: String,
+    },
+    /// The attempts that outlived the last connection, running or just ended: all of them, and none where it has
+    /// none. Said once, after the first `register` of a session that has the capability [`REOFFER`].
+    Kept {
+        /// Each.
+        attempts: Vec<KeptAttempt>,
     },
     /// No new attempts, please: this provider is going. Attempts in flight are finished.
     Draining,
@@ -92,6 +104,21 @@ pub enum FromCoordinator {
         /// One line for each instance that is not routable, or that newly is.
         lines: Vec<String>,
     },
+    /// Go on with a kept attempt: send its chunks from this counter on, those already sent as they were.
+    Resume {
+        /// Which.
+        attempt: AttemptId,
+        /// The first chunk that is wanted.
+        from_counter: u64,
+    },
+    /// Chunks of this attempt may be sent up to here (capability [`CREDIT`]): an answer whose reader is slow waits in its
+    /// engine, and not on the way.
+    Credit {
+        /// Which.
+        attempt: AttemptId,
+        /// Chunks with a counter below this may be sent.
+        until_counter: u64,
+    },
     /// The answer is no longer wanted.
     Cancel {
         /// Which.
@@ -107,6 +134,17 @@ pub enum FromCoordinator {
     /// A type that this build does not know.
     #[serde(other)]
     Unknown,
+}
+
+/// An attempt that outlived its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAttempt {
+    /// Which.
+    pub attempt: AttemptId,
+    /// The oldest chunk that can still be sent again.
+    pub first_counter: u64,
+    /// The chunk that has not been made yet.
+    pub next_counter: u64,
 }
 
 /// Who a provider is.
@@ -158,6 +196,13 @@ pub struct Welcome {
     pub heartbeat_us: u64,
     /// After so long without a message, either side takes the other for gone.
     pub silence_us_max: u64,
+    /// Chunks of an attempt that may be sent before any [`FromCoordinator::Credit`]; 0 is without bound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub credit_chunks: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Why a provider is not let in, and what to do about it.

@@ -167,6 +167,7 @@ impl Shared<'_> {
             vocabulary: self.vocabulary,
             deadline: call.deadline,
             failover: call.failover,
+            keep: None,
             timings: call.timings,
             arrived: call.arrived,
             _place: call.place,

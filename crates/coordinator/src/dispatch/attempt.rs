@@ -34,12 +34,30 @@ struct Flight {
     sealed: Instant,
     /// When the first token came.
     first: Option<Instant>,
+    /// Chunks with a counter below this may be sent, where its machine asks for credit.
+    credit: Option<u64>,
 }
 
 /// What came of a wait for the machine.
 enum Heard {
     Chunk(Chunk),
+    /// Its machine was gone and is back.
+    Nothing,
     End(AttemptEnd),
+}
+
+impl Flight {
+    /// Gives its machine more credit where half of it is used.
+    fn top_up(&mut self) {
+        let (Some(until), Some(window)) = (self.credit, self.session.credit) else { return };
+        let taken = self.gate.opener.next_counter();
+        if until.saturating_sub(taken) > window / 2 {
+            return;
+        }
+        let until_counter = taken.saturating_add(window);
+        self.credit = Some(until_counter);
+        self.session.lanes.control(FromCoordinator::Credit { attempt: self.id, until_counter });
+    }
 }
 
 impl Serving {
@@ -50,7 +68,7 @@ impl Serving {
             return self.ended(instance, Outcome::Lost, "lost");
         };
         let id = self.core.attempt_id();
-        let capacity = self.core.config.uplink.chunks_waiting_max.min(self.work.ask.max_tokens as usize + 8);
+        let capacity = self.capacity();
         let Some(receiving) = session.attempts.open(id, capacity) else {
             return self.ended(instance, Outcome::Lost, "lost");
         };
@@ -64,7 +82,8 @@ impl Serving {
                 return end;
             }
         };
-        let mut flight = Flight { id, instance, session, receiving, gate, sealed, first: None };
+        let credit = session.credit;
+        let mut flight = Flight { id, instance, session, receiving, gate, sealed, first: None, credit };
         let frame = DataFrame { bytes: frame, about: Arc::clone(&flight.receiving.shared) };
         let limit = tokio::time::Instant::now() + span(self.core.config.requests.first_token_us_max);
         let lanes = flight.session.lanes.clone();
@@ -76,15 +95,27 @@ impl Serving {
             }
             Err(interrupt) => return self.give_up(&flight, &interrupt),
         }
+        self.follow(&mut flight).await
+    }
+
+    /// Brings chunk after chunk to the caller, until the attempt ends.
+    async fn follow(&mut self, flight: &mut Flight) -> AttemptEnd {
         loop {
-            let chunk = match self.hear(&mut flight).await {
+            let chunk = match self.hear(flight).await {
                 Heard::Chunk(chunk) => chunk,
+                Heard::Nothing => continue,
                 Heard::End(end) => return end,
             };
-            if let Some(end) = self.take(&mut flight, chunk).await {
+            if let Some(end) = self.take(flight, chunk).await {
                 return end;
             }
+            flight.top_up();
         }
+    }
+
+    /// Chunks that may wait here for the caller.
+    fn capacity(&self) -> usize {
+        self.core.config.uplink.chunks_waiting_max.min(self.work.ask.max_tokens as usize + 8)
     }
 
     /// Seals the job to the machine.
@@ -174,8 +205,31 @@ impl Serving {
                 let detail = "more of the answer waited for it than uplink.chunks_waiting_max";
                 Heard::End(AttemptEnd::Stop(Stop::failed(Problem::SlowReader { detail })))
             }
-            None => Heard::End(self.failed(flight.instance, Outcome::Lost, "lost", "its connection ended")),
+            None => self.lost(flight).await,
         }
+    }
+
+    /// The machine's connection is gone. It may be back with the attempt in a moment (P2).
+    async fn lost(&mut self, flight: &mut Flight) -> Heard {
+        let patience = self.core.config.requests.patience_us;
+        if flight.session.reoffers && patience > Micros::ZERO {
+            let (due, capacity) = (flight.gate.opener.next_counter(), self.capacity());
+            let core = Arc::clone(&self.core);
+            let mut wait = core.returns.wait(flight.id, flight.session.machine, due, capacity);
+            let limit = tokio::time::Instant::now() + span(patience);
+            match self.wait(wait.returned(), Some(limit)).await {
+                Ok(Some(returned)) => {
+                    Metrics::count(&self.core.metrics.attempts, "returned");
+                    flight.credit = returned.session.credit.map(|credit| due.saturating_add(credit));
+                    flight.session = returned.session;
+                    flight.receiving = returned.receiving;
+                    return Heard::Nothing;
+                }
+                Ok(None) | Err(Interrupt::Limit) => {}
+                Err(interrupt) => return Heard::End(self.give_up(flight, &interrupt)),
+            }
+        }
+        Heard::End(self.failed(flight.instance, Outcome::Lost, "lost", "its connection ended"))
     }
 
     /// Brings a chunk to the caller; gives the attempt's end where it was the last.
@@ -199,9 +253,12 @@ impl Serving {
                 return Some(self.stop(flight, finish.is_some(), stop));
             }
         }
+        let (first_index, tokens) = (self.generated(), u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX));
         self.journal.extend_from_slice(&chunk.tokens);
         if !chunk.tokens.is_empty() || !chunk.text.is_empty() {
             let delta = Delta {
+                first_index,
+                tokens,
                 text: chunk.text,
                 tokens: u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX),
                 logprobs: chunk.logprobs.filter(|_| self.work.ask.logprobs.is_some()),

@@ -3,12 +3,14 @@
 use axum::extract::ws::{Message, WebSocket};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use wire::control::{FromCoordinator, FromProvider, Hello, PROTOCOL, RefusalCode, Refused, Welcome};
+use wire::control::{
+    CREDIT, FromCoordinator, FromProvider, Hello, PROTOCOL, REOFFER, RefusalCode, Refused, Welcome,
+};
 
 use crate::core::Core;
 
 /// What this coordinator can do beyond the protocol; offered to providers that can do it too.
-const CAPABILITIES: [&str; 0] = [];
+const CAPABILITIES: [&str; 2] = [REOFFER, CREDIT];
 
 /// A machine that proved itself.
 pub(crate) struct Admitted {
@@ -87,6 +89,15 @@ pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Adm
     Ok(Admitted { hello, sealing_key })
 }
 
+/// Chunks of one attempt that may wait here for their reader. Enough that credit is asked for before it runs out on a link
+/// of a hundred milliseconds at a thousand tokens a second.
+const CREDIT_CHUNKS: u64 = 256;
+
+/// Chunks of one attempt that a machine may send before there is more credit.
+pub(crate) fn credit_chunks(core: &Core) -> u64 {
+    CREDIT_CHUNKS.min(core.config.uplink.chunks_waiting_max as u64)
+}
+
 /// The terms of a session.
 pub(crate) fn welcome(core: &Core, hello: &Hello) -> Welcome {
     let uplink = &core.config.uplink;
@@ -97,6 +108,7 @@ pub(crate) fn welcome(core: &Core, hello: &Hello) -> Welcome {
         data_bytes_max: uplink.data_bytes_max,
         heartbeat_us: uplink.heartbeat_us.0,
         silence_us_max: uplink.silence_us_max.0,
+        credit_chunks: credit_chunks(core),
     }
 }
 

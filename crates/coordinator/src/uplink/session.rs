@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use trust::{PreparedAttempt, TrustError};
-use wire::control::{AttemptRefusal, FromProvider, RefusalCode, Refused};
+use wire::control::{AttemptRefusal, CREDIT, FromProvider, REOFFER, RefusalCode, Refused, Welcome};
 use wire::frame::{self, FrameHeader, FrameKind};
 
 use super::attempts::{Attempts, Delivery, FromMachine};
@@ -30,6 +30,10 @@ pub(crate) struct Session {
     pub(crate) name: String,
     pub(crate) lanes: Lanes,
     pub(crate) attempts: Attempts,
+    /// Whether attempts outlive this connection.
+    pub(crate) reoffers: bool,
+    /// Chunks of an attempt that it sends before there is more credit; nothing where it knows none.
+    pub(crate) credit: Option<u64>,
     sealing_key: Vec<u8>,
     prepared: Mutex<Vec<PreparedAttempt>>,
     /// Kits that it was asked for, by their frames' subject.
@@ -53,13 +57,16 @@ impl Left {
 }
 
 impl Session {
-    pub(crate) fn new(admitted: &Admitted) -> (Self, LaneEnds) {
+    pub(crate) fn new(admitted: &Admitted, terms: &Welcome) -> (Self, LaneEnds) {
         let (lanes, ends) = Lanes::new();
+        let has = |capability: &str| terms.capabilities.iter().any(|c| c == capability);
         let session = Self {
             machine: admitted.hello.machine,
             name: admitted.hello.name.clone(),
             lanes,
             attempts: Attempts::default(),
+            reoffers: has(REOFFER),
+            credit: has(CREDIT).then_some(terms.credit_chunks),
             sealing_key: admitted.sealing_key.clone(),
             prepared: Mutex::default(),
             kits: Mutex::default(),
@@ -196,6 +203,7 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
             tracing::warn!(machine = %session.machine, %attempt, note, "an attempt failed");
             return delivered(core, session.attempts.deliver(attempt, FromMachine::Failed));
         }
+        FromProvider::Kept { attempts } => core.returned(session, &attempts),
         FromProvider::Draining => {
             let after = core.machines.draining(session);
             core.carry_out(Some(session), after);

@@ -10,6 +10,7 @@ use wire::control::AttemptRefusal;
 use wire::frame::FrameKind;
 use wire::job::Job;
 
+use super::kept::Kept;
 use super::lane::Lane;
 use super::outbox::Outbox;
 use super::table::{Flight, Standing, Table};
@@ -32,6 +33,10 @@ pub(crate) struct Intake<'a> {
     pub(crate) lane: &'a Arc<Lane>,
     pub(crate) data_bytes_max: usize,
     pub(crate) draining: bool,
+    /// Whether attempts outlive this session.
+    pub(crate) reoffer: bool,
+    /// Chunks that may be sent before there is credit.
+    pub(crate) credit: Option<u64>,
 }
 
 impl Intake<'_> {
@@ -80,7 +85,7 @@ impl Intake<'_> {
                 return Err(refused(AttemptRefusal::WrongModel, format!("no instance of {asked:?} is here")));
             }
         };
-        let outbox = Outbox::new(attempt, self.lane, sealer);
+        let outbox = Outbox::new(attempt, self.lane, sealer, Kept::new(self.reoffer, self.credit));
         self.table.insert(attempt, Flight { engine: engine.clone(), outbox: Arc::clone(&outbox) });
         let sink = Box::new(AttemptSink { outbox: Arc::clone(&outbox) });
         match engine.submit(attempt, job, sink) {

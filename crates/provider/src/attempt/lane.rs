@@ -6,6 +6,7 @@ use std::sync::Arc;
 use base::AttemptId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_tungstenite::tungstenite::Bytes;
 use wire::frame::{FrameHeader, HEADER_BYTES};
 
 use super::outbox::Outbox;
@@ -19,7 +20,7 @@ const FRAME_BYTES_FIRST: usize = 16 << 10;
 /// One message for the socket.
 pub(crate) enum Parcel {
     /// A frame: part of an answer, or of a kit.
-    Frame { bytes: Vec<u8>, news: Option<(AttemptId, News)> },
+    Frame { bytes: Bytes, news: Option<(AttemptId, News)> },
     /// The end of an attempt that failed.
     Failure { message: String, attempt: AttemptId },
 }
@@ -131,7 +132,7 @@ impl Kit {
         let Some(header) = FrameHeader::of_kit(&self.sha256, self.counter) else { return (None, None) };
         let room = KIT_PIECE_BYTES.min(frame_bytes_max.saturating_sub(HEADER_BYTES)).max(1);
         let end = self.bytes.len().min(self.sent + room);
-        let bytes = wire::frame::encode(header, &self.bytes[self.sent..end]);
+        let bytes = Bytes::from(wire::frame::encode(header, &self.bytes[self.sent..end]));
         self.sent = end;
         self.counter += 1;
         let rest = (end < self.bytes.len()).then_some(Load::Kit(self));

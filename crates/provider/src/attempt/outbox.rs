@@ -10,11 +10,13 @@ use std::sync::{Arc, Weak};
 
 use base::AttemptId;
 use parking_lot::Mutex;
+use tokio_tungstenite::tungstenite::Bytes;
 use trust::{ResponseSealer, Zeroizing};
 use wire::chunk::Chunk;
-use wire::control::FromProvider;
+use wire::control::{FromProvider, KeptAttempt};
 use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 
+use super::kept::Kept;
 use super::lane::{Lane, Load, News, Parcel};
 
 /// Tokens held before the engine is asked to pause: at 50 tokens a second, five seconds of a stalled link, and a
@@ -37,14 +39,17 @@ const HEAD_BYTES: usize = 32;
 /// One attempt's unsent answer.
 pub(crate) struct Outbox {
     attempt: AttemptId,
-    lane: Weak<Lane>,
     inner: Mutex<Inner>,
-    /// The writer's alone; apart from `inner` so that sealing never makes the engine's thread wait.
+    /// The writer's alone; apart from `inner` so that sealing never makes the engine's thread wait. Taken first.
     sealer: Mutex<ResponseSealer>,
 }
 
 struct Inner {
     phase: Phase,
+    /// The session's; none while there is none.
+    lane: Weak<Lane>,
+    /// What was sealed, and how far it was sent.
+    kept: Kept,
     /// Whether the lane has this outbox in its queue, where it may be once.
     queued: bool,
     held: VecDeque<Chunk>,
@@ -66,12 +71,14 @@ enum Phase {
 }
 
 impl Outbox {
-    pub(crate) fn new(attempt: AttemptId, lane: &Arc<Lane>, sealer: ResponseSealer) -> Arc<Self> {
+    /// `kept` says whether what is sent is kept to be sent again, and how far it may be sent.
+    pub(crate) fn new(attempt: AttemptId, lane: &Arc<Lane>, sealer: ResponseSealer, kept: Kept) -> Arc<Self> {
         Arc::new(Self {
             attempt,
-            lane: Arc::downgrade(lane),
             inner: Mutex::new(Inner {
                 phase: Phase::Offered,
+                lane: Arc::downgrade(lane),
+                kept,
                 queued: false,
                 held: VecDeque::new(),
                 held_tokens: 0,
@@ -101,6 +108,48 @@ impl Outbox {
         inner.held_tokens = 0;
         inner.held_bytes = 0;
         inner.failure = None;
+        inner.kept.forget();
+    }
+
+    /// The session is gone. What was sent is kept, and what is not yet sent waits.
+    pub(crate) fn detach(&self) {
+        let mut inner = self.inner.lock();
+        inner.lane = Weak::new();
+        inner.queued = false;
+    }
+
+    /// What can be offered again on the next session.
+    pub(crate) fn offer(&self) -> Option<KeptAttempt> {
+        let inner = self.inner.lock();
+        let lives = matches!(inner.phase, Phase::Open | Phase::Ended) && inner.failure.is_none();
+        let (first_counter, next_counter) = (inner.kept.first(), inner.kept.end());
+        (lives && inner.kept.keeps()).then_some(KeptAttempt {
+            attempt: self.attempt,
+            first_counter,
+            next_counter,
+        })
+    }
+
+    /// Goes on over `lane`, from chunk `from` and as far as `until`. False where that chunk is no longer, or not yet,
+    /// there.
+    pub(crate) fn resume(self: &Arc<Self>, lane: &Arc<Lane>, from: u64, until: Option<u64>) -> bool {
+        // No writer is between taking a chunk and keeping it.
+        let _sealer = self.sealer.lock();
+        let mut inner = self.inner.lock();
+        if inner.phase == Phase::Void || !inner.kept.rewind(from, until) {
+            return false;
+        }
+        inner.lane = Arc::downgrade(lane);
+        inner.queued = false;
+        self.queue(inner);
+        true
+    }
+
+    /// More may be sent: up to `until`, or without bound.
+    pub(crate) fn grant(self: &Arc<Self>, until: Option<u64>) {
+        let mut inner = self.inner.lock();
+        inner.kept.grant(until);
+        self.queue(inner);
     }
 
     /// Whether the engine should go on with this attempt.
@@ -148,20 +197,28 @@ impl Outbox {
 
     /// Puts this outbox into the lane, unless it is there, or may not be.
     fn queue(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>) {
-        let something = !inner.held.is_empty() || inner.failure.is_some();
-        if !something || inner.queued || !matches!(inner.phase, Phase::Open | Phase::Ended) {
+        if !inner.sendable() || inner.queued || !matches!(inner.phase, Phase::Open | Phase::Ended) {
             return;
         }
+        let Some(lane) = inner.lane.upgrade() else { return };
         inner.queued = true;
         drop(inner);
-        if let Some(lane) = self.lane.upgrade() {
-            lane.push(Load::Answer(Arc::clone(self)));
-        }
+        lane.push(Load::Answer(Arc::clone(self)));
     }
 
     /// What to send next, and whether there is more. For the writer alone.
     pub(crate) fn take(&self, frame_bytes_max: usize) -> (Option<Parcel>, bool) {
+        let mut sealer = self.sealer.lock();
         let mut inner = self.inner.lock();
+        if let Some((bytes, last)) = inner.kept.again() {
+            inner.queued = inner.sendable();
+            let news = last.then_some((self.attempt, News::Ended));
+            return (Some(Parcel::Frame { bytes, news }), inner.queued);
+        }
+        if !inner.sendable() {
+            inner.queued = false;
+            return (None, false);
+        }
         let Some(chunk) = inner.held.pop_front() else {
             inner.queued = false;
             let parcel = inner.failure.take().map(|message| Parcel::Failure {
@@ -173,11 +230,10 @@ impl Outbox {
         let paused = !inner.has_room();
         inner.held_tokens -= chunk.tokens.len().min(inner.held_tokens);
         inner.held_bytes -= encoded_bytes(&chunk).min(inner.held_bytes);
-        let more = !inner.held.is_empty() || inner.failure.is_some();
-        inner.queued = more;
-        let news = match chunk.finish {
-            Some(_) => Some(News::Ended),
-            None => (paused && inner.has_room()).then_some(News::RoomAgain),
+        let ends = chunk.finish.is_some();
+        let news = match ends {
+            true => Some(News::Ended),
+            false => (paused && inner.has_room()).then_some(News::RoomAgain),
         };
         drop(inner);
 
@@ -192,19 +248,24 @@ impl Outbox {
             let message = FromProvider::AttemptFailed { attempt: self.attempt, message }.encode();
             return (Some(Parcel::Failure { message, attempt: self.attempt }), false);
         }
-        let (counter, sealed) = self.sealer.lock().seal(&plain);
+        let (counter, sealed) = sealer.seal(&plain);
         let header = FrameHeader::of_attempt(FrameKind::Chunk, self.attempt, counter);
-        (
-            Some(Parcel::Frame {
-                bytes: wire::frame::encode(header, &sealed),
-                news: news.map(|n| (self.attempt, n)),
-            }),
-            more,
-        )
+        let bytes = Bytes::from(wire::frame::encode(header, &sealed));
+        let mut inner = self.inner.lock();
+        inner.kept.keep(bytes.clone(), ends);
+        let more = inner.sendable();
+        inner.queued = more;
+        (Some(Parcel::Frame { bytes, news: news.map(|n| (self.attempt, n)) }), more)
     }
 }
 
 impl Inner {
+    /// Whether something is there that may be sent.
+    fn sendable(&self) -> bool {
+        let held = !self.held.is_empty() || self.kept.unsent();
+        (held && self.kept.credited()) || (!held && self.failure.is_some())
+    }
+
     fn has_room(&self) -> bool {
         self.phase == Phase::Void || (self.held_tokens < HELD_TOKENS && self.held_bytes < HELD_BYTES)
     }

@@ -22,7 +22,7 @@ impl Stage {
             trust::open_attempt(&keys, attempt, &sealed.encapsulated, &sealed.ciphertext).unwrap();
         let lane = Lane::new();
         lane.limit(1 << 20);
-        let outbox = Outbox::new(attempt, &lane, sealer);
+        let outbox = Outbox::new(attempt, &lane, sealer, Kept::new(true, None));
         Self { lane, outbox, opener, attempt }
     }
 

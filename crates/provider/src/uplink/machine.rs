@@ -87,7 +87,7 @@ pub(crate) enum Effect {
     Carry(FromCoordinator),
     /// Let go of all attempts: none is sent any more of, and none computed on.
     Abandon,
-    /// Close the socket now, unsent messages included, and abandon all attempts.
+    /// Close the socket now, unsent messages included. Attempts are kept where the session's terms say so.
     Drop,
     /// Close the socket once everything said is sent; answer with `Closed`.
     Finish,
@@ -119,6 +119,8 @@ pub(crate) struct Terms {
     pub(crate) silence_max: Micros,
     /// What both sides can do beyond the protocol.
     pub(crate) capabilities: Vec<String>,
+    /// Chunks of an attempt that may be sent before there is credit; 0 is without bound.
+    pub(crate) credit_chunks: u64,
 }
 
 impl Terms {
@@ -134,6 +136,7 @@ impl Terms {
             heartbeat: Micros(welcome.heartbeat_us.clamp(20_000, silence / 3)),
             silence_max: Micros(silence),
             capabilities: welcome.capabilities,
+            credit_chunks: welcome.credit_chunks,
         }
     }
 }
@@ -279,6 +282,8 @@ impl Uplink {
                 State::Up(_),
                 message @ (FromCoordinator::WantKit { .. }
                 | FromCoordinator::Standing { .. }
+                | FromCoordinator::Resume { .. }
+                | FromCoordinator::Credit { .. }
                 | FromCoordinator::Cancel { .. }),
             ) => effects.push(Effect::Carry(message)),
             (_, message) => {
@@ -469,6 +474,8 @@ fn kind_of(message: &FromCoordinator) -> &'static str {
         FromCoordinator::Refused(_) => "refusal",
         FromCoordinator::WantKit { .. } => "wish for a kit",
         FromCoordinator::Standing { .. } => "standing",
+        FromCoordinator::Resume { .. } => "resumption",
+        FromCoordinator::Credit { .. } => "credit",
         FromCoordinator::Cancel { .. } => "cancellation",
         FromCoordinator::Goodbye { .. } => "goodbye",
         FromCoordinator::Unknown => "message of an unknown type",

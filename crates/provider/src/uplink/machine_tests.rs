@@ -50,6 +50,7 @@ fn welcome() -> Welcome {
         data_bytes_max: Bytes(4 << 20),
         heartbeat_us: 1_000_000,
         silence_us_max: 6_000_000,
+        credit_chunks: 0,
     }
 }
 

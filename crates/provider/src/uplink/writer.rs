@@ -39,7 +39,7 @@ pub(crate) async fn write(
         if let Some(parcel) = lane.next() {
             let news = match parcel {
                 Parcel::Frame { bytes, news } => {
-                    socket.feed(Message::Binary(bytes.into())).await?;
+                    socket.feed(Message::Binary(bytes)).await?;
                     news
                 }
                 Parcel::Failure { message, attempt } => {
@@ -50,7 +50,7 @@ pub(crate) async fn write(
                 }
             };
             match news {
-                Some((attempt, News::Ended)) => table.remove(attempt),
+                Some((attempt, News::Ended)) => table.ended(attempt),
                 Some((attempt, News::RoomAgain)) => table.room_again(attempt),
                 None => {}
             }

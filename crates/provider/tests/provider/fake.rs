@@ -88,6 +88,7 @@ pub(crate) fn terms() -> Welcome {
         data_bytes_max: Bytes(1 << 20),
         heartbeat_us: 100_000,
         silence_us_max: 20_000_000,
+        credit_chunks: 0,
     }
 }
 

@@ -12,7 +12,7 @@ use wire::admin::{
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
 use wire::control::{
     AttemptRefusal, FromCoordinator, FromProvider, Hardware, Heartbeat, Hello, InstanceOffer, InstancePhase,
-    InstanceReport, ModelDescriptor, RefusalCode, Refused, Register, Welcome,
+    InstanceReport, KeptAttempt, ModelDescriptor, RefusalCode, Refused, Register, Welcome,
 };
 use wire::job::{Ask, Constraint, Grammar, Job, Sampling};
 
@@ -105,6 +105,12 @@ pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
             "attempt_failed",
             FromProvider::AttemptFailed { attempt: ATTEMPT, message: "the engine stopped".to_owned() },
         ),
+        (
+            "kept",
+            FromProvider::Kept {
+                attempts: vec![KeptAttempt { attempt: ATTEMPT, first_counter: 2, next_counter: 9 }],
+            },
+        ),
         ("draining", FromProvider::Draining),
         ("goodbye", FromProvider::Goodbye { reason: "stopped by its owner".to_owned() }),
     ]
@@ -122,6 +128,7 @@ pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
                 data_bytes_max: Bytes(16 << 20),
                 heartbeat_us: 1_000_000,
                 silence_us_max: 5_000_000,
+                credit_chunks: 0,
             }),
         ),
         (
@@ -134,6 +141,8 @@ pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
         ),
         ("want_kit", FromCoordinator::WantKit { kit_sha256: KIT_SHA256.to_owned() }),
         ("standing", FromCoordinator::Standing { lines: vec!["phalanx-mini: takes requests".to_owned()] }),
+        ("resume", FromCoordinator::Resume { attempt: ATTEMPT, from_counter: 5 }),
+        ("credit", FromCoordinator::Credit { attempt: ATTEMPT, until_counter: 640 }),
         ("cancel", FromCoordinator::Cancel { attempt: ATTEMPT }),
         ("goodbye", FromCoordinator::Goodbye { reason: "restarting".to_owned(), retry_after_us: 2_000_000 }),
     ]
