@@ -199,6 +199,7 @@ fn absurd_terms_are_clamped_to_what_can_work() {
         data_bytes_max: Bytes(u64::MAX),
         heartbeat_us: 0,
         silence_us_max: u64::MAX,
+        credit_chunks: 0,
     });
     assert_eq!(terms.control_bytes_max, 16 << 10);
     assert_eq!(terms.data_bytes_max, 64 << 20);
