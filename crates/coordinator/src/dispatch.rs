@@ -86,8 +86,6 @@ pub(crate) struct Delta {
     /// How many tokens it has.
     pub(crate) tokens: u32,
     pub(crate) text: String,
-    /// Of how many tokens it came.
-    pub(crate) tokens: u32,
     pub(crate) logprobs: Option<Vec<TokenLogprob>>,
 }
 

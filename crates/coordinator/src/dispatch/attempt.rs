@@ -260,7 +260,6 @@ impl Serving {
                 first_index,
                 tokens,
                 text: chunk.text,
-                tokens: u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX),
                 logprobs: chunk.logprobs.filter(|_| self.work.ask.logprobs.is_some()),
             };
             if let Err(stop) = self.send(Event::Delta(delta)).await {
