@@ -4,13 +4,15 @@
 //! is bytes in, bytes out. What it is *not*: it opens no file and no socket, keeps no secret longer than its owner
 //! does, and decides nobody's standing. Start with [`MachineKeys`] for who a machine is, [`seal_attempt`] and
 //! [`open_attempt`] for what travels between coordinator and provider, [`Registration`] for how a machine proves
-//! itself, and [`new_api_key`] for what clients hold.
+//! itself, [`LinkHandshake`] for links between machines, and [`new_api_key`] for what clients hold.
 //!
-//! Ciphers: X25519, HKDF-SHA256, AES-256-GCM (as HPKE, RFC 9180), Ed25519 (RFC 8032), SHA-256, all from AWS-LC.
+//! Ciphers: X25519, HKDF-SHA256, AES-256-GCM (as HPKE, RFC 9180), Ed25519 (RFC 8032), SHA-256, all from AWS-LC; between machines
+//! TLS 1.3 with raw public keys (rustls).
 
 mod attempt;
 mod hash;
 mod hpke;
+mod link;
 mod machine;
 mod registration;
 mod secret;
@@ -20,6 +22,10 @@ pub use attempt::{
     open_attempt, seal_attempt,
 };
 pub use hash::{Sha256, hex, sha256, unhex};
+pub use link::{
+    HandshakeError, LinkHandshake, RECORD_BYTES_MAX, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, RecordOpener,
+    RecordSealer, SealedLink, record_bytes,
+};
 pub use machine::{KeyFileError, MachineKeys, SECRET_BYTES, machine_of, verify};
 pub use registration::{NONCE_BYTES, Registration};
 pub use secret::{
@@ -61,6 +67,12 @@ pub enum TrustError {
         expected: u64,
         /// The counter that came.
         got: u64,
+    },
+    /// The other end of a link refused to go on, with a TLS alert of this number.
+    #[error("the other end refused to go on (TLS alert {alert})")]
+    Alert {
+        /// As in RFC 8446, section 6.
+        alert: u8,
     },
     /// An earlier chunk of this attempt failed to open, so nothing after it is believed.
     #[error("an earlier chunk of this attempt was refused")]

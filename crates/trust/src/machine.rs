@@ -149,6 +149,10 @@ impl MachineKeys {
         self.signing.sign(message).as_ref().to_vec()
     }
 
+    pub(crate) fn seed(&self) -> &[u8] {
+        self.seed.as_slice()
+    }
+
     pub(crate) fn sealing_private(&self) -> &PrivateKey {
         &self.sealing
     }

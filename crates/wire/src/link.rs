@@ -51,12 +51,10 @@ pub enum LinkKind {
     Ping = 16,
     /// Control: the answer to a ping.
     Pong = 17,
-    /// Control: the request in the header is no longer wanted.
-    Cancel = 18,
     /// Control: this rank leaves of its own will. Payload: why, UTF-8.
-    Goodbye = 19,
+    Goodbye = 18,
     /// Control: the group is over. Payload: `u32` culprit's rank (all ones: nobody's), then the cause, UTF-8.
-    Fault = 20,
+    Fault = 19,
 }
 
 impl LinkKind {
@@ -75,9 +73,8 @@ impl LinkKind {
             6 => Self::Bytes,
             16 => Self::Ping,
             17 => Self::Pong,
-            18 => Self::Cancel,
-            19 => Self::Goodbye,
-            20 => Self::Fault,
+            18 => Self::Goodbye,
+            19 => Self::Fault,
             _ => return None,
         })
     }
@@ -225,7 +222,7 @@ pub fn decode(frame: &[u8]) -> Result<(LinkHeader, &[u8]), DecodeError> {
     let kind = LinkKind::of(kind).ok_or(DecodeError::Value {
         what: "link frame kind",
         value: kind.into(),
-        allowed: "1 to 6, 16 to 20",
+        allowed: "1 to 6, 16 to 19",
     })?;
     let dtype = reader.u8("link frame element type")?;
     let dtype = WireType::of(dtype).ok_or(DecodeError::Value {

@@ -172,3 +172,21 @@ fn the_operators_bodies_are_these_and_read_back() {
         samples::segment_report()
     );
 }
+
+#[test]
+fn what_ranks_say_to_each_other_is_these_bytes_and_reads_back() {
+    let lines: Vec<_> = samples::link_frames()
+        .into_iter()
+        .map(|(name, header, payload)| {
+            let mut frame = Vec::new();
+            header.put(payload.len(), &mut frame);
+            frame.extend_from_slice(payload);
+            assert_eq!(wire::link::frame_bytes(&frame), Ok(Some(frame.len())), "{name}");
+            assert_eq!(wire::link::decode(&frame), Ok((header, payload)), "{name}");
+            (name, hex(&frame))
+        })
+        .chain([("hello", hex(&samples::link_hello().encode()))])
+        .collect();
+    assert_golden("link.txt", include_str!("golden/link.txt"), &lines);
+    assert_eq!(wire::link::LinkHello::decode(&samples::link_hello().encode()), Ok(samples::link_hello()));
+}

@@ -409,3 +409,37 @@ proptest! {
         let _ = FromCoordinator::decode(&String::from_utf8_lossy(&text));
     }
 }
+
+#[test]
+fn hostile_link_frames_are_refused_with_what_is_wrong() {
+    let mut frame = Vec::new();
+    let (kind, dtype) = (wire::link::LinkKind::Reduce, wire::link::WireType::F32);
+    let header =
+        wire::link::LinkHeader { kind, dtype, epoch: 1, sequence: 2, request: 0, rows: 1, columns: 2 };
+    header.put(8, &mut frame);
+    frame.extend_from_slice(&[0; 8]);
+    assert!(wire::link::decode(&frame).is_ok());
+    // Every byte of the header bent in every way: an error or another valid header, never a panic, never a longer read.
+    for at in 0..wire::link::HEADER_BYTES {
+        for flip in 1..=255u8 {
+            let mut bent = frame.clone();
+            bent[at] ^= flip;
+            let _ = wire::link::frame_bytes(&bent);
+            if let Ok((header, payload)) = wire::link::decode(&bent) {
+                assert_eq!(payload.len(), 8);
+                assert!(header.dtype.bytes((header.rows * header.columns) as usize) == Some(8));
+            }
+        }
+    }
+    for length in 0..frame.len() {
+        assert!(wire::link::decode(&frame[..length]).is_err());
+    }
+    let mut long = frame.clone();
+    long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    let error = wire::link::frame_bytes(&long).unwrap_err().to_string();
+    assert!(error.contains("link frame length") && error.contains("at most 1 GiB"), "{error}");
+    let mut other = frame;
+    other[0] = 2;
+    let error = wire::link::decode(&other).unwrap_err().to_string();
+    assert!(error.contains("version") && error.contains("same Phalanx on every machine"), "{error}");
+}

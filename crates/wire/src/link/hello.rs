@@ -197,8 +197,8 @@ impl LinkHello {
             .or_else(|| differ("number of ranks", &self.ranks, &theirs.ranks))
             .or_else(|| differ("machine", &machine, &theirs.machine))
             .or_else(|| differ("rank", &rank, &theirs.rank))
-            .or_else(|| differ("model", &digest(&self.model), &digest(&theirs.model)))
-            .or_else(|| differ("shard map", &digest(&self.shard_map), &digest(&theirs.shard_map)))
+            .or_else(|| differ("model", &Digest(self.model), &Digest(theirs.model)))
+            .or_else(|| differ("shard map", &Digest(self.shard_map), &Digest(theirs.shard_map)))
             .or_else(|| differ("mode", &self.mode.name(), &theirs.mode.name()))
             .or_else(|| differ("element type", &self.dtype.name(), &theirs.dtype.name()))
             .or_else(|| differ("lane", &lane(self.control), &lane(theirs.control)))
@@ -213,7 +213,13 @@ fn lane(control: bool) -> &'static str {
     if control { "control" } else { "data" }
 }
 
-/// The first eight bytes of a hash, enough to tell two apart.
-fn digest(hash: &[u8; 32]) -> String {
-    hash[..8].iter().map(|b| format!("{b:02x}")).collect()
+/// A hash, compared whole and shown by its ends.
+#[derive(PartialEq)]
+struct Digest([u8; 32]);
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        write!(f, "{}..{}", hex(&self.0[..6]), hex(&self.0[28..]))
+    }
 }

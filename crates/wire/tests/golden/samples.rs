@@ -322,3 +322,47 @@ pub(crate) fn segment_report() -> SegmentReport {
         segments: [("parse".to_owned(), stats)].into(),
     }
 }
+
+/// One frame of each kind and element type between ranks.
+pub(crate) fn link_frames() -> Vec<(&'static str, wire::link::LinkHeader, &'static [u8])> {
+    use wire::link::{LinkHeader, LinkKind, WireType};
+    let header = |kind, dtype, rows, columns| LinkHeader {
+        kind,
+        dtype,
+        epoch: 7,
+        sequence: 0x0102_0304_0506_0708,
+        request: 0,
+        rows,
+        columns,
+    };
+    vec![
+        ("reduce_f32", header(LinkKind::Reduce, WireType::F32, 1, 1), &[0, 0, 0x80, 0x3f]),
+        ("sum_bf16", header(LinkKind::Sum, WireType::Bf16, 1, 2), &[0x80, 0x3f, 0, 0xc0]),
+        ("gather_f16", header(LinkKind::Gather, WireType::F16, 2, 1), &[0, 0x3c, 0, 0xc0]),
+        ("reduce_int8", header(LinkKind::Reduce, WireType::Int8, 1, 2), &[0, 0, 0x80, 0x3f, 1, 0xff]),
+        ("broadcast", header(LinkKind::Broadcast, WireType::Bytes, 1, 4), b"plan"),
+        ("values", header(LinkKind::Values, WireType::F32, 1, 0), b""),
+        ("bytes", LinkHeader { request: 9, ..header(LinkKind::Bytes, WireType::Bytes, 1, 3) }, b"abc"),
+        ("ping", header(LinkKind::Ping, WireType::Bytes, 1, 8), b"\x01\x02\x03\x04\x05\x06\x07\x08"),
+        ("pong", header(LinkKind::Pong, WireType::Bytes, 1, 8), b"\x01\x02\x03\x04\x05\x06\x07\x08"),
+        ("goodbye", header(LinkKind::Goodbye, WireType::Bytes, 1, 3), b"bye"),
+        ("fault", header(LinkKind::Fault, WireType::Bytes, 1, 8), b"\x02\0\0\0late"),
+    ]
+}
+
+/// The first words between two ranks.
+pub(crate) fn link_hello() -> wire::link::LinkHello {
+    wire::link::LinkHello {
+        machine: base::MachineId(0x11),
+        incarnation: base::Incarnation(0x22),
+        instance: base::InstanceId(0x33),
+        epoch: base::Epoch(0x44),
+        rank: 1,
+        ranks: 3,
+        model: [0x55; 32],
+        shard_map: [0x66; 32],
+        mode: wire::link::Mode::Tensor,
+        dtype: wire::link::WireType::F32,
+        control: true,
+    }
+}
