@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use base::Rng;
 use batch::Limits;
 use model::checkpoint::CheckpointError;
+use model::shard::{Part, ShardedSource};
 use nn::{CacheError, Decoder, KvCache, LogitRows, Scratch, Span, Team, Weights};
 
 use crate::capacity::{self, Capacity};
@@ -55,35 +56,14 @@ pub(crate) struct Cpu {
 /// Loads the weights, takes the memory, and measures the speed.
 pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<Cpu>, StartError> {
     let spec = model.spec();
-    let team = Team::new(config.threads.unwrap_or_else(machine::cores).max(1));
-    let weights = match config.weights {
-        WeightFormat::Auto => Weights::Auto,
-        WeightFormat::F32 => Weights::F32,
-        WeightFormat::Bf16 => Weights::Bf16,
-    };
-    let options = nn::LoadOptions { weights, ..nn::LoadOptions::default() };
-    let checkpoint = model.checkpoint().map_err(BackendError::from)?;
-    let decoder = Decoder::load(spec, &checkpoint, &options, &team).map_err(|source| {
-        let place = match &source {
-            nn::LoadError::NotFinite { name } => format!("{}, {},", model.source(), checkpoint.file_of(name)),
-            _ => model.source().to_string(),
-        };
-        BackendError::Load { place, source: Box::new(source) }
-    })?;
+    let team = team(config);
+    let decoder = decoder(model, config, None, &team)?;
     let dtype = config.kv.dtype();
     let context = u32::try_from(spec.context).unwrap_or(u32::MAX);
     let per_token = KvCache::bytes_per_token(spec, dtype);
     let Capacity { pages, context, notice } =
         capacity::size(config, context, per_token, machine::memory()).map_err(StartError::from)?;
-    let limits = Limits {
-        pages,
-        page_tokens: config.page_tokens,
-        context,
-        running_max: config.batch_max,
-        waiting_max: config.waiting_max,
-        step_tokens_max: config.step_tokens_max,
-        pause_us_max: config.pause_us_max,
-    };
+    let limits = limits(config, pages, context);
     limits.check()?;
     let kv =
         KvCache::new(spec, pages as usize, config.page_tokens as usize, dtype).map_err(BackendError::from)?;
@@ -91,6 +71,54 @@ pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<C
     let mut compute = Cpu { team, decoder, scratch: Scratch::new(), kv, step_tokens_max };
     let speed = self_test(&mut compute, &limits, spec.vocabulary);
     Ok(Ready { compute, limits, speed, notice })
+}
+
+/// The threads that compute.
+pub(crate) fn team(config: &EngineConfig) -> Team {
+    Team::new(config.threads.unwrap_or_else(machine::cores).max(1))
+}
+
+/// The bounds of a batch over a cache of so many pages.
+pub(crate) fn limits(config: &EngineConfig, pages: u32, context: u32) -> Limits {
+    Limits {
+        pages,
+        page_tokens: config.page_tokens,
+        context,
+        running_max: config.batch_max,
+        waiting_max: config.waiting_max,
+        step_tokens_max: config.step_tokens_max,
+        pause_us_max: config.pause_us_max,
+    }
+}
+
+/// Loads all of a model, or a part of it.
+pub(crate) fn decoder(
+    model: &LoadedModel,
+    config: &EngineConfig,
+    part: Option<&Part>,
+    team: &Team,
+) -> Result<Decoder, BackendError> {
+    let weights = match config.weights {
+        WeightFormat::Auto => Weights::Auto,
+        WeightFormat::F32 => Weights::F32,
+        WeightFormat::Bf16 => Weights::Bf16,
+    };
+    let options = nn::LoadOptions { weights, ..nn::LoadOptions::default() };
+    let (spec, checkpoint) = (model.spec(), model.checkpoint()?);
+    let decoder = match part {
+        None => Decoder::load(spec, &checkpoint, &options, team),
+        Some(part) => {
+            let source = ShardedSource::new(&checkpoint, spec, part)?;
+            Decoder::load_part(part, &source, &options, team)
+        }
+    };
+    decoder.map_err(|source| {
+        let place = match &source {
+            nn::LoadError::NotFinite { name } => format!("{}, {},", model.source(), checkpoint.file_of(name)),
+            _ => model.source().to_string(),
+        };
+        BackendError::Load { place, source: Box::new(source) }
+    })
 }
 
 impl Compute for Cpu {
@@ -140,7 +168,7 @@ impl Compute for Cpu {
 }
 
 /// An error and its causes, for whoever gets only a text.
-fn in_words(error: impl std::error::Error) -> String {
+pub(crate) fn in_words(error: impl std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -152,7 +180,7 @@ fn in_words(error: impl std::error::Error) -> String {
 }
 
 /// Prefills and decodes for some tens of milliseconds, on random tokens in pages that nobody has yet.
-fn self_test(compute: &mut Cpu, limits: &Limits, vocabulary: usize) -> Speed {
+pub(crate) fn self_test(compute: &mut impl Compute, limits: &Limits, vocabulary: usize) -> Speed {
     let mut speed = Speed::default();
     let mut rng = Rng::new(limits.pages.into());
     let mut token = || rng.below(vocabulary as u64) as u32;
@@ -185,7 +213,7 @@ fn self_test(compute: &mut Cpu, limits: &Limits, vocabulary: usize) -> Speed {
     speed
 }
 
-fn timed_step(compute: &mut Cpu, tokens: &[u32], position: usize, pages: &[u32]) -> Duration {
+fn timed_step(compute: &mut impl Compute, tokens: &[u32], position: usize, pages: &[u32]) -> Duration {
     let started = Instant::now();
     // A failure here shows again with the first request, where somebody can be told.
     let _ = compute.step(&[Work { tokens, position, pages, draws: true }]);

@@ -1,5 +1,7 @@
 //! What the step loop asks of a model: so much, so that the loop can be tested with a scripted one.
 
+use crate::group::GroupReport;
+
 /// Some tokens of one sequence, to be computed in one step.
 pub(crate) struct Work<'a> {
     /// The tokens.
@@ -20,4 +22,17 @@ pub(crate) trait Compute {
     fn step(&mut self, work: &[Work<'_>]) -> Result<Vec<&[f32]>, String>;
     /// Logits of `tokens` from position 0, of all positions or the last, beside the cache.
     fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String>;
+
+    /// There is nothing to compute for the moment. Called again and again while that lasts.
+    fn idle(&mut self) {}
+
+    /// Why no step will ever be computed again, if so.
+    fn broken(&self) -> Option<String> {
+        None
+    }
+
+    /// Where the time goes, of one that computes together with others.
+    fn group(&self) -> Option<GroupReport> {
+        None
+    }
 }

@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub kv: KvFormat,
     /// A request whose reader takes nothing for so long is given up.
     pub pause_us_max: Micros,
+    /// How long a rank of a group waits for another one inside a step before it holds it for lost.
+    pub group_patience_us: Micros,
 }
 
 /// How weights are held in memory.
@@ -68,6 +70,20 @@ pub enum KvFormat {
 }
 
 impl KvFormat {
+    /// As other ranks of a group are told.
+    pub(crate) fn name(self) -> &'static str {
+        match self.dtype() {
+            KvDType::F32 => "f32",
+            KvDType::F16 => "f16",
+            KvDType::Bf16 => "bf16",
+        }
+    }
+
+    /// What [`KvFormat::name`] named.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::F32, Self::F16, Self::Bf16].into_iter().find(|format| format.name() == name)
+    }
+
     pub(crate) fn dtype(self) -> KvDType {
         match self {
             Self::Auto => KvDType::default(),
@@ -100,6 +116,7 @@ impl Default for EngineConfig {
             weights: WeightFormat::default(),
             kv: KvFormat::default(),
             pause_us_max: Micros::from_secs(120),
+            group_patience_us: Micros::from_secs(5),
         }
     }
 }

@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use wire::job::Job;
 
+use crate::group::GroupReport;
 use crate::sink::{Refusal, Sink};
 
 /// Questions for logits that wait at most. They are asked by tools, one at a time.
@@ -48,6 +49,8 @@ pub struct EngineReport {
     pub cached_tokens: u64,
     /// Times that a request lost its pages and was computed again.
     pub preemptions: u64,
+    /// Where the time goes, of an engine that leads a group.
+    pub group: Option<GroupReport>,
     /// Why the engine serves no more, if so.
     pub failed: Option<String>,
 }

@@ -15,6 +15,7 @@ use crate::capacity::CapacityError;
 use crate::compute::Compute;
 use crate::config::EngineConfig;
 use crate::desk::{Accepted, Desk, EngineReport, Question};
+use crate::group::{self, GroupEnd, GroupError, GroupSeat};
 use crate::load::LoadedModel;
 use crate::sink::{Refusal, Sink};
 use crate::speed::Speed;
@@ -39,6 +40,9 @@ pub enum StartError {
     /// The system gives no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[source] std::io::Error),
+    /// The model cannot be divided so, or a rank of the group was lost.
+    #[error("the group did not start")]
+    Group(#[from] GroupError),
     /// The thread broke down while it loaded.
     #[error("the engine broke down while it loaded the model")]
     Broke,
@@ -109,6 +113,28 @@ impl Engine {
             tokenizer: model.tokenizer().cloned(),
         };
         Self::start_with(name, terms, move || backend::open(&model, &config))
+    }
+
+    /// Loads rank 0's part of `model` and serves it together with the other ranks, each of which runs
+    /// [`crate::group::follow`]. Requests, limits and answers are those of an engine alone. `on_end` is told once why the
+    /// group is over, on the engine's thread: by a fault, or because the engine was stopped.
+    ///
+    /// # Errors
+    /// The model cannot be divided so, the weights do not fit, or a rank was lost or disagrees.
+    pub fn start_group(
+        name: ModelName,
+        model: LoadedModel,
+        config: EngineConfig,
+        seat: GroupSeat,
+        on_end: impl FnOnce(GroupEnd) + Send + 'static,
+    ) -> Result<Self, StartError> {
+        let spec = model.spec();
+        let terms = Terms {
+            vocabulary: spec.vocabulary,
+            stop_tokens: spec.stop_tokens.clone(),
+            tokenizer: model.tokenizer().cloned(),
+        };
+        Self::start_with(name, terms, move || group::lead(&model, &config, seat, Box::new(on_end)))
     }
 
     /// Starts an engine around whatever `open`, called on the engine's thread, makes ready.

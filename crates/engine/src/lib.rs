@@ -16,6 +16,7 @@ mod config;
 mod desk;
 mod engine;
 mod files;
+pub mod group;
 mod load;
 pub mod machine;
 mod sampling;

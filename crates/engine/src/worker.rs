@@ -91,25 +91,28 @@ impl<C: Compute> Worker<C> {
     /// Serves until the desk says stop. Whatever happens, every answer gets its end.
     pub(crate) fn run(mut self) {
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
-        let why = match served {
-            Ok(()) => "the engine has stopped",
-            Err(_) => {
-                tracing::error!("an engine broke down");
-                "the engine broke down; restart the provider and report its log"
-            }
-        };
-        self.close(why);
+        let why = served.unwrap_or_else(|_| {
+            tracing::error!("an engine broke down");
+            "the engine broke down; restart the provider and report its log".to_owned()
+        });
+        self.close(&why);
     }
 
-    fn serve(&mut self) {
+    /// Serves until there is a reason not to, and says which.
+    fn serve(&mut self) -> String {
         loop {
             let intake = self.desk.take(self.wait);
             if intake.stopping {
                 self.turn_away(intake, "the engine is stopping");
-                return;
+                return "the engine has stopped".to_owned();
             }
             self.take_in(intake);
             self.step();
+            // Before anybody hears of an end: nothing more may be taken then.
+            if let Some(why) = self.compute.broken() {
+                tracing::error!(why, "an engine cannot go on");
+                return why;
+            }
             self.settle();
         }
     }
@@ -183,6 +186,7 @@ impl<C: Compute> Worker<C> {
         }
         if plan.spans.is_empty() {
             self.compute.wipe(&self.batch.drain_wipes());
+            self.compute.idle();
             self.wait = Some(self.idle_wait(&plan));
             return;
         }
@@ -277,6 +281,7 @@ impl<C: Compute> Worker<C> {
         let load = self.batch.load();
         let (speed, steps, computed) = (self.speed, self.steps, self.computed_tokens);
         let (cached, preemptions) = (self.cached_tokens, self.preemptions);
+        let group = self.compute.group();
         let ended: Vec<AttemptId> = self.endings.iter().map(|(attempt, ..)| *attempt).collect();
         self.desk.settle(&ended, load.pages_needed as u64, |report| {
             report.running = load.running as u32;
@@ -287,6 +292,7 @@ impl<C: Compute> Worker<C> {
             report.computed_tokens = computed;
             report.cached_tokens = cached;
             report.preemptions = preemptions;
+            report.group = group;
         });
         while let Some((_, answer, ending)) = self.endings.pop_front() {
             match ending {

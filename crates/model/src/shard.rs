@@ -1,33 +1,19 @@
 //! One model divided over ranks: who holds which layers, and which slices of each.
+//!
+//! A [`ShardMap`] is what ranks agree on: a few numbers from which, with the model's spec, every slice follows. What a rank
+//! holds is a decoder again, with fewer layers, heads and columns ([`Part`]), and its tensors are parts of the model's
+//! ([`ShardedSource`]). Attention and delta nets are divided by heads, feed-forwards and experts by columns, embedding and
+//! head by rows of the vocabulary; norms, routers and what is small are held by every rank.
 
-use std::ops::Range;
+mod map;
+mod part;
+mod share;
+mod source;
 
-use crate::spec::ModelSpec;
+pub use map::{Division, Member, ShardError, ShardMap, Stage};
+pub use part::Part;
+pub use share::apportion;
+pub use source::{ShardedSource, grain};
 
-/// What one rank holds of a model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Part {
-    /// The decoder that it runs: its own layers, with as many heads and as wide as its slices are. V is the model's.
-    pub spec: ModelSpec,
-    /// Which of the model's layers these are.
-    pub layers: Range<usize>,
-    /// The rows of the embedding that it holds; none where another stage embeds.
-    pub embedding: Option<Range<usize>>,
-    /// The rows of the head that it holds; none where another stage has the head.
-    pub head: Option<Range<usize>>,
-    /// Whether other ranks hold other slices of the same layers, so that what each computes must be summed.
-    pub summed: bool,
-}
-
-impl Part {
-    /// All of a model.
-    pub fn whole(spec: &ModelSpec) -> Self {
-        Self {
-            spec: spec.clone(),
-            layers: 0..spec.layers.len(),
-            embedding: Some(0..spec.vocabulary),
-            head: Some(0..spec.vocabulary),
-            summed: false,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -44,6 +44,11 @@ impl<B: Backend> Decoder<B> {
         &self.spec
     }
 
+    /// Which part of its model it is.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
     /// Memory that its matrices take (vectors are a few kilobytes a layer and not counted).
     pub fn weight_bytes(&self) -> Bytes {
         let mut bytes = Bytes::ZERO;

@@ -3,8 +3,8 @@
 //! What it is: types, their encodings, and golden bytes for each, so that two versions of Phalanx understand each
 //! other. What it is *not*: it opens no socket and knows no cipher (see `trust`), and decides nothing (see `fleet`).
 //! Start with [`control`] for what coordinator and provider say to each other, [`frame`] for the binary frames
-//! beside it, [`job`] and [`chunk`] for what travels sealed inside those, and [`link`] for what the ranks of a group
-//! say to each other.
+//! beside it, [`job`] and [`chunk`] for what travels sealed inside those, and [`link`] and [`step`] for what the ranks of
+//! a group say to each other.
 
 pub mod admin;
 pub mod chunk;
@@ -16,6 +16,7 @@ pub mod link;
 pub mod openai;
 mod reader;
 pub mod request;
+pub mod step;
 
 pub use fields::RequestError;
 pub use reader::DecodeError;

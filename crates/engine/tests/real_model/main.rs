@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod damage;
+mod group;
 mod harness;
 mod reference;
 mod serving;

@@ -9,6 +9,14 @@ pub enum CheckpointError {
         "a checkpoint has no files: expected model.safetensors, or the files of model.safetensors.index.json"
     )]
     NoFiles,
+    /// A tensor cannot be cut for a rank of a group.
+    #[error("tensor {tensor} cannot be divided: {detail}")]
+    Cut {
+        /// Which tensor.
+        tensor: String,
+        /// Why.
+        detail: String,
+    },
     /// The file ends before what it announces.
     #[error("{file} is truncated: it should have {expected} bytes and has {found}; fetch or copy it again")]
     Truncated {

@@ -181,6 +181,11 @@ impl<'a> Logits<'a> {
         &self.values[row * self.vocabulary..][..self.vocabulary]
     }
 
+    /// All of them, row by row.
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
     /// All rows.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [f32]> {
         self.values.chunks_exact(self.vocabulary)
