@@ -45,5 +45,5 @@ pub use kv::{KvElement, KvPages, KvPagesError};
 pub use mapped::MappedFile;
 pub use matmul::{Store, linear};
 pub use pack::{PackError, PackedMatrix, WeightBytes, WeightElement};
-pub use rows::{Activation, gate, rms_norm};
+pub use rows::{Activation, gate, rms_norm, sigmoid_gate};
 pub use team::Team;

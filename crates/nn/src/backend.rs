@@ -6,7 +6,7 @@
 use base::Bytes;
 pub use kernels::AttentionSpan as Segment;
 use model::checkpoint::{DType, TensorView};
-use model::spec::Activation;
+use model::spec::{Activation, DeltaNetSpec};
 
 /// Why a backend could not do something: no memory, or a device's fault.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +72,30 @@ pub struct AttentionStep<'a, B: Backend> {
     pub queries_only: bool,
 }
 
+/// What a delta net does between its projections.
+pub struct DeltaStep<'a, B: Backend> {
+    /// Its sizes.
+    pub spec: &'a DeltaNetSpec,
+    /// `[taps, C]`.
+    pub convolution: &'a B::Vector,
+    /// `[Hv]`: how fast each head forgets.
+    pub decay: &'a B::Vector,
+    /// `[Hv]`.
+    pub time_bias: &'a B::Vector,
+    /// Weights `[Dv]` of the norm of what comes out.
+    pub norm: &'a B::Vector,
+}
+
+/// Consecutive tokens of one sequence, and its state in one layer.
+pub struct DeltaSegment<'a, B: Backend> {
+    /// The projected row of its first token.
+    pub row: usize,
+    /// How many.
+    pub tokens: usize,
+    /// After the tokens before; after these when a step has run.
+    pub state: &'a mut B::State,
+}
+
 /// Something that computes. Its values are handles: the decoder never looks inside, except for logits.
 ///
 /// Each row of every result depends on the same row of the operands alone (and, in attention, on that sequence's
@@ -89,6 +113,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Kv: Send + Sync;
     /// Memory that attention keeps between steps.
     type AttentionMemory: Default + Send;
+    /// What a delta net carries of one sequence from token to token.
+    type State: Send + Sync;
+    /// Memory that delta nets keep between steps.
+    type DeltaMemory: Default + Send;
 
     /// Whether none of the tensor's values is infinite or not a number.
     fn finite(&self, workers: &Self::Workers, tensor: &TensorView<'_>) -> bool;
@@ -219,6 +247,90 @@ pub trait Backend: Send + Sync + Sized + 'static {
         segments: &[Segment<'_>],
         cache: (&Self::Kv, usize),
         memory: &mut Self::AttentionMemory,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Zeros, of the shape of `x`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn zero_like(&self, x: &Self::Rows, out: &mut Self::Rows) -> Result<(), BackendError>;
+
+    /// `out[rows[i]] += weights[i] * from[i]`, in the order of i.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn scatter_add(
+        &self,
+        from: &Self::Rows,
+        to: (&[usize], &[f32]),
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Multiplies all of `x`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn scale(&self, x: &mut Self::Rows, factor: f32) -> Result<(), BackendError>;
+
+    /// `x = cap * tanh(x / cap)`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn soft_cap(&self, x: &mut Self::Rows, cap: f32) -> Result<(), BackendError>;
+
+    /// `x *= sigmoid(gates)`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn sigmoid_gate(
+        &self,
+        workers: &Self::Workers,
+        gates: &Self::Rows,
+        x: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// RMS norm of each part of each row, the weights being as long as a part.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn norm_parts(
+        &self,
+        workers: &Self::Workers,
+        x: &Self::Rows,
+        norm: (&Self::Vector, f32),
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Each row of `out` is that of `left`, then the given columns of that of `right`.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`].
+    fn beside(
+        &self,
+        left: &Self::Rows,
+        right: (&Self::Rows, std::ops::Range<usize>),
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// The state of a sequence without tokens.
+    ///
+    /// # Errors
+    /// No memory.
+    fn state(&self, spec: &DeltaNetSpec) -> Result<Self::State, BackendError>;
+
+    /// Takes `rows: [T, C + Hv * (Dv + 2)]` (q, k and v, then z, beta, time) of the segments through their states;
+    /// `out: [T, Hv * Dv]`. A token's result and the state after it are bitwise the same however a sequence is cut.
+    ///
+    /// # Errors
+    /// See [`Backend::upload`]. The states are then worth nothing.
+    fn delta_net(
+        &self,
+        workers: &Self::Workers,
+        rows: &Self::Rows,
+        step: &DeltaStep<'_, Self>,
+        segments: &mut [DeltaSegment<'_, Self>],
+        memory: &mut Self::DeltaMemory,
         out: &mut Self::Rows,
     ) -> Result<(), BackendError>;
 }

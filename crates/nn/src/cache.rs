@@ -1,5 +1,7 @@
 //! The KV cache: pages of keys and values for all layers of a decoder.
 
+use std::collections::HashMap;
+
 use base::Bytes;
 use kernels::{KvElement, KvPages, KvPagesError};
 use model::spec::{AttentionSpec, KvSource, MixerSpec, ModelSpec};
@@ -53,7 +55,18 @@ pub struct KvCache<B: Backend = Cpu> {
     pub(crate) layers: Vec<(usize, usize)>,
     pub(crate) pages: usize,
     pub(crate) page_tokens: usize,
+    /// Of recurrent models, by a sequence's first page: nobody else has that page, and it is wiped when the sequence
+    /// lets it go.
+    pub(crate) states: HashMap<u32, SequenceState<B>>,
     dtype: KvDType,
+}
+
+/// What one sequence of a recurrent model carries.
+pub(crate) struct SequenceState<B: Backend> {
+    /// How many tokens it has gone through.
+    pub(crate) tokens: usize,
+    /// Of each recurrent layer, in their order.
+    pub(crate) layers: Vec<B::State>,
 }
 
 /// (K, D) of each layer; none where it keeps no keys and values.
@@ -83,7 +96,7 @@ impl KvCache {
             let bytes = Bytes(Self::bytes_per_token(spec, dtype).0.saturating_mul(tokens));
             CacheError { pages, page_tokens, bytes, cause }
         })?;
-        Ok(Self { kv, layers, pages, page_tokens, dtype })
+        Ok(Self { kv, layers, pages, page_tokens, states: HashMap::new(), dtype })
     }
 
     /// Memory that a token takes in all layers.
@@ -92,12 +105,26 @@ impl KvCache {
         Bytes((elements * dtype.element().size()) as u64)
     }
 
-    /// Overwrites a page with zeros, so that nothing of the sequence that had it is left.
+    /// Memory that each sequence takes besides, whatever its length: the states of recurrent layers.
+    pub fn bytes_per_sequence(spec: &ModelSpec) -> Bytes {
+        let elements = |mixer: &MixerSpec| match mixer {
+            MixerSpec::Attention(_) => 0,
+            MixerSpec::DeltaNet(delta) => delta.state_elements(),
+        };
+        let elements: usize = spec.layers.iter().map(|layer| elements(&layer.mixer)).sum();
+        Bytes((elements * size_of::<f32>()) as u64)
+    }
+
+    /// Overwrites a page with zeros, and the state of the sequence that began in it, so that nothing of the sequence
+    /// that had it is left.
     ///
     /// # Panics
     /// There is no such page.
     pub fn wipe(&mut self, page: u32) {
         self.kv.wipe(page);
+        if let Some(mut state) = self.states.remove(&page) {
+            state.layers.iter_mut().for_each(|layer| layer.fill(0.0));
+        }
     }
 }
 

@@ -4,14 +4,16 @@ use std::borrow::Cow;
 
 use base::Bytes;
 use kernels::{
-    AttentionScratch, AttentionShape, Buffer, HeadsShape, Isa, KvPages, PackedMatrix, Rotation, Team,
-    WeightBytes, WeightElement,
+    AttentionScratch, AttentionShape, Buffer, DeltaScratch, DeltaShape, DeltaSpan, HeadsShape, Isa, KvPages,
+    PackedMatrix, Rotation, Team, WeightBytes, WeightElement,
 };
 use model::checkpoint::{DType, TensorView};
 use model::quant::{dequantise_all, row_is_finite};
-use model::spec::Activation;
+use model::spec::{Activation, DeltaNetSpec};
 
-use crate::backend::{AttentionStep, Backend, BackendError, HeadsStep, Segment, Store};
+use crate::backend::{
+    AttentionStep, Backend, BackendError, DeltaSegment, DeltaStep, HeadsStep, Segment, Store,
+};
 
 /// The CPU of this machine, with one of the instruction sets that it has.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +88,8 @@ impl Backend for Cpu {
     type Vector = Vec<f32>;
     type Kv = KvPages;
     type AttentionMemory = AttentionScratch;
+    type State = Vec<f32>;
+    type DeltaMemory = DeltaScratch;
 
     fn finite(&self, workers: &Team, tensor: &TensorView<'_>) -> bool {
         match tensor.dtype.is_float() {
@@ -260,6 +264,108 @@ impl Backend for Cpu {
         out.shape(tokens, step.heads * step.head_dim)?;
         let rows = rows.values();
         kernels::attention(workers, self.isa, rows, &shape, segments, cache, memory, out.values_mut());
+        Ok(())
+    }
+
+    fn zero_like(&self, x: &Rows, out: &mut Rows) -> Result<(), BackendError> {
+        out.shape(x.len / x.columns.max(1), x.columns)?;
+        out.values_mut().fill(0.0);
+        Ok(())
+    }
+
+    fn scatter_add(
+        &self,
+        from: &Rows,
+        (rows, weights): (&[usize], &[f32]),
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        let columns = from.columns;
+        let from = from.values().chunks_exact(columns.max(1));
+        for ((from, row), weight) in from.zip(rows).zip(weights) {
+            let out = &mut out.values_mut()[row * columns..][..columns];
+            out.iter_mut().zip(from).for_each(|(out, from)| *out += weight * from);
+        }
+        Ok(())
+    }
+
+    fn scale(&self, x: &mut Rows, factor: f32) -> Result<(), BackendError> {
+        x.values_mut().iter_mut().for_each(|x| *x *= factor);
+        Ok(())
+    }
+
+    fn soft_cap(&self, x: &mut Rows, cap: f32) -> Result<(), BackendError> {
+        x.values_mut().iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        Ok(())
+    }
+
+    fn sigmoid_gate(&self, workers: &Team, gates: &Rows, x: &mut Rows) -> Result<(), BackendError> {
+        kernels::sigmoid_gate(workers, self.isa, gates.values(), x.values_mut());
+        Ok(())
+    }
+
+    fn norm_parts(
+        &self,
+        workers: &Team,
+        x: &Rows,
+        (weight, epsilon): (&Vec<f32>, f32),
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        out.shape(x.len / x.columns.max(1), x.columns)?;
+        kernels::rms_norm(workers, self.isa, x.values(), weight, epsilon, out.values_mut());
+        Ok(())
+    }
+
+    fn beside(
+        &self,
+        left: &Rows,
+        (right, columns): (&Rows, std::ops::Range<usize>),
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        out.shape(left.len / left.columns.max(1), left.columns + columns.len())?;
+        let rows = left.values().chunks_exact(left.columns).zip(right.values().chunks_exact(right.columns));
+        let width = out.columns;
+        for (out, (left, right)) in out.values_mut().chunks_exact_mut(width).zip(rows) {
+            out[..left.len()].copy_from_slice(left);
+            out[left.len()..].copy_from_slice(&right[columns.clone()]);
+        }
+        Ok(())
+    }
+
+    fn state(&self, spec: &DeltaNetSpec) -> Result<Vec<f32>, BackendError> {
+        let mut state = Vec::new();
+        let reserved = state.try_reserve_exact(spec.state_elements());
+        reserved.map_err(|cause| failed("allocating a sequence's state", cause))?;
+        state.resize(spec.state_elements(), 0.0);
+        Ok(state)
+    }
+
+    fn delta_net(
+        &self,
+        workers: &Team,
+        rows: &Rows,
+        step: &DeltaStep<'_, Self>,
+        segments: &mut [DeltaSegment<'_, Self>],
+        memory: &mut DeltaScratch,
+        out: &mut Rows,
+    ) -> Result<(), BackendError> {
+        let spec = step.spec;
+        let shape = DeltaShape {
+            key_heads: spec.key_heads,
+            value_heads: spec.value_heads,
+            key_dim: spec.key_dim,
+            value_dim: spec.value_dim,
+            taps: spec.conv_width,
+            convolution: step.convolution,
+            decay: step.decay,
+            time_bias: step.time_bias,
+            norm: (step.norm, spec.norm.epsilon),
+        };
+        let mut spans: Vec<_> = segments
+            .iter_mut()
+            .map(|segment| DeltaSpan { row: segment.row, tokens: segment.tokens, state: segment.state })
+            .collect();
+        out.shape(rows.len / rows.columns.max(1), spec.value_heads * spec.value_dim)?;
+        kernels::delta_net(workers, self.isa, rows.values(), &shape, &mut spans, memory, out.values_mut());
         Ok(())
     }
 }

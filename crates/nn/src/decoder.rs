@@ -2,13 +2,15 @@
 
 mod forward;
 mod load;
+mod states;
+mod step;
 
 use base::Bytes;
 use model::shard::Part;
 use model::spec::ModelSpec;
 
 use crate::backend::Backend;
-use crate::blocks::{Attention, FeedForward, Linear, Norm, Rope};
+use crate::blocks::{Attention, DeltaNet, FeedForward, LayerInput, LayerInputs, Linear, Norm, Rope};
 use crate::cpu::Cpu;
 
 pub use forward::{ForwardError, LogitRows, Logits, Output, Scratch, Span};
@@ -29,13 +31,23 @@ pub struct Decoder<B: Backend = Cpu> {
     head: Option<Linear<B>>,
     /// The distinct ropes of its layers.
     ropes: Vec<Rope>,
+    layer_inputs: Option<LayerInputs<B>>,
 }
 
 struct Layer<B: Backend> {
     mixer_norm: Norm<B>,
-    attention: Attention<B>,
+    mixer: Mixer<B>,
+    mixer_post_norm: Option<Norm<B>>,
     feed_forward_norm: Norm<B>,
     feed_forward: FeedForward<B>,
+    feed_forward_post_norm: Option<Norm<B>>,
+    input: Option<LayerInput<B>>,
+    output_scale: Option<f32>,
+}
+
+enum Mixer<B: Backend> {
+    Attention(Attention<B>),
+    DeltaNet(DeltaNet<B>),
 }
 
 impl<B: Backend> Decoder<B> {
@@ -56,12 +68,19 @@ impl<B: Backend> Decoder<B> {
             bytes += self.backend.matrix_bytes(embedding);
         }
         for layer in &self.layers {
-            let Layer { attention, feed_forward, .. } = layer;
-            let linears =
-                [&attention.projection, &attention.output, &feed_forward.gate_up, &feed_forward.down];
+            let mut linears = match &layer.mixer {
+                Mixer::Attention(attention) => attention.linears(),
+                Mixer::DeltaNet(delta) => vec![&delta.projection, &delta.output],
+            };
+            linears.extend(layer.feed_forward.linears());
+            linears.extend(layer.input.iter().flat_map(|input| [&input.gate, &input.projection]));
             for linear in linears {
                 bytes += self.backend.matrix_bytes(&linear.weight);
             }
+        }
+        if let Some(inputs) = &self.layer_inputs {
+            bytes += self.backend.matrix_bytes(&inputs.embedding);
+            bytes += self.backend.matrix_bytes(&inputs.projection.weight);
         }
         if let Some(head) = &self.head {
             bytes += self.backend.matrix_bytes(&head.weight);

@@ -82,3 +82,21 @@ fn many_rows_shared_out_are_those_of_one_worker() {
         assert_eq!(bits(&gate(3)), bits(&gate(1)));
     }
 }
+
+#[test]
+fn a_sigmoid_gate_is_its_definition_in_every_path() {
+    let (gates, x) = (numbers(3, 9001), numbers(4, 9001));
+    let run = |isa, threads| {
+        let mut out = x.clone();
+        sigmoid_gate(&Team::new(threads), isa, &gates, &mut out);
+        out
+    };
+    let twin = bits(&run(Isa::twin(), 1));
+    for isa in [Isa::avx512(), Isa::avx2()].into_iter().flatten() {
+        assert_eq!(bits(&run(isa, 3)), twin, "{isa:?}");
+    }
+    for ((got, x), gate) in run(Isa::detect(), 2).iter().zip(&x).zip(&gates) {
+        let exact = f64::from(*x) / (1.0 + (-f64::from(*gate)).exp());
+        assert!((f64::from(*got) - exact).abs() <= 1e-6, "{got} for {exact}");
+    }
+}

@@ -9,20 +9,20 @@ use model::spec::{RopeScaling, RopeSpec};
 pub(crate) struct Rope {
     /// Of the rotated half: radians a position.
     frequencies: Vec<f32>,
+    /// Multiplies sines and cosines.
+    factor: f32,
 }
 
 impl Rope {
     /// The frequencies of `spec`, in f32 as the reference implementation has them: at far positions the rounding
     /// of a frequency is a visible part of the angle.
     pub(crate) fn new(spec: &RopeSpec) -> Self {
-        let frequencies = (0..spec.dims / 2)
-            .map(|i| {
-                let exponent = (2 * i) as f32 / spec.dims as f32;
-                let frequency = 1.0 / (f64::from(spec.theta).powf(f64::from(exponent)) as f32);
-                scaled(frequency, &spec.scaling)
-            })
-            .collect();
-        Self { frequencies }
+        let power = |i: usize| {
+            let exponent = (2 * i) as f32 / spec.dims as f32;
+            f64::from(spec.theta).powf(f64::from(exponent)) as f32
+        };
+        let frequencies = (0..spec.dims / 2).map(|i| scaled(i, power(i), spec)).collect();
+        Self { frequencies, factor: spec.attention_factor }
     }
 
     /// How many of a head's dimensions turn.
@@ -37,19 +37,29 @@ impl Rope {
                 // The product is rounded to f32 as the reference does; sine and cosine of it are exact.
                 let angle = f64::from(frequency * position as f32);
                 let (of_sin, of_cos) = angle.sin_cos();
-                cos.push(of_cos as f32);
-                sin.push(of_sin as f32);
+                cos.push(of_cos as f32 * self.factor);
+                sin.push(of_sin as f32 * self.factor);
             }
         }
     }
 }
 
-fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
-    match *scaling {
+/// The frequency of pair `i`, whose wave is `power` positions a radian long.
+fn scaled(i: usize, power: f32, spec: &RopeSpec) -> f32 {
+    let frequency = 1.0 / power;
+    match &spec.scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Each { factors } => 1.0 / (factors[i] * power),
+        RopeScaling::Proportional { turning, factor } => {
+            if i < *turning {
+                frequency / factor
+            } else {
+                0.0
+            }
+        }
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            let original = original_context as f32;
+            let original = *original_context as f32;
             let wavelength = (TAU / f64::from(frequency)) as f32;
             if wavelength < original / high_freq_factor {
                 frequency
@@ -60,8 +70,31 @@ fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
                 (1.0 - smooth) * (frequency / factor) + smooth * frequency
             }
         }
-        RopeScaling::Yarn { .. } | RopeScaling::Each { .. } | RopeScaling::Proportional { .. } => frequency,
+        RopeScaling::Yarn { factor, .. } => {
+            let (low, high) = yarn_ramp(spec);
+            let ramp = ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+            let kept = 1.0 - ramp;
+            1.0 / (factor * power) * (1.0 - kept) + frequency * kept
+        }
     }
+}
+
+/// Between which dimensions YaRN goes from keeping to dividing.
+fn yarn_ramp(spec: &RopeSpec) -> (f32, f32) {
+    let RopeScaling::Yarn { beta_fast, beta_slow, original_context, truncate, .. } = spec.scaling else {
+        return (0.0, 0.0);
+    };
+    let dims = spec.dims as f64;
+    let turning = |turns: f32| {
+        let length = original_context as f64 / (f64::from(turns) * TAU);
+        dims * length.ln() / (2.0 * f64::from(spec.theta).ln())
+    };
+    let (low, high) = (turning(beta_fast), turning(beta_slow));
+    let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(dims - 1.0));
+    // Where both are the same there is a step, and no division by nothing.
+    let high = if low == high { high + 0.001 } else { high };
+    (low as f32, high as f32)
 }
 
 #[cfg(test)]

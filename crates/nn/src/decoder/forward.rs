@@ -1,9 +1,10 @@
 //! The forward pass: a step over spans of many sequences.
 
-use super::{Decoder, Layer};
-use crate::backend::{Backend, BackendError, Segment, Store};
-use crate::blocks::{AttentionRows, FeedForwardRows, Residual};
-use crate::cache::{KvCache, kv_shapes};
+use super::step::Step;
+use super::{Decoder, Layer, Mixer};
+use crate::backend::{Backend, BackendError, DeltaSegment, Segment, Store};
+use crate::blocks::{AttentionRows, DeltaNetRows, FeedForwardRows, LayerInputRows, Residual};
+use crate::cache::{KvCache, SequenceState};
 use crate::cpu::Cpu;
 use crate::peers::{Peers, ResidualError, again};
 
@@ -81,6 +82,16 @@ pub enum ForwardError {
         /// Which.
         page: u32,
     },
+    /// A span goes on where the state of its sequence is not: states can neither be cut nor stepped back.
+    #[error("span {span} goes on at position {position}, but its sequence's state is {found}")]
+    State {
+        /// Which.
+        span: usize,
+        /// Of its first token.
+        position: usize,
+        /// Where the state is.
+        found: String,
+    },
     /// The cache was made for another model.
     #[error("the kv cache was made for another model")]
     Cache,
@@ -115,9 +126,12 @@ pub struct Scratch<B: Backend = Cpu> {
     x: B::Rows,
     normed: B::Rows,
     kept: B::Rows,
+    post: B::Rows,
     /// This rank's part of a block's result.
     partial: B::Rows,
     attention: AttentionRows<B>,
+    delta: DeltaNetRows<B>,
+    layer_inputs: LayerInputRows<B>,
     feed_forward: FeedForwardRows<B>,
     /// Of each distinct rope: cosines and sines of the step's rows.
     angles: Vec<(B::Rows, B::Rows)>,
@@ -145,8 +159,11 @@ impl<B: Backend> Scratch<B> {
             x: B::Rows::default(),
             normed: B::Rows::default(),
             kept: B::Rows::default(),
+            post: B::Rows::default(),
             partial: B::Rows::default(),
             attention: AttentionRows::default(),
+            delta: DeltaNetRows::default(),
+            layer_inputs: LayerInputRows::default(),
             feed_forward: FeedForwardRows::default(),
             angles: Vec::new(),
             host: (Vec::new(), Vec::new()),
@@ -245,37 +262,60 @@ impl<B: Backend> Decoder<B> {
         if step.tokens.is_empty() {
             return Ok(Output::Logits(Logits { values: &[], vocabulary: self.logit_columns() }));
         }
+        // Where a step fails its states are gone: they may be anywhere in the middle of it.
+        let mut states = self.take_states(spans, kv)?;
         self.angles(spans, scratch)?;
-        self.begin(&step, rows, scratch, again(&mut peers))?;
+        self.begin(workers, &step, rows, scratch, again(&mut peers))?;
+        let output = self.run(workers, &step, scratch, (kv, &mut states), peers)?;
+        kv.put_states(spans, states);
+        Ok(output)
+    }
+
+    fn run<'s>(
+        &self,
+        workers: &B::Workers,
+        step: &Step<'_>,
+        scratch: &'s mut Scratch<B>,
+        (kv, states): (&mut KvCache<B>, &mut [SequenceState<B>]),
+        mut peers: Option<&mut dyn Peers>,
+    ) -> Result<Output<'s>, ForwardError> {
         let (last, layers) = self.layers.split_last().expect("a decoder has layers: loading refuses none");
+        let all = (step.segments.as_slice(), None);
         for (at, layer) in layers.iter().enumerate() {
-            self.mix_in(layer, (workers, at), &step.segments, scratch, kv)?;
-            self.mix_out(layer, (workers, at), &step.segments, (scratch, kv), again(&mut peers))?;
-            self.feed(layer, workers, scratch, again(&mut peers))?;
+            self.mix_in(layer, (workers, at), &step.segments, scratch, (kv, states))?;
+            self.mix_out(layer, (workers, at), all, (scratch, kv), again(&mut peers))?;
+            self.feed(layer, (workers, at), scratch, again(&mut peers))?;
         }
         // Of the last layer everybody's keys and values are needed, but only those go on whose logits are wanted.
         let at = layers.len();
-        self.mix_in(last, (workers, at), &step.segments, scratch, kv)?;
+        self.mix_in(last, (workers, at), &step.segments, scratch, (kv, states))?;
         if self.part.head.is_none() {
-            self.mix_out(last, (workers, at), &step.segments, (scratch, kv), again(&mut peers))?;
-            self.feed(last, workers, scratch, again(&mut peers))?;
+            self.mix_out(last, (workers, at), all, (scratch, kv), again(&mut peers))?;
+            self.feed(last, (workers, at), scratch, again(&mut peers))?;
             return Ok(Output::Rows(self.backend.download(&scratch.x)?));
         }
         if step.wanted.is_empty() {
             return Ok(Output::Logits(Logits { values: &[], vocabulary: self.logit_columns() }));
         }
-        if step.wanted_rows.len() < step.tokens.len() {
-            self.backend.gather(&scratch.x, &step.wanted_rows, &mut scratch.kept)?;
+        if let Some(wanted) = step.some() {
+            self.backend.gather(&scratch.x, wanted, &mut scratch.kept)?;
             std::mem::swap(&mut scratch.x, &mut scratch.kept);
+            if self.layer_inputs.is_some() {
+                let rows = &mut scratch.layer_inputs;
+                self.backend.gather(&rows.all, wanted, &mut rows.kept)?;
+                std::mem::swap(&mut rows.all, &mut rows.kept);
+            }
         }
-        self.mix_out(last, (workers, at), &step.wanted, (scratch, kv), again(&mut peers))?;
-        self.feed(last, workers, scratch, peers)?;
+        let wanted = (step.wanted.as_slice(), step.some());
+        self.mix_out(last, (workers, at), wanted, (scratch, kv), again(&mut peers))?;
+        self.feed(last, (workers, at), scratch, peers)?;
         Ok(Output::Logits(self.logits(workers, scratch)?))
     }
 
     /// The step's rows as they enter the first layer.
     fn begin(
         &self,
+        workers: &B::Workers,
         step: &Step<'_>,
         rows: Option<&[f32]>,
         scratch: &mut Scratch<B>,
@@ -292,6 +332,25 @@ impl<B: Backend> Decoder<B> {
         if rows.is_some() {
             return Err(ForwardError::Part("it embeds tokens itself and takes no rows"));
         }
+        self.embed(embedding, step, scratch, peers)?;
+        if self.spec.embedding_scale != 1.0 {
+            self.backend.scale(&mut scratch.x, self.spec.embedding_scale)?;
+        }
+        if let Some(inputs) = &self.layer_inputs {
+            let tokens = (step.tokens.as_slice(), &scratch.x);
+            inputs.begin((&self.backend, workers), tokens, &mut scratch.layer_inputs)?;
+        }
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        embedding: &B::Matrix,
+        step: &Step<'_>,
+        scratch: &mut Scratch<B>,
+        peers: Option<&mut dyn Peers>,
+    ) -> Result<(), ForwardError> {
+        let e = self.spec.hidden;
         let here = self.part.embedding.clone().unwrap_or_default();
         if here.len() == self.spec.vocabulary {
             return Ok(self.backend.embed(embedding, &step.tokens, &mut scratch.x)?);
@@ -316,54 +375,73 @@ impl<B: Backend> Decoder<B> {
         (workers, at): (&B::Workers, usize),
         segments: &[Segment<'_>],
         scratch: &mut Scratch<B>,
-        kv: &mut KvCache<B>,
+        (kv, states): (&mut KvCache<B>, &mut [SequenceState<B>]),
     ) -> Result<(), BackendError> {
-        layer.mixer_norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
-        layer.attention.project(
-            (&self.backend, workers),
-            &scratch.normed,
-            &scratch.angles[layer.attention.rope],
-            segments,
-            (&mut kv.kv, at),
-            &mut scratch.attention,
-        )
+        let on = (&self.backend, workers);
+        layer.mixer_norm.apply(on.0, workers, &scratch.x, &mut scratch.normed)?;
+        match &layer.mixer {
+            Mixer::Attention(attention) => attention.project(
+                on,
+                &scratch.normed,
+                &scratch.angles[attention.rope],
+                segments,
+                (&mut kv.kv, at),
+                &mut scratch.attention,
+            ),
+            Mixer::DeltaNet(delta) => {
+                let with_state = segments.iter().zip(states);
+                let mut segments: Vec<_> = with_state
+                    .map(|(segment, state)| DeltaSegment {
+                        row: segment.row,
+                        tokens: segment.tokens,
+                        state: &mut state.layers[delta.state],
+                    })
+                    .collect();
+                delta.recur(on, &scratch.normed, &mut segments, &mut scratch.delta)
+            }
+        }
     }
 
     fn mix_out(
         &self,
         layer: &Layer<B>,
         (workers, at): (&B::Workers, usize),
-        segments: &[Segment<'_>],
+        (segments, wanted): (&[Segment<'_>], Option<&[usize]>),
         (scratch, kv): (&mut Scratch<B>, &KvCache<B>),
         mut peers: Option<&mut dyn Peers>,
     ) -> Result<(), ResidualError> {
-        let Scratch { x, partial, attention, .. } = scratch;
+        let Scratch { x, partial, attention, delta, post, .. } = scratch;
         let on = (&self.backend, workers);
-        layer.attention.attend(
-            on,
-            segments,
-            (&kv.kv, at),
-            attention,
-            &mut Residual { x, partial, peers: again(&mut peers) },
-        )
+        let post_norm = layer.mixer_post_norm.as_ref();
+        let mut residual = Residual { x, partial, post_norm, normed: post, peers: again(&mut peers) };
+        match &layer.mixer {
+            Mixer::Attention(mixer) => {
+                mixer.attend(on, (segments, wanted), (&kv.kv, at), attention, &mut residual)
+            }
+            Mixer::DeltaNet(mixer) => mixer.give(on, wanted, delta, &mut residual),
+        }
     }
 
     fn feed(
         &self,
         layer: &Layer<B>,
-        workers: &B::Workers,
+        (workers, at): (&B::Workers, usize),
         scratch: &mut Scratch<B>,
         mut peers: Option<&mut dyn Peers>,
     ) -> Result<(), ResidualError> {
-        let Scratch { x, normed, partial, feed_forward, .. } = scratch;
+        let Scratch { x, normed, partial, feed_forward, post, layer_inputs, .. } = scratch;
         layer.feed_forward_norm.apply(&self.backend, workers, x, normed)?;
         let on = (&self.backend, workers);
-        layer.feed_forward.apply(
-            on,
-            normed,
-            feed_forward,
-            &mut Residual { x, partial, peers: again(&mut peers) },
-        )
+        let post_norm = layer.feed_forward_post_norm.as_ref();
+        let mut residual = Residual { x, partial, post_norm, normed: post, peers: again(&mut peers) };
+        layer.feed_forward.apply(on, normed, feed_forward, &mut residual)?;
+        if let (Some(inputs), Some(input)) = (&self.layer_inputs, &layer.input) {
+            input.apply(on, (at, &inputs.spec), layer_inputs, x)?;
+        }
+        if let Some(scale) = layer.output_scale {
+            self.backend.scale(x, scale)?;
+        }
+        Ok(())
     }
 
     fn logits<'s>(
@@ -390,6 +468,9 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Logits<'s>, ForwardError> {
         norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
         self.backend.linear(workers, &scratch.normed, head, Store::Set, &mut scratch.logits)?;
+        if let Some(cap) = self.spec.logit_soft_cap {
+            self.backend.soft_cap(&mut scratch.logits, cap)?;
+        }
         Ok(Logits { values: self.backend.download(&scratch.logits)?, vocabulary: self.logit_columns() })
     }
 
@@ -412,73 +493,5 @@ impl<B: Backend> Decoder<B> {
             self.backend.upload(sin, rope.dims() / 2, &mut angles.1)?;
         }
         Ok(())
-    }
-
-    fn check(&self, spans: &[Span<'_>], kv: &KvCache<B>) -> Result<(), ForwardError> {
-        if kv.layers != kv_shapes(&self.spec) {
-            return Err(ForwardError::Cache);
-        }
-        let mut written = Vec::with_capacity(spans.len());
-        for (at, span) in spans.iter().enumerate() {
-            if span.tokens.is_empty() {
-                return Err(ForwardError::Empty { span: at });
-            }
-            let vocabulary = self.spec.vocabulary;
-            if let Some(&token) = span.tokens.iter().find(|&&token| token as usize >= vocabulary) {
-                return Err(ForwardError::Token { token, vocabulary });
-            }
-            let tokens = span.position.saturating_add(span.tokens.len());
-            if tokens > self.spec.context {
-                return Err(ForwardError::Context { tokens, context: self.spec.context });
-            }
-            let needed = tokens.div_ceil(kv.page_tokens);
-            if span.pages.len() < needed {
-                return Err(ForwardError::Pages { span: at, needed, found: span.pages.len() });
-            }
-            if let Some(&page) = span.pages.iter().find(|&&page| page as usize >= kv.pages) {
-                return Err(ForwardError::Page { page, pages: kv.pages });
-            }
-            written.extend_from_slice(&span.pages[span.position / kv.page_tokens..needed]);
-        }
-        written.sort_unstable();
-        match written.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(ForwardError::PageTwice { page: pair[0] }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A step's spans as rows.
-struct Step<'a> {
-    tokens: Vec<u32>,
-    segments: Vec<Segment<'a>>,
-    /// The parts of segments whose logits are wanted.
-    wanted: Vec<Segment<'a>>,
-    wanted_rows: Vec<usize>,
-}
-
-impl<'a> Step<'a> {
-    fn of(spans: &[Span<'a>]) -> Self {
-        let mut step =
-            Self { tokens: Vec::new(), segments: Vec::new(), wanted: Vec::new(), wanted_rows: Vec::new() };
-        for span in spans {
-            let (row, tokens) = (step.tokens.len(), span.tokens.len());
-            let segment = Segment { row, tokens, position: span.position, pages: span.pages };
-            step.tokens.extend_from_slice(span.tokens);
-            step.segments.push(segment);
-            let skipped = match span.logits {
-                LogitRows::None => continue,
-                LogitRows::Last => tokens - 1,
-                LogitRows::All => 0,
-            };
-            step.wanted.push(Segment {
-                row: row + skipped,
-                tokens: tokens - skipped,
-                position: span.position + skipped,
-                ..segment
-            });
-            step.wanted_rows.extend(row + skipped..row + tokens);
-        }
-        step
     }
 }

@@ -1,18 +1,21 @@
 //! Weights from a tensor source, checked against the spec and packed for the backend.
 
+mod feed_forward;
+mod mixer;
+
 use kernels::{Isa, Team};
 use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView};
 use model::quant::dequantise_all;
 use model::shard::Part;
-use model::spec::{
-    AttentionSpec, FeedForwardSpec, GatedSpec, KvSource, LayerSpec, LayerTensor, MixerSpec, ModelSpec,
-    NormSpec, TensorRole,
-};
+use model::spec::{LayerInputsSpec, LayerSpec, LayerTensor, MixerSpec, ModelSpec, NormSpec, TensorRole};
 
-use super::{Decoder, Layer};
+use super::{Decoder, Layer, Mixer};
 use crate::backend::{Backend, BackendError};
-use crate::blocks::{Attention, FeedForward, Linear, Norm, Rope};
+use crate::blocks::{LayerInput, LayerInputs, Linear, Norm, Rope};
 use crate::cpu::Cpu;
+
+/// Where a layer's tensors are.
+type Role<'r> = &'r dyn Fn(LayerTensor) -> TensorRole;
 
 /// Why a decoder cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +119,9 @@ impl<B: Backend> Decoder<B> {
         workers: &B::Workers,
     ) -> Result<Self, LoadError> {
         let spec = &part.spec;
-        check(spec)?;
-        let mut loading = Loading { backend: &backend, workers, source, options, spec, ropes: Vec::new() };
+        check(part)?;
+        let mut loading =
+            Loading { backend: &backend, workers, source, options, spec, ropes: Vec::new(), states: 0 };
         let e = spec.hidden;
         let table = |role, rows: usize| loading.matrix(&[(role, rows)], e);
         let embedding = part.embedding.as_ref().map(|rows| table(TensorRole::Embedding, rows.len()));
@@ -132,31 +136,21 @@ impl<B: Backend> Decoder<B> {
         let layers = layers.map(|(at, layer)| loading.layer(at, layer)).collect::<Result<_, _>>()?;
         let final_norm = part.head.as_ref().map(|_| loading.norm(TensorRole::FinalNorm, e, &spec.final_norm));
         let final_norm = final_norm.transpose()?;
+        let layer_inputs =
+            spec.layer_inputs.as_ref().map(|inputs| loading.layer_inputs(inputs)).transpose()?;
         let ropes = loading.ropes;
         let (spec, part) = (spec.clone(), part.clone());
-        Ok(Self { spec, part, backend, embedding, layers, final_norm, head, ropes })
+        Ok(Self { spec, part, backend, embedding, layers, final_norm, head, ropes, layer_inputs })
     }
 }
 
-/// A spec may come from a file that anybody wrote: what the loops divide by or index with is checked once, here.
-fn check(spec: &ModelSpec) -> Result<(), LoadError> {
-    spec.check().map_err(|error| LoadError::Spec(error.to_string()))?;
-    let plain = |layer: &LayerSpec| {
-        let MixerSpec::Attention(attention) = &layer.mixer else { return false };
-        let of_attention = attention.kv == KvSource::Own
-            && attention.value_norm.is_none()
-            && attention.soft_cap.is_none()
-            && !attention.sinks
-            && !attention.output_gate;
-        of_attention
-            && matches!(layer.feed_forward, FeedForwardSpec::Gated(GatedSpec { bias: false, .. }))
-            && layer.mixer_post_norm.is_none()
-            && layer.feed_forward_post_norm.is_none()
-            && !layer.output_scale
-    };
-    let whole = spec.embedding_scale == 1.0 && spec.logit_soft_cap.is_none() && spec.layer_inputs.is_none();
-    if !whole || !spec.layers.iter().all(plain) {
-        return Err(LoadError::Spec("it has parts that this build cannot compute yet".to_owned()));
+/// Which parts of a decoder other than a whole one this build can hold.
+fn check(part: &Part) -> Result<(), LoadError> {
+    part.spec.check().map_err(|error| LoadError::Spec(error.to_string()))?;
+    if part.embedding.is_none() && part.spec.layer_inputs.is_some() {
+        return Err(LoadError::Spec(
+            "layers that get inputs of their own from the tokens must be where the embedding is".to_owned(),
+        ));
     }
     Ok(())
 }
@@ -168,64 +162,64 @@ struct Loading<'a, B: Backend> {
     options: &'a LoadOptions,
     spec: &'a ModelSpec,
     ropes: Vec<Rope>,
+    /// How many recurrent layers came before.
+    states: usize,
 }
 
 impl<'a, B: Backend> Loading<'a, B> {
     fn layer(&mut self, at: usize, layer: &LayerSpec) -> Result<Layer<B>, LoadError> {
         let e = self.spec.hidden;
         let role = |tensor| TensorRole::Layer(at, tensor);
-        let (MixerSpec::Attention(attention), FeedForwardSpec::Gated(GatedSpec { width, activation, .. })) =
-            (&layer.mixer, &layer.feed_forward)
-        else {
-            unreachable!("checked before anything is loaded")
+        let mixer = match &layer.mixer {
+            MixerSpec::Attention(attention) => Mixer::Attention(self.attention(&role, attention)?),
+            MixerSpec::DeltaNet(delta) => Mixer::DeltaNet(self.delta_net(&role, delta)?),
         };
-        let (width, activation) = (*width, *activation);
-        let gate_up = self.matrix(&[(role(LayerTensor::Gate), width), (role(LayerTensor::Up), width)], e)?;
-        let down = self.matrix(&[(role(LayerTensor::Down), e)], width)?;
+        let post_norm = |tensor, norm: &Option<NormSpec>| {
+            norm.as_ref().map(|norm| self.norm(role(tensor), e, norm)).transpose()
+        };
+        let input = self.spec.layer_inputs.as_ref().map(|inputs| self.layer_input(&role, inputs));
+        let output_scale = match layer.output_scale {
+            true => Some(self.numbers(role(LayerTensor::OutputScale), &[1])?[0]),
+            false => None,
+        };
         Ok(Layer {
             mixer_norm: self.norm(role(LayerTensor::MixerNorm), e, &layer.mixer_norm)?,
-            attention: self.attention(&role, attention)?,
+            mixer,
+            mixer_post_norm: post_norm(LayerTensor::MixerPostNorm, &layer.mixer_post_norm)?,
             feed_forward_norm: self.norm(role(LayerTensor::FeedForwardNorm), e, &layer.feed_forward_norm)?,
-            feed_forward: FeedForward {
-                gate_up: Linear { weight: gate_up, bias: None },
-                down: Linear { weight: down, bias: None },
-                activation,
+            feed_forward: self.feed_forward(&role, &layer.feed_forward)?,
+            feed_forward_post_norm: post_norm(
+                LayerTensor::FeedForwardPostNorm,
+                &layer.feed_forward_post_norm,
+            )?,
+            input: input.transpose()?,
+            output_scale,
+        })
+    }
+
+    fn layer_inputs(&self, spec: &LayerInputsSpec) -> Result<LayerInputs<B>, LoadError> {
+        let (e, width) = (self.spec.hidden, self.spec.layers.len() * spec.width);
+        let numbers = self.numbers(TensorRole::LayerInputModelNorm, &[spec.width])?;
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        let weight = numbers.into_iter().map(|x| (x + spec.norm.weight_offset) * half).collect();
+        Ok(LayerInputs {
+            spec: *spec,
+            embedding: self.matrix(&[(TensorRole::LayerInputEmbedding, spec.vocabulary)], width)?,
+            projection: self.linear(&[(TensorRole::LayerInputModelProjection, width)], e)?,
+            norm: Norm {
+                weight: self.vector(weight, "the layer inputs' norm")?,
+                epsilon: spec.norm.epsilon * e as f32,
             },
         })
     }
 
-    fn attention(
-        &mut self,
-        role: &dyn Fn(LayerTensor) -> TensorRole,
-        spec: &AttentionSpec,
-    ) -> Result<Attention<B>, LoadError> {
-        use LayerTensor::{
-            Key, KeyBias, KeyNorm, Output, OutputBias, Query, QueryBias, QueryNorm, Value, ValueBias,
-        };
-        let (e, d) = (self.spec.hidden, spec.head_dim);
-        let (queries, keys) = (spec.heads * d, spec.kv_heads * d);
-        let parts = [(role(Query), queries), (role(Key), keys), (role(Value), keys)];
-        let biases = [(role(QueryBias), queries), (role(KeyBias), keys), (role(ValueBias), keys)];
-        let projection = Linear {
-            weight: self.matrix(&parts, e)?,
-            bias: spec.qkv_bias.then(|| self.biases(&biases)).transpose()?,
-        };
-        let output = Linear {
-            weight: self.matrix(&[(role(Output), e)], queries)?,
-            bias: spec.output_bias.then(|| self.biases(&[(role(OutputBias), e)])).transpose()?,
-        };
-        let head_norm = |tensor| {
-            let norm = spec.qk_norm.as_ref();
-            norm.map(|norm| self.norm(role(tensor), d, norm)).transpose()
-        };
-        let (query_norm, key_norm) = (head_norm(QueryNorm)?, head_norm(KeyNorm)?);
-        let rope = Rope::new(&spec.rope);
-        let known = self.ropes.iter().position(|other| *other == rope);
-        let rope = known.unwrap_or_else(|| {
-            self.ropes.push(rope);
-            self.ropes.len() - 1
-        });
-        Ok(Attention { spec: spec.clone(), projection, output, query_norm, key_norm, rope })
+    fn layer_input(&self, role: Role<'_>, spec: &LayerInputsSpec) -> Result<LayerInput<B>, LoadError> {
+        let e = self.spec.hidden;
+        Ok(LayerInput {
+            gate: self.linear(&[(role(LayerTensor::LayerInputGate), spec.width)], e)?,
+            projection: self.linear(&[(role(LayerTensor::LayerInputProjection), e)], spec.width)?,
+            norm: self.norm(role(LayerTensor::LayerInputNorm), e, &spec.norm)?,
+        })
     }
 
     fn tensor(&self, role: TensorRole, shape: &[usize]) -> Result<TensorView<'a>, LoadError> {
@@ -246,7 +240,16 @@ impl<'a, B: Backend> Loading<'a, B> {
     /// The tensors of the given roles and rows, one below the other.
     fn matrix(&self, parts: &[(TensorRole, usize)], columns: usize) -> Result<B::Matrix, LoadError> {
         let tensors = parts.iter().map(|&(role, rows)| self.tensor(role, &[rows, columns]));
-        let tensors: Vec<_> = tensors.collect::<Result<_, _>>()?;
+        self.stack(&tensors.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// A layer without bias.
+    fn linear(&self, parts: &[(TensorRole, usize)], columns: usize) -> Result<Linear<B>, LoadError> {
+        Ok(Linear { weight: self.matrix(parts, columns)?, bias: None })
+    }
+
+    /// `tensors`, one below the other.
+    fn stack(&self, tensors: &[TensorView<'_>]) -> Result<B::Matrix, LoadError> {
         let first = tensors[0];
         let dtype = match self.options.weights {
             Weights::F32 => DType::F32,
@@ -261,7 +264,7 @@ impl<'a, B: Backend> Loading<'a, B> {
                 }
             }
         };
-        let matrix = self.backend.matrix(self.workers, &tensors, dtype);
+        let matrix = self.backend.matrix(self.workers, tensors, dtype);
         matrix.map_err(|cause| LoadError::Backend { name: first.name.to_owned(), cause })
     }
 
@@ -273,14 +276,21 @@ impl<'a, B: Backend> Loading<'a, B> {
             name = tensor.name;
             values.extend(dequantise_all(&tensor));
         }
+        self.vector(values, name)
+    }
+
+    fn vector(&self, values: Vec<f32>, name: &str) -> Result<B::Vector, LoadError> {
         self.backend.vector(values).map_err(|cause| LoadError::Backend { name: name.to_owned(), cause })
+    }
+
+    /// A small tensor's values.
+    fn numbers(&self, role: TensorRole, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(dequantise_all(&self.tensor(role, shape)?))
     }
 
     fn norm(&self, role: TensorRole, len: usize, spec: &NormSpec) -> Result<Norm<B>, LoadError> {
         let tensor = self.tensor(role, &[len])?;
         let values = dequantise_all(&tensor).into_iter().map(|x| x + spec.weight_offset).collect();
-        let weight = self.backend.vector(values);
-        let weight = weight.map_err(|cause| LoadError::Backend { name: tensor.name.to_owned(), cause })?;
-        Ok(Norm { weight, epsilon: spec.epsilon })
+        Ok(Norm { weight: self.vector(values, tensor.name)?, epsilon: spec.epsilon })
     }
 }
