@@ -3,9 +3,9 @@
 
 mod measure;
 mod report;
-mod run;
+pub(crate) mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -64,10 +64,15 @@ impl Options {
     }
 
     fn source(&self) -> ModelSource {
-        match self.model.to_str() {
-            Some("bundled") => ModelSource::Bundled,
-            _ => ModelSource::Folder(self.model.clone()),
-        }
+        source_of(&self.model)
+    }
+}
+
+/// `bundled`, or where a model is.
+pub(crate) fn source_of(model: &Path) -> ModelSource {
+    match model.to_str() {
+        Some("bundled") => ModelSource::Bundled,
+        _ => ModelSource::Folder(model.to_owned()),
     }
 }
 

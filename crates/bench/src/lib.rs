@@ -2,10 +2,13 @@
 //!
 //! Each prints a table (or JSON), its assertions, and whether they hold. What it is *not*: a timed test; nothing here
 //! decides whether a build is good, and `--quick` runs each bench at its smallest size without asserting speed.
-//! Start with [`scenarios::run`], [`engine::run`] and [`route::run`].
+//! Start with [`scenarios::run`], [`engine::run`], [`group::run`] and
+//! [`route::run`].
 
 pub mod engine;
+pub mod group;
 mod machine;
+pub mod ranks;
 pub mod route;
 pub mod scenarios;
 mod spread;

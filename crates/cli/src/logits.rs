@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use base::ModelName;
-use engine::{Engine, LoadOptions};
+use engine::LoadOptions;
 use serde_json::json;
 
+use crate::ranks::{GroupOptions, Running};
 use crate::serving::{EngineOptions, parse_source};
 use crate::terminal::say;
 
@@ -22,6 +23,8 @@ pub(crate) struct Options {
     all: bool,
     #[command(flatten)]
     engine: EngineOptions,
+    #[command(flatten)]
+    group: GroupOptions,
     /// Print JSON: {"logits": [[V numbers], ...]}.
     #[arg(long)]
     json: bool,
@@ -32,10 +35,12 @@ const SHOWN: usize = 10;
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let config = options.engine.config();
-    let loaded = engine::load(&parse_source(&options.model), &LoadOptions { tokenizer_needed: false })?;
-    let engine = Engine::start(ModelName::new(options.model.as_str()), loaded, config)?;
-    let logits = engine.logits(&options.tokens, options.all)?;
-    engine.stop();
+    let (source, load) = (parse_source(&options.model), LoadOptions { tokenizer_needed: false });
+    let loaded = engine::load(&source, &load)?;
+    let name = ModelName::new(options.model.as_str());
+    let running = Running::start(name, (&source, loaded, &load), config, &options.group)?;
+    let logits = running.engine().logits(&options.tokens, options.all)?;
+    running.stop()?;
     if options.json {
         say(json!({ "logits": logits }).to_string())?;
         return Ok(ExitCode::SUCCESS);

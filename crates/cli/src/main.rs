@@ -14,6 +14,7 @@ mod logits;
 mod models;
 mod place;
 mod provider;
+mod ranks;
 mod ready;
 mod run;
 mod serving;
@@ -72,6 +73,9 @@ enum Command {
     /// Measure: the ten scenarios, or the engine.
     #[command(subcommand)]
     Bench(bench::Verb),
+    /// Take part in a group that `run`, `logits` or `bench group` leads: they start it.
+    #[command(hide = true)]
+    Rank,
     /// Check this machine and this installation, and say what to do about what is wrong.
     Doctor(doctor::Options),
 }
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),
         Command::Bench(verb) => serving::block_on(bench::run(verb)),
+        Command::Rank => ::bench::ranks::serve().map(|()| ExitCode::SUCCESS),
         Command::Doctor(options) => serving::block_on(doctor::run(options)),
     };
     match result {

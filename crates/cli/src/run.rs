@@ -6,12 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use base::{AttemptId, ModelName, RequestId, Rng};
-use engine::{Engine, LoadOptions, Sink};
+use engine::{LoadOptions, Sink};
 use model::template::ChatExtra;
 use serde_json::json;
 use wire::chunk::Chunk;
 use wire::job::{Ask, Job, Sampling};
 
+use crate::ranks::{GroupOptions, Running};
 use crate::serving::{EngineOptions, parse_source};
 use crate::terminal::{say, say_answer, say_json};
 
@@ -44,6 +45,8 @@ pub(crate) struct Options {
     stop: Vec<String>,
     #[command(flatten)]
     engine: EngineOptions,
+    #[command(flatten)]
+    group: GroupOptions,
     /// Print JSON when done: text, tokens, speeds.
     #[arg(long)]
     json: bool,
@@ -55,7 +58,8 @@ const CHUNKS_WAITING_MAX: usize = 64;
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let name = ModelName::new(options.model.as_str());
     let config = options.engine.config();
-    let loaded = engine::load(&parse_source(&options.model), &LoadOptions::default())?;
+    let (source, load) = (parse_source(&options.model), LoadOptions::default());
+    let loaded = engine::load(&source, &load)?;
     let kit = loaded.open_kit().context("a model without a tokenizer")?;
     let prompt = if options.raw {
         kit.encode_text(&options.prompt)?
@@ -67,11 +71,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         messages.push(json!({"role": "user", "content": options.prompt}));
         kit.encode_chat(&messages, None, &ChatExtra::default())?
     };
-    let engine = Engine::start(name.clone(), loaded, config)?;
+    let running = Running::start(name.clone(), (&source, loaded, &load), config, &options.group)?;
     let (sender, chunks) = sync_channel(CHUNKS_WAITING_MAX);
-    engine.submit(AttemptId(1), job(options, name, prompt), Box::new(Terminal { sender, room: true }))?;
+    running.engine().submit(
+        AttemptId(1),
+        job(options, name, prompt),
+        Box::new(Terminal { sender, room: true }),
+    )?;
     let result = print(options, &chunks);
-    engine.stop();
+    running.stop()?;
     result
 }
 

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use collective::Traffic;
+use serde::{Deserialize, Serialize};
 
 /// One rank's account since its group formed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupReport {
     /// This rank.
     pub rank: usize,
@@ -20,7 +21,7 @@ pub struct GroupReport {
 }
 
 /// Sums over steps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTimes {
     /// How many steps.
     pub steps: u64,

@@ -1,0 +1,306 @@
+//! A group whose ranks are processes of this machine, over sealed links on its loopback.
+//!
+//! The parent is rank 0. Each child is this program again (`phalanx rank`): it is told its task on standard input, says
+//! where it listens and under which key, gets the roster, and takes part until the leader says goodbye or is gone.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use base::{Epoch, Incarnation, InstanceId, ModelName};
+use collective::{Communicator, WireType};
+use engine::group::{
+    Following, GroupEnd, GroupMode, GroupReport, GroupSeat, Member as Machine, ShardMap, follow,
+};
+use engine::{Engine, EngineConfig, LoadOptions, LoadedModel, ModelSource};
+use link::{Cancel, Gathering, Listener, Member, Place, Timing, form};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use trust::{MachineKeys, sha256};
+use wire::link::Mode;
+
+/// The hidden verb of a child.
+pub const VERB: &str = "rank";
+
+/// What a child is to do: the first line that it reads.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Task {
+    /// `bundled`, or a path.
+    model: String,
+    config: EngineConfig,
+    mode: String,
+    rank: usize,
+    ranks: usize,
+    core: Option<usize>,
+    tokenizer_needed: bool,
+}
+
+/// Where a child listens, and under which key: the first line that it writes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Door {
+    key: [u8; 32],
+    addresses: Vec<SocketAddr>,
+}
+
+/// All doors, in the order of ranks: the second line that a child reads.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Roster {
+    doors: Vec<Door>,
+}
+
+/// How it went: the last line that a child writes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// Why the group ended, where not by a goodbye.
+    pub fault: Option<String>,
+    /// Where the rank's time went.
+    pub report: GroupReport,
+}
+
+struct Rank {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Rank {
+    fn tell(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
+        writeln!(self.input, "{}", serde_json::to_string(line)?)?;
+        Ok(self.input.flush()?)
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("a rank's process ended without a word; what it said is above");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        // It has ended in order, or its leader is gone: nothing is lost by a kill.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What to divide, and how.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The name to serve it under.
+    pub name: ModelName,
+    /// Where the model is.
+    pub source: &'a ModelSource,
+    /// Whether text is wanted.
+    pub options: LoadOptions,
+    /// Every rank's, but that one thread computes where nothing is said.
+    pub config: EngineConfig,
+    /// Slices or stages.
+    pub mode: GroupMode,
+    /// How many, this process included.
+    pub ranks: usize,
+    /// One core for each rank: the core of its number, as far as there are any.
+    pub pinned: bool,
+}
+
+/// A group of processes.
+pub struct ProcessGroup {
+    engine: Engine,
+    map: ShardMap,
+    ranks: Vec<Rank>,
+    ended: Receiver<GroupEnd>,
+}
+
+impl ProcessGroup {
+    /// Starts the other ranks and leads them.
+    ///
+    /// # Errors
+    /// The model cannot be divided so, a process does not start, or the group does not form.
+    pub fn start(wanted: &Wanted<'_>) -> anyhow::Result<Self> {
+        let model = engine::load(wanted.source, &wanted.options)?;
+        let map = model.divide(wanted.mode, &vec![Machine::default(); wanted.ranks])?;
+        let threads = wanted.config.threads.or(Some(1));
+        let config = EngineConfig { threads, ..wanted.config.clone() };
+        if wanted.pinned {
+            pin(0);
+        }
+        let mut ranks = Vec::new();
+        for rank in 1..wanted.ranks {
+            ranks.push(spawn()?);
+            let task = Task {
+                model: wanted.source.to_string(),
+                config: config.clone(),
+                mode: wanted.mode.to_string(),
+                rank,
+                ranks: wanted.ranks,
+                core: wanted.pinned.then_some(rank),
+                tokenizer_needed: wanted.options.tokenizer_needed,
+            };
+            let task = match wanted.source {
+                ModelSource::Bundled => Task { model: "bundled".to_owned(), ..task },
+                _ => task,
+            };
+            ranks[rank - 1].tell(&task)?;
+        }
+        let keys = MachineKeys::generate();
+        let listener = Listener::bind(&[IpAddr::V4(Ipv4Addr::LOCALHOST)])?;
+        let mut doors = vec![Door { key: keys.signing_key(), addresses: listener.addresses() }];
+        for rank in &mut ranks {
+            doors.push(rank.hear()?);
+        }
+        let roster = Roster { doors };
+        for rank in &mut ranks {
+            rank.tell(&roster)?;
+        }
+        let communicator = meet((&keys, &listener), &roster, (&model, &map), 0)?;
+        let (tell, ended) = sync_channel(1);
+        let on_end = move |end| {
+            // Whoever started the group may have gone.
+            let _ = tell.send(end);
+        };
+        let seat = GroupSeat { map: map.clone(), communicator };
+        let engine = Engine::start_group(wanted.name.clone(), model, config, seat, on_end)?;
+        Ok(Self { engine, map, ranks, ended })
+    }
+
+    /// The engine, which takes requests as any other does.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// How the model is divided.
+    pub fn map(&self) -> &ShardMap {
+        &self.map
+    }
+
+    /// The children's processes.
+    pub fn processes(&self) -> Vec<u32> {
+        self.ranks.iter().map(|rank| rank.child.id()).collect()
+    }
+
+    /// Says goodbye and waits for every rank's account.
+    ///
+    /// # Errors
+    /// A rank ended without one.
+    pub fn stop(mut self) -> anyhow::Result<(Option<GroupEnd>, Vec<Account>)> {
+        self.engine.stop();
+        let accounts = self.ranks.iter_mut().map(Rank::hear).collect::<anyhow::Result<_>>()?;
+        Ok((self.ended.try_recv().ok(), accounts))
+    }
+}
+
+fn spawn() -> anyhow::Result<Rank> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut child = Command::new(program)
+        .arg(VERB)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting a rank's process")?;
+    let (input, output) = (child.stdin.take(), child.stdout.take());
+    let (input, output) = input.zip(output).context("a rank's process has no pipes")?;
+    Ok(Rank { child, input, output: BufReader::new(output) })
+}
+
+/// Meets the other ranks over sealed links.
+fn meet(
+    (keys, listener): (&MachineKeys, &Listener),
+    roster: &Roster,
+    (model, map): (&LoadedModel, &ShardMap),
+    rank: usize,
+) -> anyhow::Result<Box<dyn Communicator>> {
+    let members = roster.doors.iter().enumerate().map(|(rank, door)| Member {
+        machine: trust::machine_of(&door.key),
+        incarnation: Incarnation(rank as u64),
+        key: door.key,
+        addresses: door.addresses.clone(),
+    });
+    let members: Vec<Member> = members.collect();
+    let mode = match map.mode().as_str() {
+        "tensor" => Mode::Tensor,
+        "pipeline" => Mode::Pipeline,
+        "single" => Mode::Single,
+        _ => Mode::Grid,
+    };
+    let place = Place {
+        instance: InstanceId(1),
+        epoch: Epoch(1),
+        rank,
+        // All ranks read the same files of the same machine; what they configure says enough.
+        model: sha256(&model.kit().config),
+        shard_map: sha256(map.encode().as_bytes()),
+        mode,
+        dtype: WireType::F32,
+    };
+    let timing =
+        Timing { total: Duration::from_secs(60), patience: Duration::from_secs(10), ..Timing::default() };
+    let cancel = Cancel::new();
+    let gathering = Gathering { listener, keys, place: &place, roster: &members, timing, cancel: &cancel };
+    Ok(Box::new(form(&gathering)?))
+}
+
+/// A child's whole life: see [`ProcessGroup`].
+///
+/// # Errors
+/// It cannot take part at all; how a group ended is in its account.
+pub fn serve() -> anyhow::Result<()> {
+    let mut lines = std::io::stdin().lock().lines();
+    let mut next = || -> anyhow::Result<String> {
+        Ok(lines.next().context("no task: `phalanx run --ranks` starts this")??)
+    };
+    let task: Task = serde_json::from_str(&next()?)?;
+    if let Some(core) = task.core {
+        pin(core);
+    }
+    let keys = MachineKeys::generate();
+    let listener = Listener::bind(&[IpAddr::V4(Ipv4Addr::LOCALHOST)])?;
+    say(&Door { key: keys.signing_key(), addresses: listener.addresses() })?;
+    let source = match task.model.as_str() {
+        "bundled" => ModelSource::Bundled,
+        path => engine_source(path),
+    };
+    let model = engine::load(&source, &LoadOptions { tokenizer_needed: task.tokenizer_needed })?;
+    let mode: GroupMode = task.mode.parse().map_err(anyhow::Error::msg)?;
+    let map = model.divide(mode, &vec![Machine::default(); task.ranks])?;
+    let roster: Roster = serde_json::from_str(&next()?)?;
+    let communicator = meet((&keys, &listener), &roster, (&model, &map), task.rank)?;
+    let following = Following::new();
+    let ended = follow(&model, &task.config, GroupSeat { map, communicator }, &following);
+    let fault = ended.err().map(|end| end.to_string());
+    say(&Account { fault, report: following.report() })
+}
+
+fn engine_source(path: &str) -> ModelSource {
+    ModelSource::Folder(path.into())
+}
+
+fn say(line: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(line)?)?;
+    Ok(out.flush()?)
+}
+
+/// Keeps this thread, and those that it starts from now on, on one core, as far as there are so many.
+pub(crate) fn pin(core: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core % cores.max(core + 1));
+    // Where there is no such core the system refuses, and the rank runs on any.
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
+
+/// Lets this thread run on any core again.
+pub(crate) fn unpin() {
+    let mut set = rustix::thread::CpuSet::new();
+    (0..rustix::thread::CpuSet::MAX_CPU).for_each(|core| set.set(core));
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
