@@ -185,6 +185,12 @@ impl OpenKit {
         Ok(template.render(&messages, tools, add_generation_prompt, extra)?)
     }
 
+    /// The texts of its templates, one after the other.
+    pub(crate) fn template_texts(&self) -> String {
+        let templates = [self.template.as_ref(), self.tool_template.as_ref()];
+        templates.into_iter().flatten().map(ChatTemplate::source).collect()
+    }
+
     /// The tokens of a conversation, up to where the answer begins. Templates write their own begin of text. The
     /// model's marks are the template's alone: where the caller's texts spell one, it stays text.
     ///

@@ -115,6 +115,11 @@ impl ChatTemplate {
         self.variables.contains(variable)
     }
 
+    /// The template's own text.
+    pub(crate) fn source(&self) -> String {
+        self.environment.get_template(NAME).expect("it was added when this was made").source().to_owned()
+    }
+
     /// The text of `messages`; with `add_generation_prompt`, up to where the model's answer begins.
     ///
     /// # Errors
