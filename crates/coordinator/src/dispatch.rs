@@ -117,7 +117,9 @@ pub(crate) enum Stop {
 impl Stop {
     fn failed(problem: Problem) -> Self {
         let outcome = match &problem {
-            Problem::Refused(_) | Problem::Busy { .. } | Problem::Draining => Outcome::Refused,
+            Problem::Refused(_) | Problem::Constraint { .. } | Problem::Busy { .. } | Problem::Draining => {
+                Outcome::Refused
+            }
             Problem::Expired => Outcome::Expired,
             Problem::SlowReader { .. } => Outcome::Cancelled,
             _ => Outcome::Failed,

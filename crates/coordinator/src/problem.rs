@@ -68,6 +68,9 @@ pub(crate) enum Problem {
     /// The model's own template refuses these messages.
     #[error("the model's chat template refuses these messages: {detail}")]
     Template { detail: String },
+    /// The form that is asked of the answer is none, or too complex.
+    #[error("{detail}")]
+    Constraint { detail: String },
     /// Chats need a template.
     #[error("the model {model:?} has no chat template; use /v1/completions")]
     NoTemplate { model: String },
@@ -159,6 +162,9 @@ impl Problem {
                 about(StatusCode::BAD_REQUEST, "context_length_exceeded", param)
             }
             Self::Template { .. } => about(StatusCode::BAD_REQUEST, "template_refused", "messages"),
+            Self::Constraint { .. } => {
+                about(StatusCode::BAD_REQUEST, "invalid_constraint", "response_format")
+            }
             Self::NoTemplate { .. } => about(StatusCode::BAD_REQUEST, "no_chat_template", "model"),
             Self::Refused(refusal) => Self::shown_refusal(refusal),
             Self::Busy { .. } => {

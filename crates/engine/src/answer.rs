@@ -6,6 +6,7 @@ use model::tokenizer::{DecodeStream, Tokenizer};
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
 use wire::job::{Ask, Job};
 
+use crate::guides::Guided;
 use crate::sampling::{self, NotFinite, Sampler};
 use crate::sink::{Refusal, Sink};
 use crate::stop::StopTexts;
@@ -43,6 +44,17 @@ pub(crate) fn check(job: &Job, vocabulary: usize) -> Result<(), Refusal> {
     sampling::check(&job.ask.sampling, vocabulary).or_else(unreadable)
 }
 
+/// Why no token could be drawn.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DrawError {
+    /// The model's fault.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// The constraint's.
+    #[error("the answer cannot be held to its form: {0}")]
+    Constraint(String),
+}
+
 /// An answer.
 pub(crate) struct Answer {
     sink: Box<dyn Sink>,
@@ -53,6 +65,8 @@ pub(crate) struct Answer {
     stopped: bool,
     ignore_stop_tokens: bool,
     logprobs: Option<u8>,
+    /// What it must be.
+    guide: Option<Guided>,
     /// Tokens there are, those of earlier attempts included.
     generated: u32,
     /// What the current step made, to be delivered once it is known whether the answer ends with it.
@@ -78,6 +92,7 @@ impl Answer {
             stopped: false,
             ignore_stop_tokens: ask.ignore_stop_tokens,
             logprobs: ask.logprobs,
+            guide: None,
             generated: generated.len() as u32,
             pending: Chunk { first_index: generated.len() as u32, ..Chunk::default() },
         };
@@ -85,6 +100,11 @@ impl Answer {
             answer.certain_text(token);
         }
         answer
+    }
+
+    /// The same answer, held to a form.
+    pub(crate) fn guided(self, guide: Option<Guided>) -> Self {
+        Self { guide, ..self }
     }
 
     /// Whether a stop text has come.
@@ -97,10 +117,17 @@ impl Answer {
     }
 
     /// Draws the next token from `row`: `[V]`.
-    pub(crate) fn draw(&mut self, row: &[f32], terms: &Terms) -> Result<Drawn, NotFinite> {
+    pub(crate) fn draw(&mut self, row: &[f32], terms: &Terms) -> Result<Drawn, DrawError> {
         let first_index = self.generated;
-        let token = self.sampler.draw(row, first_index)?;
         self.pending = Chunk { first_index, ..Chunk::default() };
+        let mask = match &mut self.guide {
+            Some(guide) => guide.next().map_err(DrawError::Constraint)?,
+            None => None,
+        };
+        if mask.is_some_and(|mask| mask.over) {
+            return Ok(Drawn::Stop);
+        }
+        let token = self.sampler.draw(row, first_index, mask)?;
         if !self.ignore_stop_tokens && terms.stop_tokens.contains(&token) {
             return Ok(Drawn::Stop);
         }
@@ -108,6 +135,11 @@ impl Answer {
         self.pending.tokens = vec![token];
         self.pending.text = self.certain_text(token);
         self.sampler.note(token);
+        if let Some(guide) = &mut self.guide
+            && !self.stopped
+        {
+            guide.advance(token);
+        }
         self.generated += 1;
         Ok(if self.stopped { Drawn::Last(token) } else { Drawn::Token(token) })
     }

@@ -4,7 +4,7 @@
 //! Every queue is bounded: arrivals by the places there are, cancels by the attempts there are, questions by
 //! [`QUESTIONS_MAX`].
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use base::{AttemptId, Micros, Tokens};
@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use wire::job::Job;
 
 use crate::group::GroupReport;
+use crate::guides::Guided;
 use crate::sink::{Refusal, Sink};
 
 /// Questions for logits that wait at most. They are asked by tools, one at a time.
@@ -61,6 +62,14 @@ pub(crate) struct Accepted {
     pub(crate) at: Micros,
     pub(crate) job: Job,
     pub(crate) sink: Box<dyn Sink>,
+    /// What its answer must be; filled in before it enters.
+    pub(crate) guide: Option<Guided>,
+}
+
+impl Accepted {
+    fn tokens(&self) -> u64 {
+        (self.job.prompt.len() + self.job.generated.len()) as u64
+    }
 }
 
 /// Someone wants logits.
@@ -94,6 +103,9 @@ struct State {
     /// Pages that arrivals will need.
     arriving_pages: u64,
     arriving_tokens: u64,
+    /// Attempts that were taken and whose constraints are being compiled; whether they are wanted no more.
+    preparing: HashMap<AttemptId, bool>,
+    preparing_pages: u64,
     report: EngineReport,
 }
 
@@ -114,6 +126,8 @@ impl Desk {
             batch_pages: 0,
             arriving_pages: 0,
             arriving_tokens: 0,
+            preparing: HashMap::new(),
+            preparing_pages: 0,
             report,
         };
         Self { state: Mutex::new(state), bell: Condvar::new(), page_tokens, pages }
@@ -121,8 +135,59 @@ impl Desk {
 
     /// Takes an attempt, or says why not.
     pub(crate) fn submit(&self, accepted: Accepted) -> Result<(), Refusal> {
-        let tokens = (accepted.job.prompt.len() + accepted.job.generated.len()) as u64;
         let mut state = self.state.lock();
+        self.take_place(&mut state, &accepted)?;
+        self.push(&mut state, accepted);
+        Ok(())
+    }
+
+    /// Takes an attempt that enters later ([`Desk::enter`], [`Desk::withdraw`]), or says why not.
+    pub(crate) fn reserve(&self, accepted: &Accepted) -> Result<(), Refusal> {
+        let mut state = self.state.lock();
+        self.take_place(&mut state, accepted)?;
+        state.preparing.insert(accepted.attempt, false);
+        state.preparing_pages += accepted.tokens().div_ceil(self.page_tokens);
+        Ok(())
+    }
+
+    /// What was reserved is ready.
+    pub(crate) fn enter(&self, mut accepted: Accepted) {
+        let mut state = self.state.lock();
+        let cancelled = self.prepared(&mut state, &accepted);
+        let gone = match &state.report.failed {
+            Some(detail) => Some(detail.clone()),
+            None => state.intake.stopping.then(|| "the engine is stopping".to_owned()),
+        };
+        match gone {
+            Some(why) => {
+                state.live.remove(&accepted.attempt);
+                drop(state);
+                accepted.sink.failed(&why);
+            }
+            None => {
+                if cancelled {
+                    state.intake.cancels.push(accepted.attempt);
+                }
+                self.push(&mut state, accepted);
+            }
+        }
+    }
+
+    /// What was reserved is not wanted.
+    pub(crate) fn withdraw(&self, accepted: &Accepted) {
+        let mut state = self.state.lock();
+        self.prepared(&mut state, accepted);
+        state.live.remove(&accepted.attempt);
+    }
+
+    /// It is being prepared no more; whether it was cancelled meanwhile.
+    fn prepared(&self, state: &mut State, accepted: &Accepted) -> bool {
+        state.preparing_pages -= accepted.tokens().div_ceil(self.page_tokens);
+        state.preparing.remove(&accepted.attempt).unwrap_or(false)
+    }
+
+    fn take_place(&self, state: &mut State, accepted: &Accepted) -> Result<(), Refusal> {
+        let tokens = accepted.tokens();
         if let Some(detail) = &state.report.failed {
             return Err(Refusal::NotReady { detail: detail.clone() });
         }
@@ -142,22 +207,31 @@ impl Desk {
             return Err(Refusal::NoSlot { running, waiting: live - running });
         }
         let pages = tokens.div_ceil(self.page_tokens);
-        let free = self.pages.saturating_sub(state.batch_pages + state.arriving_pages);
+        let free =
+            self.pages.saturating_sub(state.batch_pages + state.arriving_pages + state.preparing_pages);
         if pages > free {
             let [needed, free] = [pages, free].map(|pages| pages * self.page_tokens);
             return Err(Refusal::NoKvRoom { needed, free });
         }
         state.live.insert(accepted.attempt);
-        state.arriving_pages += pages;
+        Ok(())
+    }
+
+    fn push(&self, state: &mut State, accepted: Accepted) {
+        let tokens = accepted.tokens();
+        state.arriving_pages += tokens.div_ceil(self.page_tokens);
         state.arriving_tokens += tokens;
         state.intake.arrivals.push(accepted);
         self.bell.notify_one();
-        Ok(())
     }
 
     /// The attempt is wanted no more. Nothing where it has ended.
     pub(crate) fn cancel(&self, attempt: AttemptId) {
         let mut state = self.state.lock();
+        if let Some(cancelled) = state.preparing.get_mut(&attempt) {
+            *cancelled = true;
+            return;
+        }
         if state.live.contains(&attempt) && !state.intake.cancels.contains(&attempt) {
             state.intake.cancels.push(attempt);
             self.bell.notify_one();
@@ -236,7 +310,7 @@ impl Desk {
         let live = state.live.len() as u32;
         report.running = report.running.min(live);
         report.waiting = live - report.running;
-        let needed = state.batch_pages + state.arriving_pages;
+        let needed = state.batch_pages + state.arriving_pages + state.preparing_pages;
         report.kv_tokens_free = self.pages.saturating_sub(needed) * self.page_tokens;
         report.prefill_tokens_waiting += state.arriving_tokens;
         report

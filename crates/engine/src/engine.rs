@@ -16,6 +16,8 @@ use crate::compute::Compute;
 use crate::config::EngineConfig;
 use crate::desk::{Accepted, Desk, EngineReport, Question};
 use crate::group::{self, GroupEnd, GroupError, GroupSeat};
+use crate::grammar::Grammars;
+use crate::guides::Guides;
 use crate::load::LoadedModel;
 use crate::sink::{Refusal, Sink};
 use crate::speed::Speed;
@@ -88,6 +90,8 @@ struct Shared {
     notice: Option<String>,
     clock: Clock,
     desk: Arc<Desk>,
+    /// Absent where there is no tokenizer, and once it is stopped.
+    guides: Mutex<Option<Guides>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -145,6 +149,10 @@ impl Engine {
     ) -> Result<Self, StartError> {
         let clock = Clock::new();
         let (vocabulary, has_tokenizer) = (terms.vocabulary, terms.tokenizer.is_some());
+        let grammars = terms
+            .tokenizer
+            .as_ref()
+            .map(|tokenizer| Grammars::new(tokenizer.clone(), vocabulary, terms.stop_tokens.clone()));
         let (tell, told) = bounded(1);
         let body = move || {
             crate::machine::yield_to_others();
@@ -163,8 +171,12 @@ impl Engine {
             std::thread::Builder::new().name("engine".to_owned()).spawn(body).map_err(StartError::Thread)?;
         // No deadline: how long a model takes to read is the disk's affair, and the sender's end is noticed.
         let (desk, notice) = told.recv().map_err(|_| StartError::Broke)??;
+        let report = desk.report();
+        let places = (report.slots + report.waiting_max) as usize;
+        let guides = grammars.map(|grammars| Guides::start(grammars, desk.clone(), places)).transpose();
+        let guides = Mutex::new(guides.map_err(StartError::Thread)?);
         let thread = Mutex::new(Some(thread));
-        let shared = Shared { name, vocabulary, has_tokenizer, notice, clock, desk, thread };
+        let shared = Shared { name, vocabulary, has_tokenizer, notice, clock, desk, guides, thread };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -191,7 +203,20 @@ impl Engine {
             return Err(Refusal::NotReady { detail: "its model has no tokenizer".to_owned() });
         }
         answer::check(&job, self.shared.vocabulary)?;
-        self.shared.desk.submit(Accepted { attempt, at: self.shared.clock.now(), job, sink })
+        let accepted = Accepted { attempt, at: self.shared.clock.now(), job, sink, guide: None };
+        if accepted.job.ask.constraint.is_none() {
+            return self.shared.desk.submit(accepted);
+        }
+        self.shared.desk.reserve(&accepted)?;
+        let guides = self.shared.guides.lock();
+        let sent = match guides.as_ref() {
+            Some(guides) => guides.prepare(accepted),
+            None => Err(Box::new(accepted)),
+        };
+        sent.map_err(|accepted| {
+            self.shared.desk.withdraw(&accepted);
+            Refusal::NotReady { detail: "it is stopping".to_owned() }
+        })
     }
 
     /// The attempt is wanted no more: its sink gets a finish that says so, within a step. Nothing where it has ended.
@@ -250,6 +275,11 @@ impl Shared {
         {
             // The worker catches its own panics; there is nothing to learn from the result.
             let _ = thread.join();
+        }
+        // After the answers are gone that their threads work for.
+        let guides = self.guides.lock().take();
+        if let Some(guides) = guides {
+            guides.stop();
         }
     }
 }

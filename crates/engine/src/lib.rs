@@ -17,6 +17,8 @@ mod desk;
 mod engine;
 mod files;
 pub mod group;
+mod grammar;
+mod guides;
 mod load;
 pub mod machine;
 mod sampling;

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use base::Rng;
 use wire::job::Sampling;
 
+use crate::grammar::Mask;
+
 /// The model gave something that is no number, so nothing can be drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the model's logits are not finite; its weights are likely damaged or overflow their number format")]
@@ -51,14 +53,19 @@ impl Sampler {
         sampler
     }
 
-    /// Draws the token at `index` of the answer from `row`: `[V]`.
-    pub(crate) fn draw(&mut self, row: &[f32], index: u32) -> Result<u32, NotFinite> {
-        let adjusts = self.penalises() || !self.sampling.logit_bias.is_empty();
+    /// Draws the token at `index` of the answer from `row`, `[V]`, among those that `mask` leaves.
+    pub(crate) fn draw(&mut self, row: &[f32], index: u32, mask: Option<&Mask>) -> Result<u32, NotFinite> {
+        let adjusts = self.penalises() || !self.sampling.logit_bias.is_empty() || mask.is_some();
         let mut adjusted = std::mem::take(&mut self.adjusted);
         if adjusts {
             adjusted.clear();
             adjusted.extend_from_slice(row);
             self.adjust(&mut adjusted);
+            if let Some(mask) = mask {
+                // A row that is damaged anywhere is damaged: what is masked must not hide it.
+                best(row)?;
+                mask.apply(&mut adjusted);
+            }
         }
         let drawn = self.pick(if adjusts { &adjusted } else { row }, index);
         self.adjusted = adjusted;
@@ -240,7 +247,7 @@ mod tests {
         let mut counts = [0; 5];
         let mut sampler = Sampler::new(sampling.clone(), prompt, generated);
         for index in 0..4000 {
-            counts[sampler.draw(&ROW, index).unwrap() as usize] += 1;
+            counts[sampler.draw(&ROW, index, None).unwrap() as usize] += 1;
         }
         counts
     }
@@ -282,7 +289,7 @@ mod tests {
     fn penalties_count_what_was_seen_and_bias_has_the_last_word() {
         let greedy = Sampling::default();
         let best = |sampling: Sampling, prompt: &[u32], generated: &[u32]| {
-            Sampler::new(sampling, prompt, generated).draw(&ROW, 0).unwrap()
+            Sampler::new(sampling, prompt, generated).draw(&ROW, 0, None).unwrap()
         };
         assert_eq!(best(Sampling { repetition_penalty: 2.0, ..greedy.clone() }, &[1], &[]), 4);
         assert_eq!(best(Sampling { repetition_penalty: 2.0, ..greedy.clone() }, &[1], &[4]), 2);
@@ -300,11 +307,12 @@ mod tests {
         let mut one = Sampler::new(hot(), &[], &[]);
         let mut two = Sampler::new(hot(), &[], &[]);
         let mut other = Sampler::new(Sampling { seed: 12, ..hot() }, &[], &[]);
-        let forward: Vec<u32> = (0..64).map(|index| one.draw(&ROW, index).unwrap()).collect();
-        let mut backward: Vec<u32> = (0..64).rev().map(|index| two.draw(&ROW, index).unwrap()).collect();
+        let forward: Vec<u32> = (0..64).map(|index| one.draw(&ROW, index, None).unwrap()).collect();
+        let mut backward: Vec<u32> =
+            (0..64).rev().map(|index| two.draw(&ROW, index, None).unwrap()).collect();
         backward.reverse();
         assert_eq!(forward, backward);
-        assert_ne!(forward, (0..64).map(|index| other.draw(&ROW, index).unwrap()).collect::<Vec<_>>());
+        assert_ne!(forward, (0..64).map(|index| other.draw(&ROW, index, None).unwrap()).collect::<Vec<_>>());
     }
 
     #[test]
@@ -320,9 +328,9 @@ mod tests {
     #[test]
     fn damaged_logits_are_refused_not_drawn_from() {
         let mut sampler = Sampler::new(hot(), &[], &[]);
-        assert_eq!(sampler.draw(&[1.0, f32::NAN], 0), Err(NotFinite));
-        assert_eq!(sampler.draw(&[1.0, f32::INFINITY], 0), Err(NotFinite));
-        assert_eq!(sampler.draw(&[f32::NEG_INFINITY; 2], 0), Err(NotFinite));
+        assert_eq!(sampler.draw(&[1.0, f32::NAN], 0, None), Err(NotFinite));
+        assert_eq!(sampler.draw(&[1.0, f32::INFINITY], 0, None), Err(NotFinite));
+        assert_eq!(sampler.draw(&[f32::NEG_INFINITY; 2], 0, None), Err(NotFinite));
     }
 
     #[test]

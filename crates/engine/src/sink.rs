@@ -16,6 +16,11 @@ pub trait Sink: Send {
     fn deliver(&mut self, chunk: Chunk);
     /// The attempt ends without a finish. `message` holds nothing of prompt or answer.
     fn failed(&mut self, message: &str);
+    /// The attempt is not taken after all: what could only be seen after [`crate::Engine::submit`] had returned speaks
+    /// against it. Nothing of it was computed. Comes instead of any other end.
+    fn refused(&mut self, refusal: &Refusal) {
+        self.failed(&refusal.to_string());
+    }
 }
 
 /// Why an attempt was not taken. Nothing was computed, and its sink was dropped unused.

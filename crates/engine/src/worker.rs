@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use base::{AttemptId, Micros};
 use batch::{Account, Arrival, Batch, Cause, Drawn, Ended, Plan};
 
-use crate::answer::{Answer, Terms};
+use crate::answer::{Answer, DrawError, Terms};
 use crate::compute::{Compute, Work};
 use crate::desk::{Accepted, Desk, Intake};
-use crate::sampling::NotFinite;
 use crate::speed::Speed;
 
 /// How soon to look again whether a slow reader has room: sinks cannot ring. Short against what a person notices, long
@@ -135,9 +134,9 @@ impl<C: Compute> Worker<C> {
     }
 
     fn accept(&mut self, accepted: Accepted) {
-        let Accepted { attempt, at, job, sink } = accepted;
+        let Accepted { attempt, at, job, sink, guide } = accepted;
         let tokenizer = self.terms.tokenizer.as_ref().expect("nothing is accepted without a tokenizer");
-        let answer = Answer::new(&job.ask, &job.prompt, &job.generated, tokenizer, sink);
+        let answer = Answer::new(&job.ask, &job.prompt, &job.generated, tokenizer, sink).guided(guide);
         let (prompt_tokens, generated) = (job.prompt.len(), job.generated.len());
         let tokens = joined(job.prompt, job.generated);
         let done = if answer.stopped() {
@@ -210,8 +209,8 @@ impl<C: Compute> Worker<C> {
         deadline.map_or(look, |deadline| deadline.min(look))
     }
 
-    /// Computes a plan and draws its tokens; the attempts among them whose logits are damaged.
-    fn compute(&mut self, plan: &Plan) -> Result<(Vec<Drawn>, Vec<AttemptId>), String> {
+    /// Computes a plan and draws its tokens; the attempts among them for which none could be drawn.
+    fn compute(&mut self, plan: &Plan) -> Result<(Vec<Drawn>, Vec<(AttemptId, DrawError)>), String> {
         let (batch, answers, terms) = (&self.batch, &mut self.answers, &self.terms);
         let work: Vec<Work<'_>> = plan
             .spans
@@ -229,8 +228,8 @@ impl<C: Compute> Worker<C> {
         let mut damaged = Vec::new();
         for (span, row) in drawing.zip(rows) {
             let answer = answers.get_mut(&span.attempt).expect("every sequence has its answer");
-            drawn.push(answer.draw(row, terms).unwrap_or_else(|_| {
-                damaged.push(span.attempt);
+            drawn.push(answer.draw(row, terms).unwrap_or_else(|error| {
+                damaged.push((span.attempt, error));
                 Drawn::Stop
             }));
         }
@@ -238,15 +237,14 @@ impl<C: Compute> Worker<C> {
     }
 
     /// Gives what was drawn to the batch and the answers' sinks.
-    fn hand_out(&mut self, plan: Plan, drawn: &[Drawn], damaged: &[AttemptId]) {
+    fn hand_out(&mut self, plan: Plan, drawn: &[Drawn], damaged: &[(AttemptId, DrawError)]) {
         let drawing: Vec<AttemptId> =
             plan.spans.iter().filter(|span| span.draws).map(|span| span.attempt).collect();
         let ended = self.batch.commit(self.clock.now(), plan, drawn);
         for ended in ended {
-            if damaged.contains(&ended.attempt) {
-                self.end(ended.attempt, Ending::Failed(NotFinite.to_string()));
-            } else {
-                self.finish(ended);
+            match damaged.iter().find(|(attempt, _)| *attempt == ended.attempt) {
+                Some((attempt, error)) => self.end(*attempt, Ending::Failed(error.to_string())),
+                None => self.finish(ended),
             }
         }
         for attempt in drawing {

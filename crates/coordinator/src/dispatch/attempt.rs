@@ -180,7 +180,14 @@ impl Serving {
                     }
                 }
             }
-            Some(FromMachine::Refused(reason)) => {
+            Some(FromMachine::Refused(AttemptRefusal::BadConstraint, detail)) => {
+                // No machine can cure it.
+                flight.session.attempts.end(flight.id, Ended::Terminal);
+                let outcome = Outcome::Refused(AttemptRefusal::BadConstraint);
+                self.end_in_pool(flight.instance, outcome, "refused");
+                Heard::End(AttemptEnd::Stop(Stop::failed(Problem::Constraint { detail })))
+            }
+            Some(FromMachine::Refused(reason, _)) => {
                 flight.session.attempts.end(flight.id, Ended::Terminal);
                 let avoid = if is_full(reason) {
                     Avoid::No

@@ -25,8 +25,8 @@ pub(crate) enum FromMachine {
         /// Still sealed.
         payload: Bytes,
     },
-    /// Not taken.
-    Refused(AttemptRefusal),
+    /// Not taken, and why in words that the caller may be told.
+    Refused(AttemptRefusal, String),
     /// Taken, and ended without a final chunk.
     Failed,
 }

@@ -194,9 +194,11 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
         FromProvider::Heartbeat(heartbeat) => return reports(core, session, heartbeat.instances),
         FromProvider::InstanceChanged(report) => return reports(core, session, vec![report]),
         FromProvider::AttemptRefused { attempt, reason, message } => {
-            let note: String = message.chars().filter(|c| !c.is_control()).take(200).collect();
-            tracing::info!(machine = %session.machine, %attempt, ?reason, note, "an attempt was refused");
-            return delivered(core, session.attempts.deliver(attempt, FromMachine::Refused(reason)));
+            let note: String = message.chars().filter(|c| !c.is_control()).take(500).collect();
+            // A constraint is the caller's own, and so are the words about it.
+            let shown = if reason == AttemptRefusal::BadConstraint { "" } else { note.as_str() };
+            tracing::info!(machine = %session.machine, %attempt, ?reason, shown, "an attempt was refused");
+            return delivered(core, session.attempts.deliver(attempt, FromMachine::Refused(reason, note)));
         }
         FromProvider::AttemptFailed { attempt, message } => {
             let note: String = message.chars().filter(|c| !c.is_control()).take(200).collect();

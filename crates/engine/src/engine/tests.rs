@@ -260,3 +260,58 @@ fn pages_are_wiped_between_sequences() {
         }
     }
 }
+
+fn constrained(script: u32, grammar: base::Grammar) -> Job {
+    let mut job = ask(script);
+    job.ask.constraint = Some(grammar.constraint());
+    job
+}
+
+#[test]
+fn an_answer_is_held_to_its_form_whatever_the_model_would_say() {
+    let engine = scripted(&[&bytes("no such thing")]);
+    let choices = base::Grammar::Choice { choices: vec!["yes".into(), "maybe".into()] };
+    let (text, _, reason, _) = said(&engine, constrained(0, choices));
+    assert!(text == "yes" || text == "maybe", "{text}");
+    assert_eq!(reason, FinishReason::Stop);
+}
+
+#[test]
+fn a_form_that_is_none_is_refused_before_anything_runs_and_frees_its_place() {
+    struct Told(Sender<Refusal>);
+    impl Sink for Told {
+        fn room(&self) -> bool {
+            true
+        }
+        fn deliver(&mut self, _chunk: Chunk) {
+            panic!("nothing may be computed");
+        }
+        fn failed(&mut self, message: &str) {
+            panic!("not a failure: {message}");
+        }
+        fn refused(&mut self, refusal: &Refusal) {
+            self.0.send(refusal.clone()).unwrap();
+        }
+    }
+    let engine = scripted(&[&[65]]);
+    for attempt in 0..20 {
+        let (sender, receiver) = channel();
+        let job = constrained(0, base::Grammar::Regex { pattern: "(".into() });
+        engine.submit(AttemptId(attempt), job, Box::new(Told(sender))).unwrap();
+        let refusal = receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(refusal.reason(), AttemptRefusal::BadConstraint);
+    }
+    let report = engine.load_now();
+    assert_eq!((report.running, report.waiting, report.kv_tokens_free), (0, 0, report.kv_tokens));
+}
+
+#[test]
+fn a_cancel_reaches_an_attempt_whose_form_is_still_read() {
+    let engine = scripted(&[&[65; 50]]);
+    let choices = (0..4000).map(|at| format!("choice {at}")).collect();
+    let receiver = submit(&engine, 1, constrained(0, base::Grammar::Choice { choices }));
+    engine.cancel(AttemptId(1));
+    let chunks = chunks(&receiver).unwrap();
+    assert_eq!(chunks.last().unwrap().finish.as_ref().unwrap().reason, FinishReason::Cancelled);
+    assert_eq!(engine.load_now().waiting, 0);
+}

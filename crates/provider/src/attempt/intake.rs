@@ -119,6 +119,10 @@ impl Sink for AttemptSink {
     fn failed(&mut self, message: &str) {
         self.outbox.fail(message);
     }
+
+    fn refused(&mut self, refusal: &engine::Refusal) {
+        self.outbox.refuse(refusal.reason(), &refusal.to_string());
+    }
 }
 
 impl Drop for AttemptSink {

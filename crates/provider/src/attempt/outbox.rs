@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::Bytes;
 use trust::{ResponseSealer, Zeroizing};
 use wire::chunk::Chunk;
-use wire::control::{FromProvider, KeptAttempt};
+use wire::control::{AttemptRefusal, FromProvider, KeptAttempt};
 use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::kept::Kept;
@@ -55,7 +55,14 @@ struct Inner {
     held: VecDeque<Chunk>,
     held_tokens: usize,
     held_bytes: usize,
-    failure: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// How an attempt ends without a finish.
+enum Failure {
+    Failed(String),
+    /// It was not taken after all.
+    Refused(AttemptRefusal, String),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -187,8 +194,20 @@ impl Outbox {
         }
     }
 
-    fn fail_locked(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>, message: &str) {
-        inner.failure = Some(message.chars().take(300).collect());
+    /// The engine does not take the attempt after all. Nothing of an answer is held.
+    pub(crate) fn refuse(self: &Arc<Self>, reason: AttemptRefusal, message: &str) {
+        let inner = self.inner.lock();
+        if !inner.is_over() {
+            self.end_locked(inner, Failure::Refused(reason, message.chars().take(500).collect()));
+        }
+    }
+
+    fn fail_locked(self: &Arc<Self>, inner: parking_lot::MutexGuard<'_, Inner>, message: &str) {
+        self.end_locked(inner, Failure::Failed(message.chars().take(300).collect()));
+    }
+
+    fn end_locked(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>, failure: Failure) {
+        inner.failure = Some(failure);
         if inner.phase == Phase::Open {
             inner.phase = Phase::Ended;
         }
@@ -221,9 +240,15 @@ impl Outbox {
         }
         let Some(chunk) = inner.held.pop_front() else {
             inner.queued = false;
-            let parcel = inner.failure.take().map(|message| Parcel::Failure {
-                message: FromProvider::AttemptFailed { attempt: self.attempt, message }.encode(),
-                attempt: self.attempt,
+            let attempt = self.attempt;
+            let parcel = inner.failure.take().map(|failure| {
+                let message = match failure {
+                    Failure::Failed(message) => FromProvider::AttemptFailed { attempt, message },
+                    Failure::Refused(reason, message) => {
+                        FromProvider::AttemptRefused { attempt, reason, message }
+                    }
+                };
+                Parcel::Failure { message: message.encode(), attempt }
             });
             return (parcel, false);
         };

@@ -1,0 +1,188 @@
+//! Walks through masks, at random, must give texts of the form; sources that are none must be refused in words.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use base::Rng;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A token for each byte, then special ones.
+const VOCABULARY: usize = 264;
+const STOP: u32 = 256;
+
+fn grammars() -> Grammars {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/llama-f32");
+    let tokenizer = Tokenizer::from_json(&std::fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
+    Grammars::new(tokenizer, VOCABULARY, vec![STOP, 258])
+}
+
+fn allowed(mask: &Mask) -> Vec<u32> {
+    let mut row = vec![0.0; VOCABULARY];
+    mask.apply(&mut row);
+    (0..VOCABULARY as u32).filter(|&token| row[token as usize] == 0.0).collect()
+}
+
+/// A text that the masks allow; closing what is open where that may be.
+fn walk(grammars: &Grammars, constraint: &Constraint, seed: u64) -> (String, Vec<u32>) {
+    let mut guide = grammars.guide(constraint, &[]).unwrap();
+    let mut rng = Rng::new(seed);
+    let mut tokens = Vec::new();
+    for _ in 0..600 {
+        let mask = guide.mask(false).unwrap().expect("it binds from the begin");
+        let choices = allowed(&mask);
+        assert!(!choices.is_empty(), "nothing may come next");
+        if choices.contains(&STOP) {
+            break;
+        }
+        let closers: Vec<u32> = choices
+            .iter()
+            .copied()
+            .filter(|token| b"}]\"0".contains(&(*token as u8)) && *token < 256)
+            .collect();
+        let pool = if closers.is_empty() || rng.below(3) == 0 { &choices } else { &closers };
+        let token = pool[rng.below(pool.len() as u64) as usize];
+        guide.advance(token).unwrap();
+        tokens.push(token);
+    }
+    (grammars.tokenizer.decode(&tokens, false), tokens)
+}
+
+#[test]
+fn every_walk_gives_a_text_of_the_form() {
+    let grammars = grammars();
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer"}, "kind": {"enum": ["a", "bc"]},
+        "list": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}}, "required": ["n", "kind"],
+        "additionalProperties": false});
+    for seed in 0..30 {
+        let (text, _) =
+            walk(&grammars, &Grammar::JsonSchema { schema: schema.to_string() }.constraint(), seed);
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{text:?}: {e}"));
+        assert!(value["n"].is_i64() || value["n"].is_u64() || value["n"].is_f64(), "{text}");
+        assert!(value["kind"] == "a" || value["kind"] == "bc", "{text}");
+        let choices = vec!["yes".to_owned(), "no \"x\"\n".to_owned()];
+        let (text, _) = walk(&grammars, &Grammar::Choice { choices: choices.clone() }.constraint(), seed);
+        assert!(choices.contains(&text), "{text:?}");
+        let (text, _) =
+            walk(&grammars, &Grammar::Regex { pattern: "[a-c]{2}/(x|y)".into() }.constraint(), seed);
+        assert!(text.len() == 4 && &text[2..3] == "/", "{text:?}");
+        let (text, _) = walk(&grammars, &Grammar::JsonObject.constraint(), seed);
+        assert!(text.starts_with('{'), "{text:?}");
+    }
+}
+
+#[test]
+fn a_form_is_gone_on_with_from_the_tokens_that_are_there() {
+    let grammars = grammars();
+    let schema =
+        r#"{"type":"object","properties":{"name":{"type":"string","maxLength":5}},"required":["name"]}"#;
+    let constraint = Grammar::JsonSchema { schema: schema.into() }.constraint();
+    let (_, tokens) = walk(&grammars, &constraint, 5);
+    let mut whole = grammars.guide(&constraint, &[]).unwrap();
+    for (at, token) in tokens.iter().enumerate() {
+        let mut resumed = grammars.guide(&constraint, &tokens[..at]).unwrap();
+        let [one, two] = [&mut whole, &mut resumed].map(|guide| guide.mask(false).unwrap().unwrap());
+        assert_eq!(allowed(&one), allowed(&two), "after {at} tokens");
+        whole.advance(*token).unwrap();
+    }
+}
+
+#[test]
+fn it_binds_only_after_the_text_it_waits_for() {
+    let grammars = grammars();
+    let mut constraint = Grammar::Choice { choices: vec!["ok".into()] }.constraint();
+    constraint.after = Some("</think>".into());
+    let mut guide = grammars.guide(&constraint, &[]).unwrap();
+    for token in b"hm </thi</think>" {
+        assert!(guide.mask(false).unwrap().is_none());
+        guide.advance(u32::from(*token)).unwrap();
+    }
+    assert_eq!(allowed(&guide.mask(false).unwrap().unwrap()), [u32::from(b'o')]);
+}
+
+#[test]
+fn stop_tokens_may_come_once_the_form_is_complete_and_not_before() {
+    let grammars = grammars();
+    let constraint = Grammar::Regex { pattern: "ab?".into() }.constraint();
+    let mut guide = grammars.guide(&constraint, &[]).unwrap();
+    assert_eq!(allowed(&guide.mask(false).unwrap().unwrap()), [97]);
+    guide.advance(97).unwrap();
+    assert_eq!(allowed(&guide.mask(false).unwrap().unwrap()), [98, STOP, 258]);
+    assert_eq!(allowed(&guide.mask(true).unwrap().unwrap()), [98]);
+    guide.advance(98).unwrap();
+    assert!(guide.mask(true).unwrap().unwrap().over);
+}
+
+#[test]
+fn what_is_no_form_is_refused_in_words_and_soon() {
+    let grammars = grammars();
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let mut nested = json!({"type": "string"});
+    for _ in 0..60 {
+        nested = json!({"anyOf": [nested, {"type": "array", "items": {"type": "integer"}}]});
+    }
+    let bad = [
+        (Grammar::JsonSchema { schema: "{".into() }, "no JSON"),
+        (Grammar::JsonSchema { schema: r#"{"type":"nonsense"}"#.into() }, ""),
+        (Grammar::JsonSchema { schema: deep.clone() }, "brackets"),
+        (Grammar::JsonSchema { schema: nested.to_string() }, "brackets"),
+        (Grammar::JsonSchema { schema: r##"{"$ref":"https://example.com/x"}"##.into() }, ""),
+        (Grammar::Regex { pattern: "(".into() }, ""),
+        (Grammar::Lark { grammar: "nothing".into() }, ""),
+        (Grammar::Lark { grammar: "start: missing".into() }, ""),
+        (Grammar::Lark { grammar: "x".repeat(SOURCE_BYTES_MAX + 1) }, "262144"),
+        (Grammar::Choice { choices: vec![] }, "1 to 4096"),
+    ];
+    for (grammar, word) in bad {
+        let started = Instant::now();
+        let which = serde_json::to_string(&grammar).unwrap();
+        let error = grammars.guide(&grammar.constraint(), &[]).and_then(|mut guide| guide.mask(false)).err();
+        let error = error.unwrap_or_else(|| panic!("{:.200} is no form", which));
+        assert!(error.contains(word) && error.chars().count() <= DETAIL_LETTERS_MAX + 3, "{error}");
+        assert!(started.elapsed() < Duration::from_secs(20), "{error}");
+    }
+}
+
+#[test]
+fn what_is_costly_is_refused_or_followed_and_soon_either_way() {
+    let grammars = grammars();
+    let huge: String = (0..4000).map(|at| format!("\"p{at}\":{{\"type\":\"string\"}},")).collect();
+    let costly = [
+        Grammar::Regex { pattern: "((((a{1000}){1000}){1000}){1000})".into() },
+        Grammar::Regex { pattern: "(a|aa)*(b|bb)*(.*a.{30})*x".into() },
+        Grammar::Lark { grammar: "start: start start | start | \"a\"".into() },
+        Grammar::Lark { grammar: "start: a a a a a a a a a a\na: b b b b b b\nb: c* c* c*\nc: /.*/".into() },
+        Grammar::JsonSchema { schema: format!("{{\"properties\":{{{}\"q\":{{}}}}}}", huge) },
+        Grammar::JsonSchema { schema: r##"{"$ref":"#"}"##.into() },
+        Grammar::JsonSchema { schema: r#"{"type":"string","pattern":"^(a+)+$","minLength":100000}"#.into() },
+        Grammar::JsonSchema {
+            schema: r#"{"type":"array","minItems":1000000,"items":{"type":"null"}}"#.into(),
+        },
+    ];
+    for grammar in costly {
+        let started = Instant::now();
+        let mut guide = grammars.guide(&grammar.clone().constraint(), &[]);
+        for _ in 0..40 {
+            let Ok(guide) = &mut guide else { break };
+            let Ok(Some(mask)) = guide.mask(false) else { break };
+            let Some(&token) = allowed(&mask).iter().find(|&&token| token != STOP) else { break };
+            if guide.advance(token).is_err() {
+                break;
+            }
+        }
+        let which = serde_json::to_string(&grammar).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(60), "{:.200}", which);
+    }
+}
+
+#[test]
+fn a_vocabulary_without_stop_tokens_ends_where_the_form_does() {
+    let mut grammars = grammars();
+    grammars.stop_tokens = Vec::new();
+    let mut guide = grammars.guide(&Grammar::Regex { pattern: "ab?".into() }.constraint(), &[97]).unwrap();
+    let mask = guide.mask(false).unwrap().unwrap();
+    assert!(!mask.over && allowed(&mask) == [98]);
+    guide.advance(98).unwrap();
+    assert!(guide.mask(false).unwrap().unwrap().over);
+}
