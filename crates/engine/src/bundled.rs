@@ -3,7 +3,7 @@
 use model::kit::Kit;
 
 use crate::files::FileBytes;
-use crate::load::ModelFiles;
+use crate::load::{Found, Layout};
 
 /// The name under which the bundled model is served, unless told otherwise.
 pub const NAME: &str = "phalanx-bundled";
@@ -15,7 +15,7 @@ macro_rules! file {
 }
 
 /// The bundled model's files.
-pub(crate) fn files() -> ModelFiles {
+pub(crate) fn files() -> Found {
     let kit = Kit {
         config: file!("config.json").to_vec(),
         generation_config: Some(file!("generation_config.json").to_vec()),
@@ -24,5 +24,6 @@ pub(crate) fn files() -> ModelFiles {
         chat_template: None,
     };
     let weights = FileBytes::Bundled(file!("model.safetensors"));
-    (kit, None, vec![("model.safetensors".to_owned(), weights)])
+    let files = vec![("model.safetensors".to_owned(), weights)];
+    Found { kit, layout: Layout::Safetensors { index: None }, files }
 }

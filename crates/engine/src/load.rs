@@ -1,14 +1,15 @@
 //! A model's files, found and checked, before anything is computed.
 
+mod found;
+mod tensors;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base::Bytes;
-use model::checkpoint::{
-    Checkpoint, CheckpointError, SafetensorsFile, ShardIndex, TensorSource, expected_tensors, parameters,
-};
+use model::checkpoint::{CheckpointError, TensorSource, expected_tensors, parameters};
 use model::family::{ConfigError, spec_from_config};
 use model::kit::{Kit, KitError, OpenKit};
 use model::spec::ModelSpec;
@@ -17,14 +18,18 @@ use nn::KvCache;
 
 use crate::bundled;
 use crate::config::KvFormat;
-use crate::files::{self, FileBytes};
+use crate::files::FileBytes;
+
+use found::INDEX;
+pub(crate) use found::{Found, Layout};
+pub(crate) use tensors::Tensors;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ModelSource {
     /// The one inside the program.
     Bundled,
-    /// A folder in the Hugging Face layout.
+    /// A folder in the Hugging Face layout, a GGUF file (of several parts: any), or a folder that has one.
     Folder(PathBuf),
 }
 
@@ -64,7 +69,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A folder without weights.
-    #[error("{path} has neither model.safetensors nor model.safetensors.index.json")]
+    #[error("{path} has neither model.safetensors nor model.safetensors.index.json, nor one GGUF file")]
     NoWeights {
         /// Which.
         path: PathBuf,
@@ -111,7 +116,7 @@ pub struct LoadedModel {
     kit: Kit,
     open: Option<OpenKit>,
     spec: ModelSpec,
-    index: Option<Vec<u8>>,
+    layout: Layout,
     files: Vec<WeightFile>,
     weight_bytes: Bytes,
 }
@@ -127,9 +132,9 @@ impl fmt::Debug for LoadedModel {
 /// # Errors
 /// The first file, and in weights the first tensor, that is missing, truncated or not what the configuration says.
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
-    let (kit, index, files) = match source {
+    let Found { kit, layout, files } = match source {
         ModelSource::Bundled => bundled::files(),
-        ModelSource::Folder(folder) => read_folder(folder, options)?,
+        ModelSource::Folder(path) => found::find(path, options)?,
     };
     let folder = source.to_string();
     let open = if kit.tokenizer.is_empty() && !options.tokenizer_needed {
@@ -147,15 +152,10 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, 
     };
     let files = files.into_iter().map(|(name, bytes)| WeightFile { name, bytes }).collect();
     let mut model =
-        LoadedModel { source: source.clone(), kit, open, spec, index, files, weight_bytes: Bytes::ZERO };
-    let check = |model: &LoadedModel| {
-        let checkpoint = model.checkpoint()?;
-        let tied_head = model.spec.tied_head && !checkpoint.has_own_head();
-        checkpoint.verify(&ModelSpec { tied_head, ..model.spec.clone() })?;
-        Ok((tied_head, Bytes(checkpoint.tensor_bytes())))
-    };
-    (model.spec.tied_head, model.weight_bytes) =
-        check(&model).map_err(|source| LoadError::Checkpoint { folder, source: Box::new(source) })?;
+        LoadedModel { source: source.clone(), kit, open, spec, layout, files, weight_bytes: Bytes::ZERO };
+    let stored = Tensors::check(&model.layout, &model.named_files(), &model.spec, &model.kit)
+        .map_err(|source| LoadError::Checkpoint { folder, source: Box::new(source) })?;
+    (model.spec, model.weight_bytes) = (stored.spec, Bytes(stored.bytes));
     Ok(model)
 }
 
@@ -195,7 +195,7 @@ impl LoadedModel {
         self.weight_bytes
     }
 
-    /// The number formats that its weights are stored in (`F32`, `F16`, `BF16`), each once.
+    /// The number formats that its weights are stored in (`BF16`, `Q4_K`, `MLX 4-bit`), each once.
     pub fn formats(&self) -> Vec<&'static str> {
         let checkpoint = self.checkpoint().expect("it was checked when it was loaded");
         let name = |role| checkpoint.tensor(role).expect("it was checked when it was loaded").dtype.name();
@@ -211,76 +211,19 @@ impl LoadedModel {
     /// What to hash so that two machines know that they hold the same weights: (name, contents) of the index, where there
     /// is one, and of each file of weights, in the order of their names. Reading it reads the whole model.
     pub fn weight_files(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let index = self.index.iter().map(|bytes| (INDEX, bytes.as_slice()));
-        index.chain(self.files.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())))
+        let index = match &self.layout {
+            Layout::Safetensors { index } => index.as_deref(),
+            Layout::Gguf => None,
+        };
+        index.map(|bytes| (INDEX, bytes)).into_iter().chain(self.named_files())
     }
 
     /// The tensors.
-    pub(crate) fn checkpoint(&self) -> Result<Checkpoint<'_>, CheckpointError> {
-        let files: Result<Vec<_>, _> =
-            self.files.iter().map(|file| SafetensorsFile::parse(&file.name, file.bytes.as_slice())).collect();
-        match &self.index {
-            Some(index) => Checkpoint::sharded(&ShardIndex::parse(INDEX, index)?, files?),
-            None => Checkpoint::new(files?),
-        }
+    pub(crate) fn checkpoint(&self) -> Result<Tensors<'_>, CheckpointError> {
+        Tensors::open(&self.layout, &self.named_files(), &self.spec, &self.kit)
     }
-}
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// A model's kit, its shard index where there is one, and its files of weights.
-pub(crate) type ModelFiles = (Kit, Option<Vec<u8>>, Vec<(String, FileBytes)>);
-
-fn read_folder(folder: &Path, options: &LoadOptions) -> Result<ModelFiles, LoadError> {
-    let needed = |name: &str| read(&folder.join(name));
-    let optional = |name: &str| read_optional(&folder.join(name));
-    let tokenizer = match optional("tokenizer.json")? {
-        Some(tokenizer) => tokenizer,
-        None if options.tokenizer_needed => needed("tokenizer.json")?,
-        None => Vec::new(),
-    };
-    let kit = Kit {
-        config: needed("config.json")?,
-        generation_config: optional("generation_config.json")?,
-        tokenizer,
-        tokenizer_config: optional("tokenizer_config.json")?,
-        chat_template: optional("chat_template.jinja")?,
-    };
-    // One file wins over an index that was left beside it, as in transformers.
-    let single = folder.join(SINGLE).exists();
-    let index = if single { None } else { optional(INDEX)? };
-    let names = match &index {
-        None if !single => return Err(LoadError::NoWeights { path: folder.to_owned() }),
-        None => vec![SINGLE.to_owned()],
-        Some(index) => {
-            let index = ShardIndex::parse(INDEX, index).map_err(|source| LoadError::Checkpoint {
-                folder: folder.display().to_string(),
-                source: Box::new(source),
-            })?;
-            let mut names: Vec<String> = index.files().into_iter().map(str::to_owned).collect();
-            names.sort_unstable();
-            names
-        }
-    };
-    let open = |name: String| {
-        let path = folder.join(&name);
-        let bytes = files::regular(&path)
-            .and_then(|_| FileBytes::open(&path))
-            .map_err(|source| LoadError::File { path, source })?;
-        Ok((name, bytes))
-    };
-    Ok((kit, index, names.into_iter().map(open).collect::<Result<_, LoadError>>()?))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    files::read(path).map_err(|source| LoadError::File { path: path.to_owned(), source })
-}
-
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
-    match files::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(LoadError::File { path: path.to_owned(), source }),
+    fn named_files(&self) -> Vec<(&str, &[u8])> {
+        self.files.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect()
     }
 }

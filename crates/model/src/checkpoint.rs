@@ -15,7 +15,7 @@ pub use dtype::DType;
 pub use error::CheckpointError;
 pub use index::ShardIndex;
 pub use names::{expected_tensors, parameters, tensor_name};
-pub use safetensors::{SafetensorsFile, safetensors_header};
+pub use safetensors::{SafetensorsFile, StoredTensor, safetensors_file_header, safetensors_header};
 pub use view::{Columns, Order, Parts, TensorView};
 
 /// Something that has a model's tensors.

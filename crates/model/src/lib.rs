@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod dialect;
 pub mod family;
+pub mod gguf;
 pub mod kit;
 pub mod quant;
 pub mod shard;

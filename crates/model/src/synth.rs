@@ -1,18 +1,54 @@
 //! Synthetic models: checkpoints of any shape with seeded random weights, for benches and tests. They answer nonsense at
 //! the true speed.
 
+mod stored;
 mod vocabulary;
 mod weights;
 
 use std::fmt::Write;
 
-use crate::checkpoint::{DType, expected_tensors, safetensors_header};
+use crate::checkpoint::DType;
 use crate::family::{self, ConfigError};
+use crate::gguf::gguf_architecture;
 use crate::kit::Kit;
-use crate::spec::{ModelSpec, TensorRole};
+use crate::spec::ModelSpec;
+use stored::Piece;
 
 pub use vocabulary::VOCABULARY_MIN;
 pub use weights::TensorChunks;
+
+/// The base of rope's frequencies.
+const ROPE_THETA: f32 = 500_000.0;
+
+/// What a synthetic model is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SynthFormat {
+    /// A folder in the Hugging Face layout, with floats.
+    Safetensors,
+    /// One GGUF file.
+    Gguf,
+    /// A folder in the Hugging Face layout, with MLX's codes.
+    Mlx,
+}
+
+impl SynthFormat {
+    /// As people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Gguf => "gguf",
+            Self::Mlx => "mlx",
+        }
+    }
+
+    /// What the file of weights is called.
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Self::Gguf => "model.gguf",
+            _ => "model.safetensors",
+        }
+    }
+}
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,8 +71,12 @@ pub struct SynthRequest {
     pub vocabulary: usize,
     /// The longest context, in tokens.
     pub context: usize,
-    /// How weights are stored.
+    /// What is written.
+    pub format: SynthFormat,
+    /// How matrices are stored.
     pub dtype: DType,
+    /// Whether some matrices get more bits than `dtype`, as in GGUF files named `_K_M`.
+    pub mixed: bool,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// The whole model follows from it.
@@ -56,7 +96,9 @@ impl Default for SynthRequest {
             feed_forward: 704,
             vocabulary: 1024,
             context: 4096,
+            format: SynthFormat::Safetensors,
             dtype: DType::BF16,
+            mixed: false,
             tied: false,
             seed: 0,
         }
@@ -81,6 +123,20 @@ pub enum SynthError {
         /// As asked for.
         found: usize,
     },
+    /// A type that the format does not have.
+    #[error("{format} does not store weights as {dtype}")]
+    Format {
+        /// As asked for.
+        dtype: DType,
+        /// As asked for.
+        format: &'static str,
+    },
+    /// A family that is not written as GGUF.
+    #[error("synthetic models of family {family:?} are not written as gguf; llama, qwen2 and qwen3 are")]
+    NoGguf {
+        /// As asked for.
+        family: String,
+    },
     /// Sizes that make no model.
     #[error("these sizes make no model")]
     Sizes(#[source] ConfigError),
@@ -92,8 +148,7 @@ pub struct Synth {
     request: SynthRequest,
     spec: ModelSpec,
     config: String,
-    roles: Vec<TensorRole>,
-    tensors: Vec<(String, DType, Vec<usize>)>,
+    pieces: Vec<Piece>,
 }
 
 impl Synth {
@@ -111,10 +166,11 @@ impl Synth {
         }
         let config = config(request, architecture, model_type);
         let spec = family::spec_from_config(config.as_bytes(), None).map_err(SynthError::Sizes)?;
-        let expected = expected_tensors(&spec);
-        let roles = expected.iter().map(|(role, ..)| *role).collect();
-        let tensors = expected.into_iter().map(|(_, name, shape)| (name, request.dtype, shape)).collect();
-        Ok(Self { request: request.clone(), spec, config, roles, tensors })
+        if request.format == SynthFormat::Gguf && gguf_architecture(&request.family).is_none() {
+            return Err(SynthError::NoGguf { family: request.family.clone() });
+        }
+        let pieces = stored::pieces(request, &spec)?;
+        Ok(Self { request: request.clone(), spec, config, pieces })
     }
 
     /// What it computes.
@@ -133,23 +189,23 @@ impl Synth {
         }
     }
 
-    /// The tensors in the order in which they are written: name, type, shape.
-    pub fn tensors(&self) -> &[(String, DType, Vec<usize>)] {
-        &self.tensors
+    /// How many tensors are written.
+    pub fn tensors(&self) -> usize {
+        self.pieces.len()
     }
 
-    /// What `model.safetensors` begins with, and how long it will be: after it come the chunks of every tensor, in order.
+    /// What the file of weights begins with, and how long it will be: after it come the chunks of every tensor, in order.
     pub fn header(&self) -> (Vec<u8>, u64) {
-        safetensors_header(&self.tensors)
+        stored::header(&self.request, &self.spec, &self.pieces)
     }
 
-    /// The bytes of the `index`-th of [`Synth::tensors`], in chunks of at most a MiB. Tensors may be made in any
-    /// order, or side by side.
+    /// The bytes of the `index`-th tensor, in chunks of about a MiB. Tensors may be made in any order, or side by side.
     ///
     /// # Panics
     /// Where there is no such tensor.
     pub fn chunks(&self, index: usize) -> TensorChunks {
-        weights::chunks(&self.spec, self.roles[index], &self.tensors[index], self.request.seed, index as u64)
+        let piece = &self.pieces[index];
+        weights::chunks(&piece.fill, piece.padding, self.request.seed, index as u64)
     }
 }
 
@@ -180,11 +236,14 @@ fn config(request: &SynthRequest, architecture: &str, model_type: &str) -> Strin
     field("vocab_size", &request.vocabulary);
     field("max_position_embeddings", &request.context);
     field("rms_norm_eps", &"1e-6");
-    field("rope_theta", &"500000.0");
+    field("rope_theta", &format_args!("{ROPE_THETA:.1}"));
     field("hidden_act", &"\"silu\"");
     field("tie_word_embeddings", &request.tied);
     field("eos_token_id", &format_args!("[{}, {}]", vocabulary::END_OF_TEXT, vocabulary::END_OF_TURN));
     field("dtype", &format_args!("\"{dtype}\""));
+    if let Some(quantization) = stored::quantization(request) {
+        field("quantization", &quantization);
+    }
     text.push_str("\n}\n");
     text
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::checkpoint::DType;
-use model::synth::{Synth, SynthRequest};
+use model::synth::{Synth, SynthFormat, SynthRequest};
 
 use crate::terminal::{say, say_json};
 
@@ -41,9 +41,13 @@ pub(crate) struct Options {
     /// The longest context, in tokens.
     #[arg(long, default_value_t = 4096)]
     context: usize,
-    /// How weights are stored: f32, f16 or bf16.
-    #[arg(long, default_value = "bf16", value_parser = parse_format)]
-    format: DType,
+    /// What to write: safetensors, gguf or mlx [default: what stores such weights].
+    #[arg(long, value_parser = parse_format)]
+    format: Option<SynthFormat>,
+    /// How weights are stored: f32, f16, bf16; in gguf also q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q4_k_m, q5_k, q5_k_m, q6_k,
+    /// mxfp4; in mlx mlx4 or mlx8, with groups of 64 or as in mlx4-32.
+    #[arg(long, default_value = "bf16", value_parser = parse_quantisation)]
+    quantisation: Quantisation,
     /// Use the embedding as the head.
     #[arg(long)]
     tied: bool,
@@ -58,12 +62,61 @@ pub(crate) struct Options {
     json: bool,
 }
 
-fn parse_format(text: &str) -> Result<DType, String> {
-    match text {
-        "f32" => Ok(DType::F32),
-        "f16" => Ok(DType::F16),
-        "bf16" => Ok(DType::BF16),
-        _ => Err("expected f32, f16 or bf16".into()),
+/// How weights are stored, and whether some matrices get more bits.
+#[derive(Debug, Clone, Copy)]
+struct Quantisation {
+    dtype: DType,
+    mixed: bool,
+}
+
+fn parse_format(text: &str) -> Result<SynthFormat, String> {
+    let known = [SynthFormat::Safetensors, SynthFormat::Gguf, SynthFormat::Mlx];
+    let found = known.into_iter().find(|format| format.name() == text);
+    found.ok_or_else(|| "expected safetensors, gguf or mlx".into())
+}
+
+fn parse_quantisation(text: &str) -> Result<Quantisation, String> {
+    let text = text.to_ascii_lowercase();
+    if let Some(rest) = text.strip_prefix("mlx") {
+        let (bits, group) = rest.split_once('-').unwrap_or((rest, "64"));
+        return match (bits.parse(), group.parse()) {
+            (Ok(bits @ (2 | 3 | 4 | 5 | 6 | 8)), Ok(group @ (32 | 64 | 128))) => {
+                Ok(Quantisation { dtype: DType::Mlx { bits, group }, mixed: false })
+            }
+            _ => Err("expected mlx2, 3, 4, 5, 6 or 8, maybe with -32, -64 or -128".into()),
+        };
+    }
+    let (name, mixed) = match text.strip_suffix("_m") {
+        Some(name) => (name, true),
+        None => (text.as_str(), false),
+    };
+    let dtype = match name {
+        "f32" => DType::F32,
+        "f16" => DType::F16,
+        "bf16" => DType::BF16,
+        "q4_0" => DType::Q4_0,
+        "q4_1" => DType::Q4_1,
+        "q5_0" => DType::Q5_0,
+        "q5_1" => DType::Q5_1,
+        "q8_0" => DType::Q8_0,
+        "q4_k" => DType::Q4K,
+        "q5_k" => DType::Q5K,
+        "q6_k" => DType::Q6K,
+        "mxfp4" => DType::Mxfp4,
+        _ => return Err("expected f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q4_k_m, q5_k, q5_k_m, q6_k, mxfp4, mlx4 or mlx8".into()),
+    };
+    Ok(Quantisation { dtype, mixed })
+}
+
+impl Options {
+    /// What stores such weights, unless said.
+    fn format(&self) -> SynthFormat {
+        let natural = match self.quantisation.dtype {
+            DType::F32 | DType::F16 | DType::BF16 => SynthFormat::Safetensors,
+            DType::Mlx { .. } => SynthFormat::Mlx,
+            _ => SynthFormat::Gguf,
+        };
+        self.format.unwrap_or(natural)
     }
 }
 
@@ -78,20 +131,25 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         feed_forward: options.feed_forward.unwrap_or(options.hidden.saturating_mul(4)),
         vocabulary: options.vocabulary,
         context: options.context,
-        dtype: options.format,
+        format: options.format(),
+        dtype: options.quantisation.dtype,
+        mixed: options.quantisation.mixed,
         tied: options.tied,
         seed: options.seed,
     })?;
-    let weights = options.out.join("model.safetensors");
+    let format = options.format();
+    let weights = options.out.join(format.file_name());
     if weights.exists() {
         bail!("{} is there already: choose another folder, or remove it", weights.display());
     }
     fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
-    let kit = synth.kit();
-    write(&options.out.join("config.json"), &kit.config)?;
-    write(&options.out.join("tokenizer.json"), &kit.tokenizer)?;
-    if let Some(tokenizer_config) = &kit.tokenizer_config {
-        write(&options.out.join("tokenizer_config.json"), tokenizer_config)?;
+    if format != SynthFormat::Gguf {
+        let kit = synth.kit();
+        write(&options.out.join("config.json"), &kit.config)?;
+        write(&options.out.join("tokenizer.json"), &kit.tokenizer)?;
+        if let Some(tokenizer_config) = &kit.tokenizer_config {
+            write(&options.out.join("tokenizer_config.json"), tokenizer_config)?;
+        }
     }
     let bytes = write_weights(&synth, &weights).inspect_err(|_| {
         // Half a file would be taken for a whole one next time.
@@ -125,7 +183,7 @@ fn write_weights(synth: &Synth, path: &Path) -> anyhow::Result<u64> {
     file.write_all(&header).with_context(context)?;
     let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")?;
     let bar = ProgressBar::new(tensor_bytes).with_style(style);
-    for index in 0..synth.tensors().len() {
+    for index in 0..synth.tensors() {
         for chunk in synth.chunks(index) {
             file.write_all(&chunk).with_context(context)?;
             bar.inc(chunk.len() as u64);

@@ -244,26 +244,53 @@ fn check_contiguous(file_name: &str, tensors: &[Entry], data: usize) -> Result<(
     }
 }
 
+/// A tensor that is to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// As the format spells its type.
+    pub stored: &'a str,
+    /// Outermost first.
+    pub shape: &'a [usize],
+    /// How many bytes it takes.
+    pub bytes: u64,
+}
+
 /// The bytes before the tensors of a safetensors file that holds `tensors` (name, type, shape) in this order, and
 /// how long the whole file will be. Padded with spaces so that the tensors begin at a multiple of 64.
 ///
 /// # Panics
 /// Where the sizes overflow: the caller chose them.
 pub fn safetensors_header(tensors: &[(String, DType, Vec<usize>)]) -> (Vec<u8>, u64) {
+    let stored = |(name, dtype, shape): &'_ (String, DType, Vec<usize>)| {
+        let elements = shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side as u64));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.block().1 as u64));
+        (name.clone(), *dtype, shape.clone(), bytes.expect("the caller chose sizes that fit"))
+    };
+    let owned: Vec<_> = tensors.iter().map(stored).collect();
+    let tensors: Vec<StoredTensor<'_>> = owned
+        .iter()
+        .map(|(name, dtype, shape, bytes)| StoredTensor { name, stored: dtype.name(), shape, bytes: *bytes })
+        .collect();
+    safetensors_file_header(&tensors)
+}
+
+/// As [`safetensors_header`], for tensors of any type.
+///
+/// # Panics
+/// Where the sizes overflow: the caller chose them.
+pub fn safetensors_file_header(tensors: &[StoredTensor<'_>]) -> (Vec<u8>, u64) {
     let mut header = String::from(r#"{"__metadata__":{"format":"pt"}"#);
     let mut at = 0u64;
-    for (name, dtype, shape) in tensors {
-        let elements = shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side as u64));
-        let bytes = elements
-            .and_then(|n| n.checked_mul(dtype.block().1 as u64))
-            .expect("the caller chose sizes that fit");
-        let end = at.checked_add(bytes).expect("the caller chose sizes that fit");
+    for tensor in tensors {
+        let end = at.checked_add(tensor.bytes).expect("the caller chose sizes that fit");
         let entry = EntryJson {
-            dtype: dtype.name().to_owned(),
-            shape: shape.iter().map(|&side| side as u64).collect(),
+            dtype: tensor.stored.to_owned(),
+            shape: tensor.shape.iter().map(|&side| side as u64).collect(),
             data_offsets: (at, end),
         };
-        let name = serde_json::to_string(name).expect("a text is JSON");
+        let name = serde_json::to_string(tensor.name).expect("a text is JSON");
         let entry = serde_json::to_string(&entry).expect("texts and numbers are JSON");
         header.push_str(&format!(",{name}:{entry}"));
         at = end;

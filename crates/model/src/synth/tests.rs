@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::checkpoint::{Checkpoint, SafetensorsFile, TensorSource};
-use crate::spec::LayerTensor;
+use crate::spec::{LayerTensor, TensorRole};
 use crate::template::ChatExtra;
 
 fn request() -> SynthRequest {
@@ -13,7 +13,7 @@ fn request() -> SynthRequest {
 
 fn file(synth: &Synth) -> Vec<u8> {
     let (mut bytes, total) = synth.header();
-    for index in 0..synth.tensors().len() {
+    for index in 0..synth.tensors() {
         for chunk in synth.chunks(index) {
             bytes.extend_from_slice(&chunk);
         }

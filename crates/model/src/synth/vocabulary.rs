@@ -17,7 +17,7 @@ const MARKS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const CONSONANTS: &[u8; 20] = b"bcdfghjklmnpqrstvwxz";
 const VOWELS: &[u8; 5] = b"aeiou";
 
-const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+pub(super) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// The `number`-th made-up word: syllables are digits of a number to the base of 100, at least two of them.
 fn word(mut number: usize, out: &mut String) {
@@ -29,6 +29,24 @@ fn word(mut number: usize, out: &mut String) {
         number /= 100;
         syllables += 1;
     }
+}
+
+/// Whether `token` is a mark.
+pub(super) fn is_mark(token: u32) -> bool {
+    (END_OF_TEXT..=END_OF_TURN).contains(&token)
+}
+
+/// How each token is spelled.
+pub(super) fn tokens(vocabulary: usize) -> Vec<String> {
+    let letters = ByteLetters::new();
+    let bytes = (0..=255u8).map(|byte| letters.letter(byte).to_string());
+    let words = (VOCABULARY_MIN..vocabulary).map(|token| {
+        // The first letter stands for a space.
+        let mut text = String::from("\u{120}");
+        word(token - VOCABULARY_MIN, &mut text);
+        text
+    });
+    bytes.chain(MARKS.map(str::to_owned)).chain(words).collect()
 }
 
 /// `tokenizer.json`. Its made-up words can be generated and shown; no text is encoded with them, as nothing merges.
