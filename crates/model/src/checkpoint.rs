@@ -4,17 +4,23 @@ mod dtype;
 mod error;
 mod index;
 mod names;
+mod quantisation;
 mod safetensors;
+mod spellings;
+mod stored;
 mod view;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::spec::{ModelSpec, TensorRole};
+use spellings::{Part, Spelling, spellings};
+use stored::{Orders, Stored};
 
 pub use dtype::DType;
 pub use error::CheckpointError;
 pub use index::ShardIndex;
 pub use names::{expected_tensors, parameters, tensor_name};
+pub use quantisation::Quantisation;
 pub use safetensors::{SafetensorsFile, StoredTensor, safetensors_file_header, safetensors_header};
 pub use view::{Columns, Order, Parts, TensorView};
 
@@ -31,62 +37,70 @@ pub trait TensorSource: Sync {
 #[derive(Debug)]
 pub struct Checkpoint<'a> {
     files: Vec<SafetensorsFile<'a>>,
-    /// Tensor name to (file, place in the file).
-    places: HashMap<String, (usize, usize)>,
+    /// By the name that most families give it.
+    tensors: HashMap<String, Stored>,
+    orders: Orders,
 }
 
 impl<'a> Checkpoint<'a> {
-    /// Joins `files`.
+    /// Joins `files`, whose weights are floats.
     ///
     /// # Errors
     /// No file at all, or a tensor that two files have.
     pub fn new(files: Vec<SafetensorsFile<'a>>) -> Result<Self, CheckpointError> {
+        Self::quantised(files, &Quantisation::default())
+    }
+
+    /// Joins `files`, whose weights may be quantised as `quantisation` says.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::new`]; a quantised tensor whose scales or biases are not there, or do not fit it.
+    pub fn quantised(
+        files: Vec<SafetensorsFile<'a>>,
+        quantisation: &Quantisation,
+    ) -> Result<Self, CheckpointError> {
         if files.is_empty() {
             return Err(CheckpointError::NoFiles);
         }
-        let mut places = HashMap::new();
-        for (number, file) in files.iter().enumerate() {
-            for (place, name) in file.names().enumerate() {
-                if let Some((other, _)) = places.insert(name.to_owned(), (number, place)) {
-                    return Err(CheckpointError::InTwoFiles {
-                        tensor: name.to_owned(),
-                        first: files[other].file_name().to_owned(),
-                        second: file.file_name().to_owned(),
-                    });
-                }
-            }
-        }
-        if names::is_bare(|name| places.contains_key(name)) {
-            places = places.into_iter().map(|(name, place)| (names::in_full(&name), place)).collect();
-        }
-        Ok(Self { files, places })
+        let (tensors, orders) = stored::collect(&files, quantisation)?;
+        Ok(Self { files, tensors, orders })
     }
 
     /// Joins `files` and holds them to what `index` says of them.
     ///
     /// # Errors
-    /// As [`Checkpoint::new`]; a file of the index that is not given; a tensor that is not where the index says.
-    pub fn sharded(index: &ShardIndex, files: Vec<SafetensorsFile<'a>>) -> Result<Self, CheckpointError> {
-        let checkpoint = Self::new(files)?;
+    /// As [`Checkpoint::quantised`]; a file of the index that is not given; a tensor that is not where the index says.
+    pub fn sharded(
+        index: &ShardIndex,
+        files: Vec<SafetensorsFile<'a>>,
+        quantisation: &Quantisation,
+    ) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::quantised(files, quantisation)?;
+        let found: HashMap<&str, &str> = checkpoint
+            .files
+            .iter()
+            .flat_map(|file| file.names().map(|name| (name, file.file_name())))
+            .collect();
         for (tensor, file) in index.placements() {
-            let place =
-                checkpoint.places.get(tensor).or_else(|| checkpoint.places.get(&names::in_full(tensor)));
-            let Some(&(number, _)) = place else {
-                return Err(CheckpointError::MissingTensor {
-                    tensor: tensor.to_owned(),
-                    file: file.to_owned(),
-                });
-            };
-            let found = checkpoint.files[number].file_name();
-            if found != file {
-                return Err(CheckpointError::Misplaced {
-                    tensor: tensor.to_owned(),
-                    index: index.file_name().to_owned(),
-                    expected: file.to_owned(),
-                    found: found.to_owned(),
-                });
+            match found.get(tensor) {
+                Some(found) if *found == file => {}
+                Some(found) => {
+                    return Err(CheckpointError::Misplaced {
+                        tensor: tensor.to_owned(),
+                        index: index.file_name().to_owned(),
+                        expected: file.to_owned(),
+                        found: (*found).to_owned(),
+                    });
+                }
+                None => {
+                    return Err(CheckpointError::MissingTensor {
+                        tensor: tensor.to_owned(),
+                        file: file.to_owned(),
+                    });
+                }
             }
         }
+        drop(found);
         Ok(checkpoint)
     }
 
@@ -96,24 +110,24 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// The first tensor that is wrong, with its file.
     pub fn verify(&self, spec: &ModelSpec) -> Result<(), CheckpointError> {
-        let expected = expected_tensors(spec);
-        for (role, name, shape) in &expected {
-            if *role == TensorRole::Embedding && !spec.tied_head && !self.places.contains_key(name) {
-                return Err(CheckpointError::MissingTensor { tensor: name.clone(), file: self.file_names() });
+        let mut used = HashSet::new();
+        for (role, name, shape) in expected_tensors(spec) {
+            if role == TensorRole::Embedding && !spec.tied_head && !self.tensors.contains_key(&name) {
+                return Err(CheckpointError::MissingTensor { tensor: name, file: self.file_names() });
             }
-            let view = self.tensor(*role)?;
+            let (found, view) = self.find(role)?;
             if view.shape != shape.as_slice() {
                 return Err(CheckpointError::WrongShape {
-                    file: self.file_of(name),
-                    tensor: name.clone(),
+                    file: self.file_of(&found),
+                    tensor: view.name.to_owned(),
                     found: view.shape.to_vec(),
-                    expected: shape.clone(),
+                    expected: shape,
                 });
             }
+            used.insert(found);
         }
-        let known: HashSet<&str> = expected.iter().map(|(_, name, _)| name.as_str()).collect();
-        let stray = |name: &&String| !known.contains(name.as_str()) && !names::is_ignored(name, spec);
-        match self.places.keys().filter(stray).min() {
+        let stray = |name: &&String| !used.contains(name.as_str()) && !names::is_ignored(name, spec);
+        match self.tensors.keys().filter(stray).min() {
             Some(name) => {
                 Err(CheckpointError::UnexpectedTensor { file: self.file_of(name), tensor: name.clone() })
             }
@@ -125,12 +139,14 @@ impl<'a> Checkpoint<'a> {
     /// are right and the configuration is not: so the reference implementation takes it.
     pub fn has_own_head(&self) -> bool {
         let stored = |role| {
-            let &(number, place) = self.places.get(&tensor_name(role))?;
-            self.files[number].view(place).ok()
+            let stored = self.tensors.get(&tensor_name(role))?;
+            stored.view(&self.files, Part::Whole, &self.orders).ok().flatten()
         };
         match (stored(TensorRole::Embedding), stored(TensorRole::Head)) {
             (Some(embedding), Some(head)) => {
                 (embedding.dtype, embedding.shape, embedding.bytes) != (head.dtype, head.shape, head.bytes)
+                    || embedding.parts.map(|parts| (parts.scales, parts.biases))
+                        != head.parts.map(|parts| (parts.scales, parts.biases))
             }
             _ => false,
         }
@@ -143,10 +159,29 @@ impl<'a> Checkpoint<'a> {
 
     /// The file that has the tensor called `name`; the files' names where none has.
     pub fn file_of(&self, name: &str) -> String {
-        match self.places.get(name) {
-            Some(&(number, _)) => self.files[number].file_name().to_owned(),
-            None => self.file_names(),
+        let place = self.tensors.get(name).map(|stored| stored.place.0);
+        let place =
+            place.or_else(|| self.files.iter().position(|file| file.names().any(|other| other == name)));
+        place.map_or_else(|| self.file_names(), |file| self.files[file].file_name().to_owned())
+    }
+
+    /// The tensor for `role`, and the usual name of the stored one that it is (a part of).
+    fn find(&self, role: TensorRole) -> Result<(String, TensorView<'_>), CheckpointError> {
+        let mut spellings = spellings(role);
+        if role == TensorRole::Embedding {
+            // Of two tensors that share their memory some savers keep one: a tied embedding may be there as the head.
+            spellings.push(Spelling { name: tensor_name(TensorRole::Head), part: Part::Whole });
         }
+        for Spelling { name, part } in &spellings {
+            let Some(stored) = self.tensors.get(name) else { continue };
+            if part.is_turned() && !self.tensors.contains_key(&format!("{name}_bias")) {
+                continue;
+            }
+            if let Some(view) = stored.view(&self.files, *part, &self.orders)? {
+                return Ok((name.clone(), view));
+            }
+        }
+        Err(CheckpointError::MissingTensor { tensor: tensor_name(role), file: self.file_names() })
     }
 
     fn file_names(&self) -> String {
@@ -158,16 +193,7 @@ impl<'a> Checkpoint<'a> {
 
 impl TensorSource for Checkpoint<'_> {
     fn tensor(&self, role: TensorRole) -> Result<TensorView<'_>, CheckpointError> {
-        let name = tensor_name(role);
-        let found = self.places.get(&name).or_else(|| match role {
-            // Of two tensors that share their memory some savers keep one: a tied embedding may be there as the head.
-            TensorRole::Embedding => self.places.get(&tensor_name(TensorRole::Head)),
-            _ => None,
-        });
-        match found {
-            Some(&(number, place)) => self.files[number].view(place),
-            None => Err(CheckpointError::MissingTensor { tensor: name, file: self.file_names() }),
-        }
+        self.find(role).map(|(_, view)| view)
     }
 }
 

@@ -7,6 +7,7 @@ mod llama;
 mod qwen3;
 mod rope;
 
+use crate::checkpoint::Quantisation;
 use crate::spec::ModelSpec;
 
 pub use error::ConfigError;
@@ -50,11 +51,9 @@ pub fn spec_from_config(
     let config = fields::parse("config.json", config_json)?;
     let fields = Fields::new("config.json", &config);
     let family = recognise(&fields)?;
-    if fields.has("quantization_config") {
-        return Err(fields.unsupported(
-            "quantization_config",
-            "weights must be stored as F32, F16 or BF16, without quantization_config".to_owned(),
-        ));
+    if let Err(what) = Quantisation::from_fields(&config) {
+        let field = if fields.has("quantization") { "quantization" } else { "quantization_config" };
+        return Err(fields.unsupported(field, what));
     }
     let mut spec = (family.read)(&fields)?;
     if let Some(text) = generation_config {

@@ -111,6 +111,12 @@ struct Groups<'a> {
 pub fn dequantise(view: &TensorView<'_>, row: usize, out: &mut [f32]) {
     let columns = view.columns();
     let out = &mut out[..columns];
+    if let Some(numbers) = view.turned_row(row) {
+        for (out, number) in out.iter_mut().zip(numbers) {
+            floats(view.dtype, number, std::slice::from_mut(out));
+        }
+        return;
+    }
     let Some(Grouping { kind, group, zero }) = grouping(view.dtype) else {
         let bytes = view.row_bytes(row);
         let size = view.dtype.block().1;
@@ -240,6 +246,7 @@ pub fn slice<'a>(
             Columns::All if columns.len() == stored => Columns::All,
             Columns::All => Columns::From { first: columns.start, stored },
             Columns::From { first, .. } => Columns::From { first: first + columns.start, stored },
+            Columns::Across { first, .. } => Columns::Across { first: first + columns.start, stored },
             Columns::Blocks { width, order, .. } => {
                 Columns::Blocks { width, order: &order[columns.start / width..columns.end / width], stored }
             }

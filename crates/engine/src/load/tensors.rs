@@ -1,6 +1,8 @@
 //! A model's tensors, whatever format its files have.
 
-use model::checkpoint::{Checkpoint, CheckpointError, SafetensorsFile, ShardIndex, TensorSource, TensorView};
+use model::checkpoint::{
+    Checkpoint, CheckpointError, Quantisation, SafetensorsFile, ShardIndex, TensorSource, TensorView,
+};
 use model::gguf::{self, GgufCheckpoint, GgufFile};
 use model::kit::Kit;
 use model::spec::{ModelSpec, TensorRole};
@@ -30,7 +32,6 @@ impl<'a> Tensors<'a> {
         spec: &ModelSpec,
         kit: &Kit,
     ) -> Result<Self, CheckpointError> {
-        let _ = kit;
         match layout {
             Layout::Gguf => {
                 let files = files.iter().map(|(name, bytes)| GgufFile::parse(name, bytes));
@@ -39,9 +40,12 @@ impl<'a> Tensors<'a> {
             Layout::Safetensors { index } => {
                 let files = files.iter().map(|(name, bytes)| SafetensorsFile::parse(name, bytes));
                 let files = files.collect::<Result<_, _>>()?;
+                let quantisation = Quantisation::from_config(&kit.config)?;
                 let checkpoint = match index {
-                    Some(index) => Checkpoint::sharded(&ShardIndex::parse(INDEX, index)?, files),
-                    None => Checkpoint::new(files),
+                    Some(index) => {
+                        Checkpoint::sharded(&ShardIndex::parse(INDEX, index)?, files, &quantisation)
+                    }
+                    None => Checkpoint::quantised(files, &quantisation),
                 };
                 checkpoint.map(Self::Safetensors)
             }

@@ -18,18 +18,26 @@ pub fn tensor_name(role: TensorRole) -> String {
     }
 }
 
-/// What stands before every name but the head's.
-const PREFIX: &str = "model.";
+/// What may stand before every name but the head's, where a decoder was saved alone, or in a model that also sees.
+const PREFIXES: [&str; 5] =
+    ["model.", "", "model.language_model.", "language_model.model.", "language_model."];
 
-/// Whether the names are those of a decoder that was saved alone, without [`PREFIX`].
-pub(super) fn is_bare(contains: impl Fn(&str) -> bool) -> bool {
-    let norm = tensor_name(TensorRole::FinalNorm);
-    !contains(&norm) && norm.strip_prefix(PREFIX).is_some_and(contains)
+/// Which of [`PREFIXES`] a checkpoint has, by the final norm.
+pub(super) fn prefix(contains: impl Fn(&str) -> bool) -> &'static str {
+    PREFIXES.into_iter().find(|prefix| contains(&format!("{prefix}norm.weight"))).unwrap_or(PREFIXES[0])
 }
 
-/// A name of a decoder that was saved alone, as [`tensor_name`] spells it.
-pub(super) fn in_full(name: &str) -> String {
-    if name.starts_with("lm_head.") { name.to_owned() } else { format!("{PREFIX}{name}") }
+/// The name that most families give the tensor called `name` in a checkpoint with `prefix`.
+pub(super) fn usual(name: &str, prefix: &str) -> String {
+    let head = name.strip_prefix("language_model.").unwrap_or(name);
+    if head.starts_with("lm_head.") {
+        return head.to_owned();
+    }
+    let foreign = ["mtp.", "vision", "audio", "multi_modal"].iter().any(|other| name.starts_with(other));
+    match name.strip_prefix(prefix) {
+        Some(rest) if !foreign => format!("{}{rest}", PREFIXES[0]),
+        _ => name.to_owned(),
+    }
 }
 
 fn layer_tensor_name(tensor: LayerTensor) -> String {

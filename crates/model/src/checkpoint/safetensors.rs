@@ -150,6 +150,17 @@ impl<'a> SafetensorsFile<'a> {
         }
     }
 
+    /// The name of the `place`-th of [`SafetensorsFile::names`].
+    pub(super) fn name(&self, place: usize) -> &str {
+        &self.tensors[place].name
+    }
+
+    /// As it is stored: type, shape, bytes.
+    pub(super) fn raw(&self, place: usize) -> (&str, &[usize], &'a [u8]) {
+        let entry = &self.tensors[place];
+        (&entry.stored, &entry.shape, &self.data[entry.begin..entry.end])
+    }
+
     /// The `place`-th of [`SafetensorsFile::names`].
     pub(super) fn view(&self, place: usize) -> Result<TensorView<'_>, CheckpointError> {
         let entry = &self.tensors[place];

@@ -108,7 +108,7 @@ fn names_without_their_prefix_are_those_of_a_decoder_saved_alone() {
     let parsed = || SafetensorsFile::parse("f", &bytes).unwrap();
     Checkpoint::new(vec![parsed()]).unwrap().verify(&spec()).unwrap();
     let index = ShardIndex::parse("i", br#"{"weight_map": {"norm.weight": "f"}}"#).unwrap();
-    Checkpoint::sharded(&index, vec![parsed()]).unwrap().verify(&spec()).unwrap();
+    Checkpoint::sharded(&index, vec![parsed()], &Quantisation::default()).unwrap().verify(&spec()).unwrap();
 }
 
 #[test]
@@ -208,6 +208,124 @@ fn tensors_that_overlap_leave_holes_or_come_twice_are_refused() {
     assert!(refusal(&raw(twice, 8)).contains("\"a\": comes twice"));
 }
 
+fn mlx(change: impl Fn(&mut crate::synth::SynthRequest)) -> (crate::synth::Synth, Vec<u8>) {
+    let mut request = crate::synth::SynthRequest {
+        format: crate::synth::SynthFormat::Mlx,
+        dtype: DType::Mlx { bits: 4, group: 64 },
+        hidden: 128,
+        layers: 1,
+        feed_forward: 256,
+        vocabulary: 300,
+        ..crate::synth::SynthRequest::default()
+    };
+    change(&mut request);
+    let synth = crate::synth::Synth::new(&request).unwrap();
+    let (mut bytes, _) = synth.header();
+    (0..synth.tensors()).for_each(|at| synth.chunks(at).for_each(|chunk| bytes.extend(chunk)));
+    (synth, bytes)
+}
+
+#[test]
+fn mlx_checkpoints_verify_and_read_as_wide_as_they_were_made() {
+    for bits in [2, 3, 4, 5, 6, 8] {
+        for group in [32, 64, 128] {
+            let (synth, bytes) = mlx(|r| r.dtype = DType::Mlx { bits, group });
+            let kit = synth.kit();
+            kit.open().unwrap();
+            let quantisation = Quantisation::from_config(&kit.config).unwrap();
+            let file = SafetensorsFile::parse("model.safetensors", &bytes).unwrap();
+            let checkpoint = Checkpoint::quantised(vec![file], &quantisation).unwrap();
+            checkpoint.verify(synth.spec()).unwrap();
+            let role = TensorRole::Layer(0, crate::spec::LayerTensor::Up);
+            let view = checkpoint.tensor(role).unwrap();
+            assert_eq!((view.dtype, view.shape), (DType::Mlx { bits, group }, &[256, 128][..]));
+            let values = crate::quant::dequantise_all(&view);
+            let deviation = (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
+            assert!((0.08..0.1).contains(&deviation), "{bits} bits: {deviation} for 0.088");
+        }
+    }
+}
+
+#[test]
+fn mlx_checkpoints_that_contradict_their_configuration_are_refused() {
+    let (_, bytes) = mlx(|_| {});
+    let open = |config: &str| {
+        let quantisation = Quantisation::from_config(config.as_bytes()).map_err(|e| e.to_string())?;
+        let file = SafetensorsFile::parse("model.safetensors", &bytes).unwrap();
+        Checkpoint::quantised(vec![file], &quantisation).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(open(r#"{"quantization": {"group_size": 64, "bits": 4}}"#), Ok(()));
+    let refused = |config: &str, expected: &str| {
+        let error = open(config).unwrap_err();
+        assert!(error.contains(expected), "{error:?} should say {expected:?}");
+    };
+    refused("{}", "does not say how");
+    refused(r#"{"quantization": {"group_size": 32, "bits": 4}}"#, "needs F16 or BF16 or F32");
+    refused(r#"{"quantization": {"group_size": 64, "bits": 8}}"#, "needs");
+    refused(r#"{"quantization": {"group_size": 64, "bits": 7}}"#, "7 bits");
+    refused(r#"{"quantization": {"bits": 4}}"#, "quantization.group_size is missing");
+    refused(r#"{"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}}"#, "nvfp4");
+    refused(r#"{"quantization_config": {"quant_method": "gptq"}}"#, "gptq");
+    refused(
+        r#"{"quantization": {"group_size": 64, "bits": 4, "model.layers.0.mlp.up_proj": false}}"#,
+        "model.layers.0.mlp.up_proj.weight",
+    );
+    refused(
+        r#"{"quantization": {"group_size": 64, "bits": 4, "model.layers.0.mlp.up_proj": {"group_size": 64, "bits": 8}}}"#,
+        "model.layers.0.mlp.up_proj.",
+    );
+}
+
+/// gpt-oss stores gate and up interwoven: quantised in blocks, or turned as floats.
+#[test]
+fn interwoven_and_turned_experts_are_taken_apart() {
+    use crate::spec::LayerTensor::{ExpertDown, ExpertGate, ExpertGateBias, ExpertUp, ExpertUpBias};
+    let (experts, width, hidden) = (2, 3, 32);
+    let name = |rest: &str| format!("model.layers.0.mlp.experts.{rest}");
+    let float = |rest: &str, shape: Vec<usize>| (name(rest), DType::F32, shape);
+    let tensors = vec![
+        ("model.norm.weight".to_owned(), DType::F32, vec![hidden]),
+        float("gate_up_proj", vec![experts, hidden, 2 * width]),
+        float("gate_up_proj_bias", vec![experts, 2 * width]),
+        float("down_proj", vec![experts, width, hidden]),
+        float("down_proj_bias", vec![experts, hidden]),
+    ];
+    let (mut bytes, total) = safetensors_header(&tensors);
+    let elements = (total as usize - bytes.len()) / 4;
+    bytes.extend((0..elements).flat_map(|at| (at as f32).to_le_bytes()));
+    let checkpoint = Checkpoint::new(vec![SafetensorsFile::parse("f", &bytes).unwrap()]).unwrap();
+    let read = |tensor| {
+        let view = checkpoint.tensor(TensorRole::Layer(0, tensor)).unwrap();
+        let values = crate::quant::dequantise_all(&view);
+        let ordered: Vec<f32> =
+            view.ordered_bytes().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(values, ordered);
+        (view.shape.to_vec(), values)
+    };
+    let start = hidden;
+    let gate_up = |expert: usize, row: usize, column: usize| {
+        (start + expert * hidden * 2 * width + column * 2 * width + row) as f32
+    };
+    for (tensor, odd) in [(ExpertGate(1), 0), (ExpertUp(1), 1)] {
+        let (shape, values) = read(tensor);
+        let expected: Vec<f32> = (0..width)
+            .flat_map(|row| (0..hidden).map(move |column| (row, column)))
+            .map(|(row, column)| gate_up(1, 2 * row + odd, column))
+            .collect();
+        assert_eq!((shape, values), (vec![width, hidden], expected));
+    }
+    let bias = start + experts * hidden * 2 * width + 2 * width;
+    assert_eq!(
+        read(ExpertGateBias(1)),
+        (vec![width], vec![bias as f32, bias as f32 + 2.0, bias as f32 + 4.0])
+    );
+    assert_eq!(read(ExpertUpBias(1)).1, vec![bias as f32 + 1.0, bias as f32 + 3.0, bias as f32 + 5.0]);
+    let (shape, values) = read(ExpertDown(0));
+    assert_eq!(shape, vec![hidden, width]);
+    let down = (start + experts * (hidden * 2 * width + 2 * width)) as f32;
+    assert_eq!(values[..4], [down, down + hidden as f32, down + 2.0 * hidden as f32, down + 1.0]);
+}
+
 #[test]
 fn an_index_leads_to_its_files_and_nowhere_else() {
     let (a, b) = (needed()[..4].to_vec(), needed()[4..].to_vec());
@@ -221,11 +339,18 @@ fn an_index_leads_to_its_files_and_nowhere_else() {
     let (a_bytes, b_bytes) = (file(&a), file(&b));
     let parse = |name: &str, bytes| SafetensorsFile::parse(name, bytes).unwrap();
     let files = vec![parse("a.safetensors", &a_bytes), parse("b.safetensors", &b_bytes)];
-    Checkpoint::sharded(&index, files).unwrap().verify(&spec()).unwrap();
+    Checkpoint::sharded(&index, files, &Quantisation::default()).unwrap().verify(&spec()).unwrap();
 
     let swapped = vec![parse("b.safetensors", &a_bytes), parse("a.safetensors", &b_bytes)];
-    assert!(Checkpoint::sharded(&index, swapped).unwrap_err().to_string().contains("index says"));
-    let short = Checkpoint::sharded(&index, vec![parse("a.safetensors", &a_bytes)]).unwrap_err().to_string();
+    assert!(
+        Checkpoint::sharded(&index, swapped, &Quantisation::default())
+            .unwrap_err()
+            .to_string()
+            .contains("index says")
+    );
+    let short = Checkpoint::sharded(&index, vec![parse("a.safetensors", &a_bytes)], &Quantisation::default())
+        .unwrap_err()
+        .to_string();
     assert!(short.contains("missing in b.safetensors"), "{short}");
     let twice = Checkpoint::new(vec![parse("a.safetensors", &a_bytes), parse("c", &a_bytes)])
         .unwrap_err()

@@ -56,6 +56,14 @@ pub enum Columns<'a> {
         /// Columns of a stored row.
         stored: usize,
     },
+    /// The tensor is stored turned, as floats: column `c` of the view is stored row `first + c`, and row `r` is the stored
+    /// column that [`Order::rows`] lists.
+    Across {
+        /// The first stored row that is shown.
+        first: usize,
+        /// Columns of a stored row.
+        stored: usize,
+    },
     /// Blocks of `width` columns: block `i` of the view is stored block `order[i]`.
     Blocks {
         /// Columns of a block: a multiple of the type's group.
@@ -97,7 +105,9 @@ impl<'a> TensorView<'a> {
     pub fn stored_columns(&self) -> usize {
         match self.order.columns {
             Columns::All => self.columns(),
-            Columns::From { stored, .. } | Columns::Blocks { stored, .. } => stored,
+            Columns::From { stored, .. }
+            | Columns::Across { stored, .. }
+            | Columns::Blocks { stored, .. } => stored,
         }
     }
 
@@ -109,7 +119,7 @@ impl<'a> TensorView<'a> {
     /// The stored bytes of row `row`: all its stored columns.
     ///
     /// # Panics
-    /// Where there is no such row.
+    /// Where there is no such row, or the tensor is stored turned.
     pub fn row_bytes(&self, row: usize) -> &'a [u8] {
         let bytes = self.dtype.row_bytes(self.stored_columns()).expect("stored rows are whole blocks");
         &self.bytes[self.stored_row(row) * bytes..][..bytes]
@@ -118,7 +128,7 @@ impl<'a> TensorView<'a> {
     /// The stored columns of a row in the order in which they are shown, as ranges.
     pub fn column_runs(&self) -> impl Iterator<Item = Range<usize>> + use<'a> {
         let (order, width, start): (&[u32], usize, usize) = match self.order.columns {
-            Columns::All => (&[0], self.columns(), 0),
+            Columns::All | Columns::Across { .. } => (&[0], self.columns(), 0),
             Columns::From { first, .. } => (&[0], self.columns(), first),
             Columns::Blocks { width, order, .. } => (order, width, 0),
         };
@@ -126,6 +136,13 @@ impl<'a> TensorView<'a> {
             let first = start + block as usize * width;
             first..first + width
         })
+    }
+
+    /// Of a tensor that is stored turned, the bytes of each number of row `row`.
+    pub(crate) fn turned_row(&self, row: usize) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
+        let Columns::Across { first, stored } = self.order.columns else { return None };
+        let (size, bytes, column) = (self.dtype.block().1, self.bytes, self.stored_row(row));
+        Some((first..first + self.columns()).map(move |at| &bytes[(at * stored + column) * size..][..size]))
     }
 
     /// Whether [`TensorView::bytes`] is the tensor as a reader sees it.
@@ -142,6 +159,10 @@ impl<'a> TensorView<'a> {
         let part = |columns: usize| self.dtype.row_bytes(columns).expect("columns are cut between blocks");
         let mut out = Vec::with_capacity(self.rows().saturating_mul(part(self.columns())));
         for row in 0..self.rows() {
+            if let Some(numbers) = self.turned_row(row) {
+                numbers.for_each(|number| out.extend_from_slice(number));
+                continue;
+            }
             let bytes = self.row_bytes(row);
             for run in self.column_runs() {
                 out.extend_from_slice(&bytes[part(run.start)..part(run.end)]);

@@ -111,6 +111,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of numbers that must be there.
+    pub(super) fn numbers(&self, field: &str) -> Result<Vec<f64>, ConfigError> {
+        let wrong = || self.wrong_type(field, "a list of numbers");
+        match self.get(field) {
+            None => Err(self.missing(field)),
+            Some(Value::Array(list)) => list.iter().map(|v| v.as_f64().ok_or_else(wrong)).collect(),
+            Some(_) => Err(wrong()),
+        }
+    }
+
     /// The object in a field, if there is one that is not empty. `prefix` is the field's name and a dot.
     pub(super) fn object(
         &self,

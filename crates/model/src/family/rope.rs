@@ -28,13 +28,18 @@ pub(super) fn rope(fields: &Fields<'_>, head_dim: usize, context: usize) -> Resu
         }
     }
     let scaling = match parameters {
-        Some(parameters) => scaling(fields, &parameters, context)?,
+        Some(parameters) => scaling(fields, &parameters, head_dim, context)?,
         None => RopeScaling::None,
     };
     Ok(RopeSpec { scaling, ..RopeSpec::plain(head_dim, theta as f32) })
 }
 
-fn scaling(outer: &Fields<'_>, fields: &Fields<'_>, context: usize) -> Result<RopeScaling, ConfigError> {
+fn scaling(
+    outer: &Fields<'_>,
+    fields: &Fields<'_>,
+    head_dim: usize,
+    context: usize,
+) -> Result<RopeScaling, ConfigError> {
     if let Some(&nested) = fields.nested().first() {
         return Err(fields.unsupported(nested, "all layers share one rope".to_owned()));
     }
@@ -45,6 +50,17 @@ fn scaling(outer: &Fields<'_>, fields: &Fields<'_>, context: usize) -> Result<Ro
         // Dynamic scaling begins behind the context that the model has, and no more than that is served.
         "default" | "dynamic" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: number("factor")? as f32 }),
+        // As GGUF stores it: a factor for each frequency.
+        "each" => {
+            let factors: Vec<f32> =
+                fields.numbers("factors")?.into_iter().map(|factor| factor as f32).collect();
+            if factors.len() * 2 != head_dim
+                || !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0)
+            {
+                return Err(fields.out_of_range("factors", format!("{} numbers above 0", head_dim / 2)));
+            }
+            Ok(RopeScaling::Each { factors })
+        }
         "llama3" => {
             let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
             if high <= low {

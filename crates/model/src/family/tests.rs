@@ -206,7 +206,8 @@ fn an_absurd_value_is_refused_with_field_value_and_what_is_accepted() {
         ("hidden_act", json!("relu"), "silu"),
         ("mlp_bias", json!(true), "no biases"),
         ("attention_bias", json!("yes"), "true or false"),
-        ("quantization_config", json!({"bits": 4}), "F32, F16 or BF16"),
+        ("quantization_config", json!({"bits": 4}), "group_size is missing"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "reads mxfp4, MLX's quantization, and GGUF"),
         ("eos_token_id", json!(-1), "a whole number from 0"),
     ];
     for (field, value, accepted) in cases {
