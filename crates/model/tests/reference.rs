@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model::checkpoint::{Checkpoint, SafetensorsFile, ShardIndex, parameters};
+use model::checkpoint::{Checkpoint, Quantisation, SafetensorsFile, ShardIndex, parameters};
 use model::kit::Kit;
 use model::spec::{MixerSpec, ModelSpec, RopeScaling};
 use serde_json::Value;
@@ -37,7 +37,7 @@ fn verified(folder: &Path, spec: &ModelSpec) -> u64 {
     let files =
         names.iter().zip(&bytes).map(|(name, bytes)| SafetensorsFile::parse(name, bytes).unwrap()).collect();
     let checkpoint = match &index {
-        Some(index) => Checkpoint::sharded(index, files).unwrap(),
+        Some(index) => Checkpoint::sharded(index, files, &Quantisation::default()).unwrap(),
         None => Checkpoint::new(files).unwrap(),
     };
     checkpoint.verify(spec).unwrap();
