@@ -8,12 +8,16 @@ mod chat;
 mod completions;
 mod explain;
 mod keys;
+mod messages;
 mod models;
+mod ollama;
 mod prepare;
 mod probes;
 mod prompt;
 mod reader;
+mod responses;
 mod segments;
+mod speech;
 mod status;
 mod stream;
 mod tools;
@@ -26,13 +30,17 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{delete, get, post};
+use axum::routing::{any, delete, get, post};
 use base::RequestId;
+
+pub(crate) use auth::Peer;
+pub(crate) use responses::Responses;
 
 use crate::core::Core;
 use crate::metrics::Metrics;
 use crate::problem::{Problem, ProblemCode};
 use crate::uplink;
+use speech::Speech;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -43,12 +51,33 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/v1/chat/completions/", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/completions/", post(completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::show).delete(responses::delete))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/messages", post(messages::create))
+        .route("/v1/messages/", post(messages::create))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/show", post(ollama::show))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/version", get(ollama::version))
+        .route("/api/pull", any(ollama::elsewhere))
+        .route("/api/push", any(ollama::elsewhere))
+        .route("/api/create", any(ollama::elsewhere))
+        .route("/api/copy", any(ollama::elsewhere))
+        .route("/api/delete", any(ollama::elsewhere))
+        .route("/api/embed", any(ollama::elsewhere))
+        .route("/api/embeddings", any(ollama::elsewhere))
         .route("/api/status", get(status::show))
         .route("/api/explain/{request}", get(explain::request))
         .route("/api/why/{machine}", get(explain::machine))
@@ -85,8 +114,9 @@ async fn not_allowed(method: Method, uri: Uri) -> Problem {
 /// Gives every call an identity, which its answer names, and counts what failed.
 async fn identify(State(core): State<Arc<Core>>, mut request: Request, next: Next) -> Response {
     let id: RequestId = core.request_id();
+    let speech = Speech::of(request.uri(), request.headers());
     request.extensions_mut().insert(id);
-    let mut response = next.run(request).await;
+    let mut response = speech.put(next.run(request).await, id);
     let value = HeaderValue::from_str(&id.to_string()).expect("identities are ASCII");
     response.headers_mut().insert(REQUEST_ID, value);
     if let Some(ProblemCode(code)) = response.extensions().get() {

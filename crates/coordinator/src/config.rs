@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The front door.
     pub http: HttpConfig,
+    /// What it speaks.
+    pub api: ApiConfig,
     /// The life of a request.
     pub requests: RequestConfig,
     /// The providers' connections.
@@ -43,6 +45,25 @@ impl Default for HttpConfig {
             body_us: Micros::from_secs(30),
             drain_us: Micros::from_secs(20),
         }
+    }
+}
+
+/// What the front door speaks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Whether Ollama's API takes calls without a key from programs on this machine: its clients send none. Calls over the
+    /// network, and from web pages, need one all the same.
+    pub ollama_without_key: bool,
+    /// Responses that can be looked at later; 0 is none. They are in memory, and gone with the coordinator.
+    pub responses_max: usize,
+    /// What they may take together; the oldest are forgotten first.
+    pub responses_bytes_max: Bytes,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { ollama_without_key: false, responses_max: 10_000, responses_bytes_max: Bytes(256 << 20) }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::control::FromCoordinator;
 
+use crate::api::Responses;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::machines::{After, Machines, line};
@@ -50,6 +51,10 @@ pub(crate) struct Core {
     pub(crate) tasks: TaskTracker,
     /// What prompts' beginnings are hashed with.
     pub(crate) affinity_seed: u64,
+    /// Responses that can be looked at later.
+    pub(crate) responses: Responses,
+    /// Held while the key of callers without one is looked for, or made.
+    pub(crate) keyless: tokio::sync::Mutex<()>,
     rng: Mutex<Rng>,
 }
 
@@ -89,6 +94,8 @@ impl Core {
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
             affinity_seed: rng.next_u64(),
+            responses: Responses::default(),
+            keyless: tokio::sync::Mutex::new(()),
             rng: Mutex::new(rng),
             config,
         }

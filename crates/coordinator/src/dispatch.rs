@@ -100,9 +100,11 @@ impl Delta {
 }
 
 /// How an answer ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Finished {
     pub(crate) reason: FinishReason,
+    /// The stop text that ended it, where one did.
+    pub(crate) stop_text: Option<String>,
     pub(crate) usage: Usage,
 }
 

@@ -200,6 +200,11 @@ impl Problem {
         }
     }
 
+    /// Its HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.shown().status
+    }
+
     /// As OpenAI's clients read it.
     pub(crate) fn body(&self) -> ErrorBody {
         let shown = self.shown();
@@ -220,6 +225,7 @@ impl IntoResponse for Problem {
         let shown = self.shown();
         let mut response = (shown.status, axum::Json(self.body())).into_response();
         response.extensions_mut().insert(ProblemCode(shown.code));
+        response.extensions_mut().insert(self);
         let headers = response.headers_mut();
         if let Some(after) = shown.retry_after {
             // Whole seconds, rounded up: clients that come earlier are refused again.

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -64,7 +65,7 @@ pub async fn run(
         tokio::select! {
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => server.accept(stream, graceful.watcher()),
+                Ok((stream, peer)) => server.accept(stream, peer, graceful.watcher()),
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -79,8 +80,8 @@ pub async fn run(
         while core.places.available_permits() < core.config.requests.running_max {
             tokio::select! {
                 accepted = listener.accept() => {
-                    if let Ok((stream, _)) = accepted {
-                        server.accept(stream, graceful.watcher());
+                    if let Ok((stream, peer)) = accepted {
+                        server.accept(stream, peer, graceful.watcher());
                     }
                 }
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
@@ -109,7 +110,7 @@ struct Server {
 
 impl Server {
     /// Serves one connection, in a task of its own.
-    fn accept(&self, stream: TcpStream, watcher: Watcher) {
+    fn accept(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
         let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
             tracing::warn!("a connection was dropped: http.connections_max are open");
             return;
@@ -127,7 +128,8 @@ impl Server {
                 heard_by_service.store(true, Ordering::Relaxed);
                 let router = router.clone();
                 async move {
-                    let request = request.map(axum::body::Body::new);
+                    let mut request = request.map(axum::body::Body::new);
+                    request.extensions_mut().insert(api::Peer(peer));
                     Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {}))
                 }
             });

@@ -67,6 +67,11 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Looks at a field without taking it.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
     /// Takes a field that must be there.
     pub(crate) fn require(&mut self, name: &str) -> Result<Value, RequestError> {
         self.take(name).ok_or_else(|| {

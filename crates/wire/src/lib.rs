@@ -7,12 +7,14 @@
 //! a group say to each other.
 
 pub mod admin;
+pub mod anthropic;
 pub mod chunk;
 pub mod control;
 mod fields;
 pub mod frame;
 pub mod job;
 pub mod link;
+pub mod ollama;
 pub mod openai;
 mod reader;
 pub mod request;

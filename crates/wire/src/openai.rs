@@ -7,8 +7,10 @@
 pub mod chat;
 pub mod completion;
 pub mod response;
+pub mod responses;
 pub(crate) mod shared;
 
 pub use crate::fields::RequestError;
 pub use chat::parse_chat;
 pub use completion::parse_completion;
+pub use responses::{ResponseRequest, parse_response};

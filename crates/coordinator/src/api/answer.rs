@@ -49,7 +49,7 @@ pub(super) enum Told {
     /// A piece of a choice.
     Part { choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>> },
     /// A choice is whole.
-    End { choice: u32, end: End },
+    End { choice: u32, end: End, stop_text: Option<String> },
     /// All are.
     Complete(Usage),
     /// And settled.
@@ -193,7 +193,7 @@ impl Answering {
             FinishReason::Length | FinishReason::Expired | FinishReason::Cancelled => End::Length,
         };
         lane.usage = Some(finished.usage.with_reasoning(lane.reader.reasoning_tokens()));
-        self.told.push_back(Told::End { choice, end });
+        self.told.push_back(Told::End { choice, end, stop_text: finished.stop_text });
         if self.lanes.iter().all(|lane| lane.usage.is_some()) {
             let sum = self.lanes.iter().filter_map(|lane| lane.usage).fold(Usage::default(), Usage::plus);
             self.told.push_back(Told::Complete(sum));
@@ -215,6 +215,8 @@ pub(super) struct Choice {
     pub(super) calls: Vec<Called>,
     pub(super) logprobs: Option<Vec<TokenLogprob>>,
     pub(super) end: End,
+    /// The stop text that ended it.
+    pub(super) stop_text: Option<String>,
 }
 
 /// A whole answer. Not `Debug`.
@@ -232,6 +234,7 @@ impl Choice {
             calls: Vec::new(),
             logprobs: None,
             end: End::Stop,
+            stop_text: None,
         }
     }
 
@@ -268,7 +271,10 @@ pub(super) async fn collect(mut answering: Answering) -> Result<Whole, Problem> 
         match told {
             Told::Waiting | Told::Started(_) => {}
             Told::Part { choice, part, logprobs } => choices[choice as usize].add(part, logprobs),
-            Told::End { choice, end } => choices[choice as usize].end = end,
+            Told::End { choice, end, stop_text } => {
+                choices[choice as usize].end = end;
+                choices[choice as usize].stop_text = stop_text;
+            }
             Told::Complete(sum) => usage = sum,
             Told::Settled(timings) => return Ok(Whole { choices, usage, timings }),
             Told::Failed(problem) => return Err(problem),

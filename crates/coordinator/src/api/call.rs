@@ -44,7 +44,8 @@ impl Call {
         api: &'static str,
         request: Request,
     ) -> Result<(Self, Bytes), Problem> {
-        match Self::admit_head(core, id, api, request.headers()).await {
+        let caller = super::auth::Caller::of(core, &request);
+        match Self::admit_head(core, id, (api, caller), request.headers()).await {
             Ok(call) => Ok((call, super::body::read(core, request).await?)),
             Err(problem) => {
                 super::body::discard(core, request.into_body());
@@ -57,12 +58,12 @@ impl Call {
     async fn admit_head(
         core: &Arc<Core>,
         request: RequestId,
-        api: &'static str,
+        (api, caller): (&'static str, super::auth::Caller),
         headers: &HeaderMap,
     ) -> Result<Self, Problem> {
         let arrived = Instant::now();
         let now = core.clock.now();
-        let key = super::auth::caller(core, headers).await?;
+        let key = super::auth::caller(core, caller).await?;
         if core.draining.is_cancelled() {
             return Err(Problem::Draining);
         }

@@ -170,7 +170,7 @@ impl Shape for Answer {
         }
     }
 
-    fn end(&mut self, choice: u32, end: End, out: &mut BytesMut) {
+    fn end(&mut self, choice: u32, end: End, _: Option<String>, out: &mut BytesMut) {
         put_event(out, &self.piece(choice, ChatDelta::default(), None, Some(end)));
     }
 

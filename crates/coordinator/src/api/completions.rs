@@ -149,7 +149,7 @@ impl Shape for Answer {
         put_event(out, &self.piece(CompletionChoice { index: choice, text, logprobs, finish_reason: None }));
     }
 
-    fn end(&mut self, choice: u32, end: End, out: &mut BytesMut) {
+    fn end(&mut self, choice: u32, end: End, _: Option<String>, out: &mut BytesMut) {
         let finish_reason = Some(finish_reason(end).to_owned());
         let choice = CompletionChoice { index: choice, text: String::new(), logprobs: None, finish_reason };
         put_event(out, &self.piece(choice));

@@ -6,19 +6,27 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
+use axum::response::{IntoResponse, Response};
+use wire::anthropic::response::{ModelInfo, ModelPage};
 use wire::openai::response::{ModelCard, ModelList};
+
+use super::auth::{Caller, caller};
+use crate::clock::rfc3339;
 
 use crate::core::Core;
 use crate::pools::Served;
 use crate::problem::Problem;
 
-pub(super) async fn list(
-    State(core): State<Arc<Core>>,
-    headers: HeaderMap,
-) -> Result<Json<ModelList>, Problem> {
-    super::auth::caller(&core, &headers).await?;
-    let data = core.pools.all().iter().filter_map(|served| card(served)).collect();
-    Ok(Json(ModelList { object: "list".to_owned(), data }))
+pub(super) async fn list(State(core): State<Arc<Core>>, headers: HeaderMap) -> Result<Response, Problem> {
+    caller(&core, Caller::of_headers(&headers)).await?;
+    let data: Vec<ModelCard> = core.pools.all().iter().filter_map(|served| card(served)).collect();
+    if speaks_anthropic(&headers) {
+        let data: Vec<ModelInfo> = data.into_iter().map(info).collect();
+        let name = |model: Option<&ModelInfo>| model.map(|model| model.id.clone());
+        let (first_id, last_id) = (name(data.first()), name(data.last()));
+        return Ok(Json(ModelPage { data, has_more: false, first_id, last_id }).into_response());
+    }
+    Ok(Json(ModelList { object: "list".to_owned(), data }).into_response())
 }
 
 pub(super) async fn one(
@@ -26,11 +34,31 @@ pub(super) async fn one(
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-) -> Result<Json<ModelCard>, Problem> {
-    super::auth::caller(&core, &headers).await?;
+) -> Result<Response, Problem> {
+    caller(&core, Caller::of_headers(&headers)).await?;
     let id = super::part(path, &uri)?;
     let served = super::prepare::served(&core, &id)?;
-    card(&served).map(Json).ok_or(Problem::Model { model: id.chars().take(100).collect() })
+    let card = card(&served).ok_or(Problem::Model { model: id.chars().take(100).collect() })?;
+    if speaks_anthropic(&headers) {
+        return Ok(Json(info(card)).into_response());
+    }
+    Ok(Json(card).into_response())
+}
+
+/// The same calls are Anthropic's too, which its clients' header tells.
+fn speaks_anthropic(headers: &HeaderMap) -> bool {
+    headers.contains_key("anthropic-version")
+}
+
+fn info(card: ModelCard) -> ModelInfo {
+    ModelInfo {
+        kind: "model",
+        display_name: card.id.clone(),
+        id: card.id,
+        created_at: rfc3339(card.created),
+        lifecycle: "active",
+        max_input_tokens: card.max_model_len,
+    }
 }
 
 /// What callers see of a model; nothing where no instance serves it now.

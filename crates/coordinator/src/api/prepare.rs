@@ -110,6 +110,21 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     Ok(Prepared { served, said, echo, prompt_tokens, works, reading: manner.reading })
 }
 
+/// How many tokens a request's prompt has, as the model would be given it.
+pub(super) async fn count(core: &Arc<Core>, request: Request) -> Result<u32, Problem> {
+    let served = served(core, &request.model)?;
+    let KitOf { kit, longest_token, .. } = kit_of(&served)?;
+    let asked = match request.source {
+        Source::Chat(chat) => vec![Asked::Chat(Box::new(chat))],
+        Source::Texts(list) => list.into_iter().map(Asked::Text).collect(),
+    };
+    let mut count = 0;
+    for one in asked {
+        count += tokens(core, &kit, &served.name, one, longest_token).await?.len();
+    }
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
 /// What all works of one call have.
 struct Shared<'a> {
     core: &'a Arc<Core>,

@@ -31,7 +31,7 @@ pub(super) trait Shape: Send + 'static {
     fn part(&mut self, choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>>, out: &mut BytesMut);
 
     /// A choice is whole.
-    fn end(&mut self, choice: u32, end: End, out: &mut BytesMut);
+    fn end(&mut self, choice: u32, end: End, stop_text: Option<String>, out: &mut BytesMut);
 
     /// All choices are.
     fn complete(&mut self, usage: Usage, out: &mut BytesMut);
@@ -88,7 +88,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    fn put(&self, headers: &mut HeaderMap, timings: Option<&Timings>) {
+    pub(super) fn put(&self, headers: &mut HeaderMap, timings: Option<&Timings>) {
         headers.insert(SEED, HeaderValue::from(self.seed));
         if let Some(timings) = timings
             && let Ok(value) = HeaderValue::from_str(&timings.server_timing())
@@ -180,7 +180,7 @@ impl<S: Shape> Writing<S> {
             Told::Waiting => self.shape.waiting(out),
             Told::Started(_) => {}
             Told::Part { choice, part, logprobs } => self.shape.part(choice, part, logprobs, out),
-            Told::End { choice, end } => self.shape.end(choice, end, out),
+            Told::End { choice, end, stop_text } => self.shape.end(choice, end, stop_text, out),
             Told::Complete(usage) => self.shape.complete(usage, out),
             Told::Settled(timings) => {
                 self.shape.settled(&timings, out);

@@ -286,7 +286,7 @@ impl Serving {
         }
         let cached = finish.cached_tokens.min(self.prompt_tokens());
         let usage = Usage::new(self.prompt_tokens(), self.generated(), cached);
-        Some(AttemptEnd::Completed(Finished { reason: finish.reason, usage }))
+        Some(AttemptEnd::Completed(Finished { reason: finish.reason, stop_text: None, usage }))
     }
 
     /// A finish that is no answer: cancelled though nobody cancelled it, or over time before anything came.
@@ -335,7 +335,7 @@ impl Serving {
         if self.started && tokens >= self.work.ask.max_tokens {
             // Every token was delivered; only the word that this was all is missing.
             let usage = Usage::new(self.prompt_tokens(), tokens, 0);
-            return AttemptEnd::Completed(Finished { reason: FinishReason::Length, usage });
+            return AttemptEnd::Completed(Finished { reason: FinishReason::Length, stop_text: None, usage });
         }
         if self.started {
             Metrics::count(&self.core.metrics.attempts, "moved");

@@ -34,11 +34,20 @@ const HARMLESS: [&str; 9] = [
 ];
 
 impl Generation {
-    /// Everything that both APIs name alike.
+    /// Everything that chats and completions name alike.
     pub(super) fn shared(&mut self, fields: &mut Fields) -> Result<(), RequestError> {
         self.stream = fields.flag("stream")?.unwrap_or(false);
         self.stream_options(fields)?;
         self.max_tokens = fields.integer("max_tokens", 1..=i64::from(u32::MAX))?.map(|most| most as u32);
+        self.sampling(fields)?;
+        self.choices = fields.integer("n", 1..=CHOICES_MAX)?.unwrap_or(1) as u32;
+        self.structured(fields)?;
+        fields.ignore(&HARMLESS, &mut self.ignored);
+        Ok(())
+    }
+
+    /// How tokens are drawn, and where the answer ends.
+    pub(super) fn sampling(&mut self, fields: &mut Fields) -> Result<(), RequestError> {
         self.temperature = fields.number("temperature", 0.0..=2.0)?;
         self.top_p = fields.number("top_p", 0.0..=1.0)?;
         // -1 is how vLLM's clients say off.
@@ -51,13 +60,10 @@ impl Generation {
         self.logit_bias = logit_bias(fields)?;
         self.stop = stop(fields)?;
         self.ignore_stop_tokens = fields.flag("ignore_eos")?.unwrap_or(false);
-        self.choices = fields.integer("n", 1..=CHOICES_MAX)?.unwrap_or(1) as u32;
-        self.structured(fields)?;
-        fields.ignore(&HARMLESS, &mut self.ignored);
         Ok(())
     }
 
-    fn stream_options(&mut self, fields: &mut Fields) -> Result<(), RequestError> {
+    pub(super) fn stream_options(&mut self, fields: &mut Fields) -> Result<(), RequestError> {
         let Some(options) = fields.take("stream_options") else { return Ok(()) };
         if !self.stream {
             let message = "'stream_options' is only allowed when 'stream' is true";
@@ -112,7 +118,7 @@ impl Generation {
     }
 }
 
-pub(super) fn model(fields: &mut Fields) -> Result<String, RequestError> {
+pub(crate) fn model(fields: &mut Fields) -> Result<String, RequestError> {
     match fields.require("model")? {
         Value::String(model) if !model.is_empty() => Ok(model),
         Value::String(_) => {
@@ -313,7 +319,7 @@ pub(crate) fn texts(list: Vec<Value>, path: &str) -> Result<Vec<String>, Request
 }
 
 /// Any integer of 64 bits, signed or not.
-fn seed(fields: &mut Fields) -> Result<Option<u64>, RequestError> {
+pub(crate) fn seed(fields: &mut Fields) -> Result<Option<u64>, RequestError> {
     match fields.take("seed") {
         None => Ok(None),
         Some(value) => match value.as_u64().or_else(|| integer_of(&value).map(|seed| seed as u64)) {

@@ -1,0 +1,6 @@
+//! Ollama's API: requests read strictly into the one typed request, and the bodies that go back.
+
+mod request;
+pub mod response;
+
+pub use request::{Asked, parse_chat, parse_generate, parse_show};
