@@ -6,11 +6,13 @@ mod body;
 mod call;
 mod chat;
 mod completions;
+mod embeddings;
 mod explain;
 mod keys;
 mod messages;
 mod models;
 mod ollama;
+mod openapi;
 mod prepare;
 mod probes;
 mod prompt;
@@ -59,12 +61,15 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/v1/messages", post(messages::create))
         .route("/v1/messages/", post(messages::create))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/", get(models::list))
+        .route("/v1/models/capacity", get(models::capacity))
         .route("/v1/models/{*id}", get(models::one))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))
+        .route("/openapi.json", get(openapi::show))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .route("/api/tags", get(ollama::tags))

@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod embedding;
 pub mod response;
 pub mod responses;
 pub(crate) mod shared;
@@ -13,4 +14,5 @@ pub(crate) mod shared;
 pub use crate::fields::RequestError;
 pub use chat::parse_chat;
 pub use completion::parse_completion;
+pub use embedding::parse_embedding;
 pub use responses::{ResponseRequest, parse_response};

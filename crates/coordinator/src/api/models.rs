@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
+use base::Tokens;
+use serde_json::{Value, json};
+use wire::RequestError;
 use wire::anthropic::response::{ModelInfo, ModelPage};
 use wire::openai::response::{ModelCard, ModelList};
 
@@ -71,4 +74,47 @@ fn card(served: &Served) -> Option<ModelCard> {
         owned_by: "phalanx".to_owned(),
         max_model_len: listing.context.0,
     })
+}
+
+/// What kind of request the answer is about.
+#[derive(serde::Deserialize)]
+pub(super) struct Shape {
+    #[serde(default)]
+    prompt_tokens: u32,
+    max_tokens: Option<u32>,
+}
+
+/// Tokens of an answer, where the caller names none.
+const ANSWER_TOKENS: u32 = 256;
+
+/// What each model could take on now: the same computation that admits requests.
+pub(super) async fn capacity(
+    State(core): State<Arc<Core>>,
+    shape: Result<Query<Shape>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Problem> {
+    caller(&core, Caller::of_headers(&headers)).await?;
+    let Query(shape) = shape.map_err(|_| {
+        let message = "'prompt_tokens' and 'max_tokens' must be numbers of tokens".to_owned();
+        let param = Some("prompt_tokens".to_owned());
+        Problem::Request(RequestError { message, param, code: "invalid_value" })
+    })?;
+    let (prompt, answer) = (Tokens(shape.prompt_tokens), Tokens(shape.max_tokens.unwrap_or(ANSWER_TOKENS)));
+    let one = |served: &Arc<Served>| {
+        let (listing, capacity) =
+            served.look(|pool, now| Some((pool.listing()?, pool.capacity(now, prompt, answer))))?;
+        Some(json!({
+            "id": served.name.as_str(),
+            "object": "model.capacity",
+            "context": listing.context.0,
+            "instances": listing.instances,
+            "requests_now": capacity.requests,
+            "running": capacity.running,
+            "queued": capacity.queued,
+        }))
+    };
+    let data: Vec<Value> = core.pools.all().iter().filter_map(one).collect();
+    Ok(Json(json!({
+        "object": "list", "prompt_tokens": prompt.0, "max_tokens": answer.0, "data": data,
+    })))
 }

@@ -152,10 +152,10 @@ impl Tape {
             return Some(Event::Delta(piece.clone()));
         }
         if !cursor.finished
-            && let Some(finished) = state.finished
+            && let Some(finished) = &state.finished
         {
             cursor.finished = true;
-            return Some(Event::Finished(finished));
+            return Some(Event::Finished(finished.clone()));
         }
         if let Some(problem) = &state.failed {
             return Some(Event::Failed(problem.clone()));

@@ -90,7 +90,7 @@ pub(in crate::api) async fn show(
 
 fn models(core: &Core, running: bool) -> Vec<Model> {
     let one = |served: &Arc<Served>| {
-        let listing = served.look(|pool, now| pool.listing(now))?;
+        let listing = served.look(|pool, _| pool.listing())?;
         let descriptor = descriptor(served)?;
         let now = crate::clock::unix_s();
         Some(Model {
