@@ -2,9 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import json
 import math
 
 import openai
+import pydantic
 import pytest
 from conftest import fleet
 
@@ -75,6 +77,111 @@ def test_a_seed_repeats_an_answer(client, model):
 
     assert ask(7) == ask(7)
     assert len({ask(seed) for seed in range(6)}) > 1
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "Looks a word up", "parameters": SCHEMA, "strict": True},
+}
+NAMED = {"type": "function", "function": {"name": "look_up"}}
+
+
+def test_several_answers_are_those_of_seeds_that_follow_each_other(client, model):
+    def ask(**more):
+        return client.chat.completions.create(
+            model=model, messages=HELLO, max_tokens=16, temperature=1.5, **more
+        )
+
+    three = ask(n=3, seed=11)
+    alone = [ask(seed=seed) for seed in (11, 12, 13)]
+    assert [c.index for c in three.choices] == [0, 1, 2]
+    assert [c.message.content for c in three.choices] == [a.choices[0].message.content for a in alone]
+    assert three.usage.completion_tokens == sum(a.usage.completion_tokens for a in alone)
+    texts = ["", "", ""]
+    for chunk in ask(n=3, seed=11, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [c.message.content for c in three.choices]
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_tool_is_called_as_asked_and_its_result_taken(client, model, choice):
+    asked = {"model": model, "tools": [TOOL], "tool_choice": choice, "max_tokens": 200, "seed": 1}
+    asked["messages"] = [{"role": "user", "content": "Look up a name."}]
+    answer = client.chat.completions.create(**asked, parallel_tool_calls=False)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look_up" and set(json.loads(call.function.arguments)) == {"name", "age"}
+    pieces = [
+        piece
+        for chunk in client.chat.completions.create(**asked, parallel_tool_calls=False, stream=True)
+        for piece in (chunk.choices[0].delta.tool_calls or [])
+    ]
+    assert pieces[0].id and pieces[0].function.name == "look_up"
+    assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "found"}
+    turns = [*asked["messages"], answer.choices[0].message, result]
+    again = client.chat.completions.create(
+        model=model, messages=turns, tools=[TOOL], tool_choice="none", max_tokens=8
+    )
+    assert again.usage.completion_tokens > 0
+
+
+def test_an_answer_fits_its_schema_whole_and_streamed(client, model):
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    asked = {"model": model, "messages": HELLO, "response_format": form, "max_tokens": 200, "seed": 5}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    assert set(json.loads(whole)) == {"name", "age"}
+    parts = client.chat.completions.create(**asked, stream=True)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole
+    some = client.chat.completions.create(
+        model=model, messages=HELLO, response_format={"type": "json_object"}, max_tokens=400, temperature=0
+    )
+    if some.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(some.choices[0].message.content), dict)
+
+
+def test_the_clients_own_parsing_gets_a_value(client, model):
+    class Person(pydantic.BaseModel):
+        name: str = pydantic.Field(max_length=12)
+        age: int = pydantic.Field(le=99)
+
+    parsed = client.chat.completions.parse(model=model, messages=HELLO, response_format=Person, max_tokens=200)
+    assert isinstance(parsed.choices[0].message.parsed, Person)
+
+
+def test_several_prompts_are_streamed_each_in_its_place(client, model):
+    asked = {"model": model, "prompt": ["Once upon", "Hello"], "max_tokens": 8, "temperature": 0, "echo": True}
+    whole = client.completions.create(**asked)
+    assert [c.index for c in whole.choices] == [0, 1]
+    assert whole.choices[0].text.startswith("Once upon") and whole.choices[1].text.startswith("Hello")
+    texts = ["", ""]
+    for part in client.completions.create(**asked, stream=True):
+        for choice in part.choices:
+            texts[choice.index] += choice.text
+    assert texts == [c.text for c in whole.choices]
+
+
+def test_a_stream_that_is_closed_ends_its_work(client, model):
+    stream = client.chat.completions.create(
+        model=model, messages=HELLO, max_tokens=7000, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    # The place is free again: a whole answer comes long before the other would have ended.
+    assert client.chat.completions.create(model=model, messages=HELLO, max_tokens=8).choices
+
+
+def test_embeddings_are_refused_with_a_reason(client, model):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.embeddings.create(model=model, input="a")
+    assert error.value.code == "embeddings_not_supported"
 
 
 def test_completions_go_on_with_a_text(client, model):
@@ -160,7 +267,7 @@ def test_what_clients_send_by_default_is_taken(client, model):
         reasoning_effort="none",
     )
     ignored = answer.headers["x-phalanx-ignored-parameters"].split(", ")
-    assert sorted(ignored) == ["metadata", "parallel_tool_calls", "service_tier", "store", "user"]
+    assert sorted(ignored) == ["metadata", "service_tier", "store", "user"]
 
 
 def test_an_unknown_model_is_a_typed_error(client):
@@ -185,7 +292,10 @@ def test_a_wrong_key_is_a_typed_error(served):
     [
         ({"temperature": 9}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
-        ({"n": 3}, "n"),
+        ({"n": 0}, "n"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
