@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use base::{InstanceId, MachineId, Micros, ModelName, RequestId, Rng};
 use fleet::{Effect, Enqueue, Ineligible, Input, Policy, Pool, Refusal, Suspect};
+use model::dialect::Dialect;
 use model::kit::OpenKit;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot};
@@ -58,6 +59,8 @@ pub(crate) struct KitOf {
     pub(crate) kit: Arc<OpenKit>,
     /// The most bytes that one of its tokens stands for.
     pub(crate) longest_token: usize,
+    /// How the model writes reasoning and calls.
+    pub(crate) dialect: Arc<Dialect>,
 }
 
 struct State {
@@ -210,7 +213,8 @@ impl Served {
         if let Some(kit) = open(&hash) {
             let tokens = 0..u32::try_from(kit.tokenizer.vocabulary_len()).unwrap_or(u32::MAX);
             let longest_token = tokens.map(|token| kit.tokenizer.token_bytes(token).len()).max().unwrap_or(1);
-            state.kit = Some(KitOf { hash: hash.into(), kit, longest_token });
+            state.kit =
+                Some(KitOf { hash: hash.into(), dialect: Arc::new(Dialect::of(&kit)), kit, longest_token });
         }
     }
 

@@ -172,7 +172,7 @@ impl Answer {
                 chunk.text.push_str(&self.stops.flush());
             }
         }
-        chunk.finish = Some(finish(ended));
+        chunk.finish = Some(Finish { stop_text: self.stops.found(), ..finish(ended) });
         self.sink.deliver(chunk);
     }
 
@@ -205,5 +205,6 @@ fn finish(ended: &Ended) -> Finish {
         queue_us: us(account.queue),
         prefill_us: us(account.prefill),
         decode_us: us(account.decode),
+        stop_text: None,
     }
 }

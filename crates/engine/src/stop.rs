@@ -4,6 +4,8 @@
 pub(crate) struct StopTexts {
     stops: Vec<String>,
     held: String,
+    /// The one that came.
+    found: Option<u32>,
 }
 
 /// What became certain.
@@ -19,14 +21,16 @@ impl StopTexts {
     /// Ends before any of `stops`, none of which is empty.
     pub(crate) fn new(stops: Vec<String>) -> Self {
         assert!(stops.iter().all(|stop| !stop.is_empty()), "an empty stop text would end every answer");
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), found: None }
     }
 
     /// The answer goes on with `text`.
     pub(crate) fn push(&mut self, text: &str) -> Certain {
         self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = found {
+        let places = (0u32..).zip(&self.stops);
+        let found = places.filter_map(|(which, stop)| Some((self.held.find(stop.as_str())?, which))).min();
+        if let Some((at, which)) = found {
+            self.found = Some(which);
             let mut text = std::mem::take(&mut self.held);
             text.truncate(at);
             return Certain { text, stopped: true };
@@ -35,6 +39,11 @@ impl StopTexts {
         let keep = self.held.char_indices().map(|(at, _)| at).find(begins_stop).unwrap_or(self.held.len());
         let kept = self.held.split_off(keep);
         Certain { text: std::mem::replace(&mut self.held, kept), stopped: false }
+    }
+
+    /// The stop text that came, as a place among them.
+    pub(crate) fn found(&self) -> Option<u32> {
+        self.found
     }
 
     /// The answer ends: what was held back is certain now.

@@ -55,6 +55,9 @@ pub struct Finish {
     pub prefill_us: u64,
     /// From there to the last.
     pub decode_us: u64,
+    /// The stop text that ended it, as a place among those of the job, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_text: Option<u32>,
 }
 
 /// Why an answer ended.

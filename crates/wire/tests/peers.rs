@@ -279,6 +279,7 @@ prop_compose! {
             queue_us: spans[0],
             prefill_us: spans[1],
             decode_us: spans[2],
+            stop_text: None,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::call::Call;
 use super::prompt::{Asked, tokens};
 use super::reader::Reading;
 use super::stream::Said;
-use super::tools::Manner;
+use super::tools::{Form, Manner};
 use crate::core::Core;
 use crate::dispatch::{Work, serve};
 use crate::pools::{KitOf, Served};
@@ -69,18 +69,17 @@ pub(super) fn kit_of(served: &Served) -> Result<KitOf, Problem> {
 /// Makes work of a call: all of it is looked at before any is served, so that one bad prompt refuses the whole.
 pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) -> Result<Prepared, Problem> {
     let served = served(core, &request.model)?;
-    let KitOf { kit, longest_token, .. } = kit_of(&served)?;
+    let of = kit_of(&served)?;
+    let kit = &of.kit;
     let mut generation = request.generation;
     // One seed for all answers, so that the header can name it; those after the first count on from it.
     let seed = *generation.seed.get_or_insert_with(|| core.seed());
-    let (asked, manner) = match request.source {
+    let (asked, form) = match request.source {
         Source::Chat(chat) => {
-            let manner = Manner::of_chat(&kit, &chat, &mut generation)?;
-            (vec![Asked::Chat(Box::new(chat))], manner)
+            let form = Form::of(kit, &chat, &mut generation)?;
+            (vec![Asked::Chat(Box::new(chat))], Some(form))
         }
-        Source::Texts(list) => {
-            (list.into_iter().map(Asked::Text).collect(), Manner::of_texts(&generation.format))
-        }
+        Source::Texts(list) => (list.into_iter().map(Asked::Text).collect(), None),
     };
     let vocabulary = u32::try_from(kit.spec.vocabulary).unwrap_or(u32::MAX);
     check_tokens(&asked, &generation, vocabulary)?;
@@ -96,12 +95,16 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
                 Asked::Chat(_) => String::new(),
             });
         }
-        let prompt = tokens(core, &kit, &served.name, one, longest_token).await?;
-        let max_tokens = limit(core, &kit, &served, &generation, (chat, prompt.len()))?;
+        let prompt = tokens(core, &of, &served.name, one).await?;
+        let max_tokens = limit(core, kit, &served, &generation, (chat, prompt.len()))?;
         prompts.push((prompt, max_tokens));
     }
     call.timings.since(Segment::Tokenize, start);
     let prompt_tokens = prompts.iter().map(|(prompt, _)| prompt.len()).max().unwrap_or(0);
+    let manner = match (form, prompts.first()) {
+        (Some(form), Some((prompt, _))) => form.manner(kit, &of.dialect, &generation.format, prompt),
+        _ => Manner::of_texts(&generation.format),
+    };
     let said = Said { seed, ignored: std::mem::take(&mut generation.ignored), more: Vec::new() };
     let shared = Shared { core, served: &served, generation, constraint: manner.constraint, vocabulary };
     let special_tokens = manner.special_tokens;
@@ -113,14 +116,14 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
 /// How many tokens a request's prompt has, as the model would be given it.
 pub(super) async fn count(core: &Arc<Core>, request: Request) -> Result<u32, Problem> {
     let served = served(core, &request.model)?;
-    let KitOf { kit, longest_token, .. } = kit_of(&served)?;
+    let of = kit_of(&served)?;
     let asked = match request.source {
         Source::Chat(chat) => vec![Asked::Chat(Box::new(chat))],
         Source::Texts(list) => list.into_iter().map(Asked::Text).collect(),
     };
     let mut count = 0;
     for one in asked {
-        count += tokens(core, &kit, &served.name, one, longest_token).await?.len();
+        count += tokens(core, &of, &served.name, one).await?.len();
     }
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }

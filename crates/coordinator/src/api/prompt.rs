@@ -4,14 +4,17 @@
 use std::sync::Arc;
 
 use base::ModelName;
+use model::dialect::Dialect;
 use model::kit::{KitError, OpenKit};
 use model::template::ChatExtra;
 use serde_json::{Map, Value};
 use wire::RequestError;
 use wire::request::{Chat, Prompt, Tool, ToolChoice};
 
+use super::tools::offered;
 use crate::clock::unix_s;
 use crate::core::Core;
+use crate::pools::KitOf;
 use crate::problem::Problem;
 
 /// Texts below this are tokenized where they are (some tens of microseconds); longer ones away from the threads that
@@ -49,14 +52,15 @@ impl Asked {
     }
 }
 
-/// The tokens of a prompt; `longest` is the most bytes that one of the model's tokens stands for.
+/// The tokens of a prompt.
 pub(super) async fn tokens(
     core: &Arc<Core>,
-    kit: &Arc<OpenKit>,
+    of: &KitOf,
     name: &ModelName,
     asked: Asked,
-    longest: usize,
 ) -> Result<Vec<u32>, Problem> {
+    let KitOf { kit, dialect, longest_token: longest, .. } = of;
+    let longest = *longest;
     let bytes = asked.bytes();
     let (context, param) = (kit.spec.context, asked.param());
     // Megabytes that can never fit are not worth seconds of a tokenizer.
@@ -66,13 +70,13 @@ pub(super) async fn tokens(
     }
     let encoded = if bytes > TOKENIZED_HERE_BYTES_MAX {
         let _place = core.tokenizers.acquire().await.expect("the semaphore is never closed");
-        let kit = Arc::clone(kit);
-        match tokio::task::spawn_blocking(move || encode(&kit, asked)).await {
+        let (kit, dialect) = (Arc::clone(kit), Arc::clone(dialect));
+        match tokio::task::spawn_blocking(move || encode(&kit, &dialect, asked)).await {
             Ok(encoded) => encoded,
             Err(_) => return Err(Problem::Internal("tokenizing the prompt failed")),
         }
     } else {
-        encode(kit, asked)
+        encode(kit, dialect, asked)
     };
     encoded.map_err(|unencoded| match unencoded {
         Unencoded::Kit(KitError::NoTemplate) => Problem::NoTemplate { model: name.as_str().to_owned() },
@@ -100,16 +104,17 @@ impl From<KitError> for Unencoded {
     }
 }
 
-fn encode(kit: &OpenKit, asked: Asked) -> Result<Vec<u32>, Unencoded> {
+fn encode(kit: &OpenKit, dialect: &Dialect, asked: Asked) -> Result<Vec<u32>, Unencoded> {
     let chat = match asked {
         Asked::Chat(chat) => chat,
         Asked::Text(Prompt::Text(text)) => return Ok(kit.encode_text(&text)?),
         Asked::Text(Prompt::Tokens(tokens)) => return Ok(tokens),
     };
     let now_unix_s = i64::try_from(unix_s()).unwrap_or(i64::MAX);
-    let tools = for_template(&chat);
+    let tools = for_template(&chat).filter(|_| dialect.template_takes_tools());
+    let messages = dialect.messages(&chat.messages, &offered(&chat));
     let extra = ChatExtra { now_unix_s, variables: variables(&chat) };
-    let mut tokens = kit.encode_chat(&chat.messages, tools.as_ref(), &extra)?;
+    let mut tokens = kit.encode_chat(&messages, tools.as_ref(), &extra)?;
     if let Some(prefix) = &chat.prefix {
         if kit.tokenizer.special_texts().iter().any(|mark| prefix.contains(mark.as_str())) {
             return Err(Unencoded::Prefix);

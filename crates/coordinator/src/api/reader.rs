@@ -1,7 +1,8 @@
 //! Telling text, reasoning and calls apart in what a model writes.
 
-use model::kit::OpenKit;
-use wire::request::Chat;
+use std::sync::Arc;
+
+use model::dialect::{Dialect, Parser, ParserOptions, Piece};
 
 use super::answer::Part;
 
@@ -9,40 +10,71 @@ use super::answer::Part;
 pub(super) enum Reading {
     /// All of it is text.
     Plain,
-}
-
-impl Reading {
-    pub(super) fn of_chat(_kit: &OpenKit, _chat: &Chat) -> Self {
-        Self::Plain
-    }
+    /// As the model's family writes.
+    Dialect(Arc<Dialect>, ParserOptions),
 }
 
 /// Reads one answer.
 pub(super) struct Reader {
-    calls: usize,
+    parser: Option<Parser>,
+    pieces: Vec<Piece>,
+    called: bool,
     reasoning_tokens: u32,
 }
 
 impl Reader {
-    pub(super) fn new(_reading: &Reading) -> Self {
-        Self { calls: 0, reasoning_tokens: 0 }
+    pub(super) fn new(reading: &Reading) -> Self {
+        let parser = match reading {
+            Reading::Plain => None,
+            Reading::Dialect(dialect, options) => Some(dialect.parser(options.clone())),
+        };
+        Self { parser, pieces: Vec::new(), called: false, reasoning_tokens: 0 }
     }
 
     /// More text, of so many tokens.
-    pub(super) fn push(&mut self, text: &str, _tokens: u32) -> Vec<Part> {
-        if text.is_empty() { Vec::new() } else { vec![Part::Content(text.to_owned())] }
+    pub(super) fn push(&mut self, text: &str, tokens: u32) -> Vec<Part> {
+        let Some(parser) = &mut self.parser else {
+            return if text.is_empty() { Vec::new() } else { vec![Part::Content(text.to_owned())] };
+        };
+        parser.push(text, &mut self.pieces);
+        let parts = self.parts();
+        if parts.iter().any(|part| matches!(part, Part::Reasoning(_))) {
+            self.reasoning_tokens += tokens;
+        }
+        parts
     }
 
     /// There is no more.
     pub(super) fn finish(&mut self) -> Vec<Part> {
-        Vec::new()
+        if let Some(parser) = self.parser.take() {
+            parser.finish(&mut self.pieces);
+        }
+        self.parts()
+    }
+
+    fn parts(&mut self) -> Vec<Part> {
+        let mut called = false;
+        let part = |piece| match piece {
+            Piece::Content(text) => Part::Content(text),
+            Piece::Reasoning(text) => Part::Reasoning(text),
+            Piece::ToolCall { index, name } => {
+                called = true;
+                Part::Call { index, name }
+            }
+            Piece::ToolArguments { index, text } => Part::Arguments { index, text },
+            Piece::ToolEnd { index } => Part::CallEnd { index },
+        };
+        let parts = self.pieces.drain(..).map(part).collect();
+        self.called |= called;
+        parts
     }
 
     /// Whether there was a call.
     pub(super) fn called(&self) -> bool {
-        self.calls > 0
+        self.called
     }
 
+    /// Tokens of what the model thought. Those at its borders count as either.
     pub(super) fn reasoning_tokens(&self) -> u32 {
         self.reasoning_tokens
     }

@@ -284,9 +284,10 @@ impl Serving {
         } else {
             self.end_in_pool(flight.instance, Outcome::Completed, "completed");
         }
+        let stop_text = finish.stop_text.and_then(|which| self.work.ask.stop.get(which as usize).cloned());
         let cached = finish.cached_tokens.min(self.prompt_tokens());
         let usage = Usage::new(self.prompt_tokens(), self.generated(), cached);
-        Some(AttemptEnd::Completed(Finished { reason: finish.reason, stop_text: None, usage }))
+        Some(AttemptEnd::Completed(Finished { reason: finish.reason, stop_text, usage }))
     }
 
     /// A finish that is no answer: cancelled though nobody cancelled it, or over time before anything came.

@@ -157,6 +157,7 @@ mod tests {
             queue_us: 0,
             prefill_us: 0,
             decode_us: 0,
+            stop_text: None,
         };
         let end = Chunk { finish: Some(finish), ..Chunk::default() };
         assert_eq!(pass(&mut sealer, &mut gate, &end, 0), None);

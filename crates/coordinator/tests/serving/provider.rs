@@ -327,6 +327,7 @@ pub(crate) fn end(count: u32, reason: FinishReason) -> Chunk {
         queue_us: 1,
         prefill_us: 1,
         decode_us: 1,
+        stop_text: None,
     };
     Chunk { first_index: count, finish: Some(finish), ..Chunk::default() }
 }

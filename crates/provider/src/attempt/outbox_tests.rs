@@ -68,6 +68,7 @@ fn finish(index: u32) -> Chunk {
         queue_us: 0,
         prefill_us: 0,
         decode_us: 0,
+        stop_text: None,
     };
     Chunk { first_index: index, finish: Some(finish), ..Chunk::default() }
 }

@@ -224,6 +224,7 @@ pub(crate) fn chunks() -> Vec<(&'static str, Chunk)> {
         queue_us: 100,
         prefill_us: 2_000,
         decode_us: 30_000,
+        stop_text: None,
     };
     let logprob = TokenLogprob {
         token: 300,
