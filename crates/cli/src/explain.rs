@@ -30,10 +30,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 fn print(of: &Explanation) -> anyhow::Result<()> {
-    say(format!(
-        "{}: {}, {} prompt tokens, at most {} generated, account {}",
-        of.request, of.model, of.prompt_tokens, of.max_tokens, of.account
-    ))?;
+    let mut about = vec![of.request.to_string()];
+    about.extend(of.model.as_ref().map(|model| model.to_string()));
+    about.extend(of.prompt_tokens.map(|tokens| format!("{tokens} prompt tokens")));
+    about.extend(of.max_tokens.map(|tokens| format!("at most {tokens} generated")));
+    about.extend(of.account.map(|account| format!("account {account}")));
+    say(about.join(", "))?;
     let start = of.events.first().map_or(0, |event| event.at_us);
     for event in &of.events {
         say("")?;

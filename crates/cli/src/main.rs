@@ -22,6 +22,7 @@ mod settings;
 mod shutdown;
 mod status;
 mod terminal;
+mod topology;
 mod up;
 mod why;
 
@@ -64,6 +65,9 @@ enum Command {
     Explain(explain::Options),
     /// Say why a machine gets work, or does not.
     Why(why::Options),
+    /// Show what a machine is connected with.
+    #[command(subcommand)]
+    Topology(topology::Verb),
     /// List, inspect and make models.
     #[command(subcommand)]
     Models(models::Verb),
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
         Command::Status(options) => serving::block_on(status::run(options)),
         Command::Explain(options) => serving::block_on(explain::run(options)),
         Command::Why(options) => serving::block_on(why::run(options)),
+        Command::Topology(verb) => topology::run(verb),
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),
         Command::Bench(verb) => serving::block_on(bench::run(verb)),

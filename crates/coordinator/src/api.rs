@@ -40,7 +40,8 @@ pub(crate) use responses::Responses;
 
 use crate::core::Core;
 use crate::metrics::Metrics;
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::{Problem, ProblemCode, ProblemText};
+use crate::turned_away::TurnedAway;
 use crate::uplink;
 use speech::Speech;
 
@@ -121,6 +122,8 @@ async fn identify(State(core): State<Arc<Core>>, mut request: Request, next: Nex
     let id: RequestId = core.request_id();
     let speech = Speech::of(request.uri(), request.headers());
     request.extensions_mut().insert(id);
+    // Operators' own calls are no requests.
+    let asks = request.method() == Method::POST;
     let mut response = speech.put(next.run(request).await, id);
     let value = HeaderValue::from_str(&id.to_string()).expect("identities are ASCII");
     response.headers_mut().insert(REQUEST_ID, value);
@@ -128,6 +131,15 @@ async fn identify(State(core): State<Arc<Core>>, mut request: Request, next: Nex
         Metrics::count(&core.metrics.problems, code);
         let status = response.status().as_u16();
         tracing::debug!(request = %id, status, code, "a call failed");
+        if let Some(ProblemText(text)) = response.extensions().get().filter(|_| asks) {
+            core.turned_away.note(TurnedAway {
+                request: id,
+                at: core.clock.now(),
+                status,
+                code,
+                text: text.clone(),
+            });
+        }
     }
     response
 }

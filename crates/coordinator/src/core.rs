@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::pools::{About, Notice, Pools};
 use crate::segments::Segments;
 use crate::streams::Streams;
+use crate::turned_away::LastTurnedAway;
 use crate::uplink::kit::Kits;
 use crate::uplink::returns::Returns;
 use crate::uplink::session::Session;
@@ -55,6 +56,7 @@ pub(crate) struct Core {
     pub(crate) responses: Responses,
     /// Held while the key of callers without one is looked for, or made.
     pub(crate) keyless: tokio::sync::Mutex<()>,
+    pub(crate) turned_away: LastTurnedAway,
     rng: Mutex<Rng>,
 }
 
@@ -96,6 +98,7 @@ impl Core {
             affinity_seed: rng.next_u64(),
             responses: Responses::default(),
             keyless: tokio::sync::Mutex::new(()),
+            turned_away: LastTurnedAway::new(config.pool.explained_max),
             rng: Mutex::new(rng),
             config,
         }

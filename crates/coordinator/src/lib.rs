@@ -20,6 +20,7 @@ mod problem;
 mod segments;
 mod server;
 mod streams;
+mod turned_away;
 mod uplink;
 
 pub use bootstrap::{Bootstrap, bootstrap, create_key};

@@ -69,6 +69,7 @@ pub(crate) struct Metrics {
     pub(crate) queued: Family<OfModel, Gauge>,
     /// Instances that take requests, by model. Set when read.
     pub(crate) eligible: Family<OfModel, Gauge>,
+    pub(crate) prediction_error: Family<OfModel, Gauge<f64, std::sync::atomic::AtomicU64>>,
 }
 
 impl Metrics {
@@ -98,6 +99,7 @@ impl Metrics {
             running: Gauge::default(),
             queued: Family::default(),
             eligible: Family::default(),
+            prediction_error: Family::default(),
             registry,
         };
         all.register();
@@ -122,6 +124,11 @@ impl Metrics {
         registry.register("requests_running", "Requests being served now", self.running.clone());
         registry.register("queued", "Requests that wait, by model", self.queued.clone());
         registry.register("eligible_instances", "Instances that take requests", self.eligible.clone());
+        registry.register(
+            "prediction_error",
+            "Mean |ln(observed / predicted)| of the last times to the first token: 0.7 is a factor of two",
+            self.prediction_error.clone(),
+        );
     }
 
     /// Takes in one ended request's segments.

@@ -108,6 +108,10 @@ pub(crate) enum Problem {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProblemCode(pub(crate) &'static str);
 
+/// Beside it: what its caller was told, for `phalanx explain`.
+#[derive(Debug, Clone)]
+pub(crate) struct ProblemText(pub(crate) String);
+
 /// How a problem is shown.
 struct Shown {
     status: StatusCode,
@@ -225,6 +229,7 @@ impl IntoResponse for Problem {
         let shown = self.shown();
         let mut response = (shown.status, axum::Json(self.body())).into_response();
         response.extensions_mut().insert(ProblemCode(shown.code));
+        response.extensions_mut().insert(ProblemText(self.to_string()));
         response.extensions_mut().insert(self);
         let headers = response.headers_mut();
         if let Some(after) = shown.retry_after {

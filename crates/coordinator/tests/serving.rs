@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #[path = "serving/answers.rs"]
 mod answers;
+#[path = "serving/explained.rs"]
+mod explained;
 #[path = "serving/failover.rs"]
 mod failover;
 #[path = "serving/front_door.rs"]

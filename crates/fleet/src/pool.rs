@@ -21,6 +21,7 @@ use wire::control::AttemptRefusal;
 
 use crate::affinity::Affinity;
 use crate::breaker::Breakers;
+use crate::cost::Learnt;
 use crate::eligibility::{Ask, Ineligible};
 use crate::policy::Policy;
 use crate::promise::Promises;
@@ -80,7 +81,16 @@ pub struct Pool {
     promises: Promises,
     affinity: Affinity,
     stories: Stories,
+    /// What past instances of a machine taught about its speed with this model.
+    curves: BTreeMap<MachineId, Learnt>,
+    /// Mean of |ln(observed / predicted)| over times to the first token; nothing before the first.
+    calibration: Option<f64>,
 }
+
+/// Machines whose speed is remembered after their instances are gone. Beyond it the first by identity is forgotten.
+const CURVES_MAX: usize = 4096;
+/// Weight of one more prediction in the calibration: the last twenty or so count.
+const CALIBRATION_SHARE: f64 = 0.05;
 
 impl Pool {
     /// An empty pool for `model`.
@@ -103,6 +113,8 @@ impl Pool {
             promises: Promises::default(),
             affinity: Affinity::default(),
             stories: Stories::new(policy.explained_max),
+            curves: BTreeMap::new(),
+            calibration: None,
         }
     }
 
@@ -158,8 +170,7 @@ impl Pool {
             let instance = self.instances.get(id).expect("what wakes is there");
             let grace = self.policy.grace_us;
             if instance.lost_at.is_some_and(|at| at.saturating_add(grace) <= self.now) {
-                self.instances.remove(id);
-                self.standings.remove(&id);
+                self.forget(id);
                 forgotten = true;
                 continue;
             }
@@ -176,6 +187,17 @@ impl Pool {
         }
     }
 
+    /// An instance is no more; what it taught stays with its machine.
+    fn forget(&mut self, id: InstanceId) {
+        self.standings.remove(&id);
+        if let Some(instance) = self.instances.remove(id).filter(|i| i.learnt.completed > 0) {
+            if self.curves.len() >= CURVES_MAX {
+                self.curves.pop_first();
+            }
+            self.curves.insert(instance.machine, instance.learnt);
+        }
+    }
+
     fn withdraw(&mut self, request: RequestId, effects: &mut Vec<Effect>) {
         if self.queue.remove(request).is_some() {
             self.release_hold(request);
@@ -188,8 +210,13 @@ impl Pool {
     fn first_token(&mut self, request: RequestId) {
         let (like, now) = (self.like(), self.now);
         if let Some(id) = self.dispatched.get(&request) {
+            let predicted = self.instances.get(*id).and_then(|i| i.attempts.get(&request));
+            let predicted = predicted.map_or(0.0, |attempt| attempt.predicted_first_s);
             let after = self.instances.change(*id, &like, |instance| instance.first_token(request, now));
             if let Some(after) = after.flatten() {
+                let error = (after.as_secs_f64().max(1e-3) / predicted.max(1e-3)).ln().abs();
+                let mean = self.calibration.get_or_insert(error);
+                *mean += CALIBRATION_SHARE * (error - *mean);
                 self.stories.tell(request, now, || Happening::FirstToken { after });
             }
         }

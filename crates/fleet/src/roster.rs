@@ -367,6 +367,11 @@ impl Roster {
         self.instances.values().filter(serving).map(|i| cost::drain_per_s(i, ask)).sum()
     }
 
+    /// How many take a request now.
+    pub(crate) fn eligible(&self) -> u32 {
+        self.codes[Ineligible::CODES.len()]
+    }
+
     /// How many instances take nothing new, by reason; only reasons that occur.
     pub(crate) fn reasons(&self) -> impl Iterator<Item = (&'static str, u32)> {
         let codes = Ineligible::CODES.iter().copied().chain(["eligible"]);

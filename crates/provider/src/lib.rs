@@ -16,6 +16,7 @@ mod instance;
 mod load;
 mod provider;
 mod session;
+pub mod topology;
 mod uplink;
 
 pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_BYTES_MAX};

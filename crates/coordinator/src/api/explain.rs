@@ -7,12 +7,13 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
-use base::{MachineId, Micros, ModelName, RequestId};
-use fleet::{Ask, Happening, Outcome, Story, Verdict, eligible};
+use base::{MachineId, Micros, RequestId};
+use fleet::{Ask, Happening, Outcome, Verdict, eligible};
 use wire::admin::explain::{Candidate, ExplainedEvent, Explanation, InstanceReasons, MachineReasons};
 
 use crate::core::Core;
 use crate::problem::Problem;
+use crate::turned_away::TurnedAway;
 
 type Part = Result<Path<String>, PathRejection>;
 
@@ -32,14 +33,37 @@ pub(super) async fn request(
         let story = served.look(|pool, _| pool.story(request).cloned())?;
         Some((served.name.clone(), story))
     });
-    let (model, story) = found.ok_or_else(missing)?;
-    Ok(Json(explanation(&core, model, story)))
-}
-
-fn explanation(core: &Core, model: ModelName, story: Story) -> Explanation {
-    let Story { request, account, prompt_tokens, max_tokens, events } = story;
-    let events = events.into_iter().map(|(at, happening)| event(core, at, happening)).collect();
-    Explanation { request, model, account, prompt_tokens, max_tokens, events }
+    let turned_away = core.turned_away.of(request);
+    if found.is_none() && turned_away.is_none() {
+        return Err(missing());
+    }
+    let mut explanation = Explanation {
+        request,
+        model: None,
+        account: None,
+        prompt_tokens: None,
+        max_tokens: None,
+        events: Vec::new(),
+    };
+    if let Some((model, story)) = found {
+        explanation.model = Some(model);
+        explanation.account = Some(story.account);
+        explanation.prompt_tokens = Some(story.prompt_tokens);
+        explanation.max_tokens = Some(story.max_tokens);
+        let events = story.events.into_iter().map(|(at, happening)| event(&core, at, happening));
+        explanation.events = events.collect();
+    }
+    if let Some(TurnedAway { at, status, code, text, .. }) = turned_away {
+        explanation.events.push(ExplainedEvent {
+            at_us: at.0,
+            what: "turned_away".to_owned(),
+            text: format!("its caller was told {status} ({code}): {text}"),
+            machine: None,
+            candidates: Vec::new(),
+            instances: BTreeMap::new(),
+        });
+    }
+    Ok(Json(explanation))
 }
 
 fn event(core: &Core, at: Micros, happening: Happening) -> ExplainedEvent {

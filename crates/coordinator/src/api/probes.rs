@@ -35,10 +35,13 @@ pub(super) async fn ready(State(core): State<Arc<Core>>) -> Response {
 /// In Prometheus' text form.
 pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Response {
     for served in core.pools.all() {
-        let status = served.look(|pool, now| pool.status(now));
+        let (status, error) = served.look(|pool, _| (pool.status(), pool.calibration_error()));
         let model = Metrics::of_model(&served.name);
         core.metrics.queued.get_or_create(&model).set(status.queued.into());
         core.metrics.eligible.get_or_create(&model).set(status.eligible.0.into());
+        if let Some(error) = error {
+            core.metrics.prediction_error.get_or_create(&model).set(error);
+        }
     }
     let mut response = core.metrics.text().into_response();
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -19,6 +19,6 @@ pub(super) async fn show(
         version: crate::VERSION.to_owned(),
         uptime_us: core.clock.now().0,
         machines: core.machines.status(),
-        models: core.pools.all().iter().map(|served| served.look(|pool, now| pool.status(now))).collect(),
+        models: core.pools.all().iter().map(|served| served.look(|pool, _| pool.status())).collect(),
     }))
 }

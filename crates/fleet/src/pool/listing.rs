@@ -130,17 +130,20 @@ impl Pool {
         self.stories.fared(instance)
     }
 
+    /// Mean of |ln(observed / predicted)| over the last times to the first token: 0 is perfect, 0.7 a factor of two.
+    pub fn calibration_error(&self) -> Option<f64> {
+        self.calibration
+    }
+
     /// The pool as an operator sees it.
-    pub fn status(&self, now: Micros) -> PoolStatus {
+    pub fn status(&self) -> PoolStatus {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let model = self.instances.iter().map(|i| &i.model).next();
-        let least = Ask::least();
-        let eligible_now = self.instances.iter().filter(|i| eligible(i, &least, now).is_ok()).count();
         PoolStatus {
             model: self.model.clone(),
             context: self.limit().or(model.map(|m| m.context)).unwrap_or_default(),
             weight_bytes: model.map_or(Bytes::ZERO, |m| m.weight_bytes),
-            eligible: (count(eligible_now), count(self.instances.len())),
+            eligible: (self.instances.eligible(), count(self.instances.len())),
             queued: count(self.queue.len()),
             running: count(self.dispatched.len()),
             refused: self.refused.total,

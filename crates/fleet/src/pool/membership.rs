@@ -50,7 +50,11 @@ impl Pool {
                 instance.learnt = old.learnt.clone();
             }
             Some(old) => instance.learnt = old.learnt.clone(),
-            None => {}
+            None => {
+                if let Some(learnt) = self.curves.remove(&machine) {
+                    instance.learnt = learnt;
+                }
+            }
         }
         instance.barred_until = self.breakers.barred_until(machine, self.now);
         self.instances.insert(instance, &like);
@@ -127,8 +131,7 @@ impl Pool {
             self.dispatched.remove(request);
         }
         if !stays {
-            self.instances.remove(id);
-            self.standings.remove(&id);
+            self.forget(id);
         }
         // One loss is one fault, however many requests it took along.
         if lost && !attempts.is_empty() {

@@ -8,14 +8,18 @@ use serde::{Deserialize, Serialize};
 pub struct Explanation {
     /// Which.
     pub request: RequestId,
-    /// What it asked for.
-    pub model: ModelName,
+    /// What it asked for; nothing here and below where it was turned away before that was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
     /// Whose it is.
-    pub account: AccountId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
     /// Tokens of its prompt.
-    pub prompt_tokens: Tokens,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<Tokens>,
     /// Tokens of its answer at most.
-    pub max_tokens: Tokens,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<Tokens>,
     /// What happened, in order.
     pub events: Vec<ExplainedEvent>,
 }
@@ -25,7 +29,7 @@ pub struct Explanation {
 pub struct ExplainedEvent {
     /// When, on the coordinator's clock: microseconds since its start.
     pub at_us: u64,
-    /// `waits`, `dispatched`, `first_token`, `ended`, `refused` or `withdrawn`.
+    /// `waits`, `dispatched`, `first_token`, `ended`, `refused`, `withdrawn` or `turned_away`.
     pub what: String,
     /// In words.
     pub text: String,

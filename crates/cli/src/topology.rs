@@ -1,0 +1,97 @@
+//! `phalanx topology`: what a machine is connected with; and what the parsers make of a recording of another.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use provider::topology::{sysfs, thunderbolt};
+
+use crate::terminal::{say, say_json, say_table};
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Show what this machine (Linux) is connected with.
+    Show(Show),
+    /// Show what the parser makes of a recording.
+    Parse(Parse),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Show {
+    /// Where the system's tree is mounted, or recorded.
+    #[arg(long, default_value = "/sys", value_name = "FOLDER")]
+    sysfs: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Parse {
+    /// What `system_profiler SPThunderboltDataType -json` printed on a Mac.
+    #[arg(long, value_name = "FILE")]
+    thunderbolt: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Show(options) => show(&options)?,
+        Verb::Parse(options) => parse(&options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(options: &Show) -> anyhow::Result<()> {
+    let found = sysfs::read(&options.sysfs);
+    if options.json {
+        return say_json(&found);
+    }
+    let speed = |mbps: Option<u64>| mbps.map_or_else(|| "-".to_owned(), |mbps| format!("{mbps} Mbit/s"));
+    let rows = found.interfaces.iter().map(|i| {
+        let state = if i.up { "up" } else { "down" };
+        vec![i.name.clone(), format!("{:?}", i.kind), state.to_owned(), speed(i.speed_mbps)]
+    });
+    say_table(&["INTERFACE", "KIND", "STATE", "SPEED"], rows.collect())?;
+    for device in &found.thunderbolt {
+        let kind = if device.machine { "machine" } else { "device" };
+        let gbps = device.speed_gbps.map_or_else(String::new, |gbps| format!(", {gbps} Gbit/s"));
+        say(format!("Thunderbolt {}: {} ({kind}{gbps})", device.device, device.name))?;
+    }
+    for device in &found.rdma {
+        say(format!("RDMA {}: {}", device.name, if device.active { "active" } else { "not active" }))?;
+    }
+    Ok(())
+}
+
+fn parse(options: &Parse) -> anyhow::Result<()> {
+    let file = &options.thunderbolt;
+    let bytes = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let found = thunderbolt::parse(&bytes).with_context(|| format!("{} is no recording", file.display()))?;
+    if options.json {
+        return say_json(&found);
+    }
+    let gbps = |gbps: Option<f64>| gbps.map_or_else(|| "-".to_owned(), |gbps| format!("{gbps} Gb/s"));
+    let rows = found.ports.iter().map(|port| {
+        vec![
+            port.bus.clone(),
+            port.receptacle.clone().unwrap_or_else(|| "-".to_owned()),
+            if port.connected { "connected" } else { "idle" }.to_owned(),
+            gbps(port.speed_gbps),
+            gbps(port.capable_gbps),
+            if port.thunderbolt_5 { "Thunderbolt 5" } else { "-" }.to_owned(),
+        ]
+    });
+    say_table(&["BUS", "PORT", "STATE", "SPEED", "CAPABLE", "KIND"], rows.collect())?;
+    for link in &found.links {
+        let via =
+            if link.via.is_empty() { "directly".to_owned() } else { format!("via {}", link.via.join(", ")) };
+        say(format!("{} -> {} ({}), {via}", link.local_domain_uuid, link.peer_name, link.peer_domain_uuid))?;
+    }
+    for problem in &found.problems {
+        say(format!("left out: {problem}"))?;
+    }
+    Ok(())
+}
