@@ -36,6 +36,7 @@ pub struct Batch {
     orders: HashMap<AttemptId, u64>,
     next_order: u64,
     pages: Pages,
+    prefixes: bool,
 }
 
 /// How full a batch is.
@@ -66,7 +67,17 @@ impl Batch {
             sequences: BTreeMap::new(),
             orders: HashMap::new(),
             next_order: 0,
+            prefixes: true,
         })
+    }
+
+    /// Whether pages may serve several sequences that begin alike, as they do from the start. Not where sequences carry
+    /// states beside their pages: those are no sequence's but its own.
+    pub fn reuse_prefixes(&mut self, reuse: bool) {
+        self.prefixes = reuse;
+        if !reuse {
+            self.forget_prefixes();
+        }
     }
 
     /// Its bounds.
@@ -150,7 +161,9 @@ impl Batch {
             };
             assert_eq!(sequence.computed, span.start, "a plan was committed out of order");
             sequence.computed += span.count;
-            enter_full_pages(sequence, &mut self.pages, self.limits.page_tokens as usize);
+            if self.prefixes {
+                enter_full_pages(sequence, &mut self.pages, self.limits.page_tokens as usize);
+            }
             let cause = token.and_then(|&drawn| take(sequence, now, drawn));
             if let Some(cause) = cause {
                 ended.push(self.remove(now, span.order, cause));

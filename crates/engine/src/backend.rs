@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use base::Rng;
+use base::{Bytes, Rng};
 use batch::Limits;
 use model::checkpoint::CheckpointError;
 use model::shard::{Part, ShardedSource};
+use model::spec::ModelSpec;
 use nn::{CacheError, Decoder, KvCache, LogitRows, Scratch, Span, Team, Weights};
 
 use crate::capacity::{self, Capacity};
@@ -62,7 +63,7 @@ pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<C
     let context = u32::try_from(spec.context).unwrap_or(u32::MAX);
     let per_token = KvCache::bytes_per_token(spec, dtype);
     let Capacity { pages, context, notice } =
-        capacity::size(config, context, per_token, machine::memory()).map_err(StartError::from)?;
+        capacity::size(config, context, per_token, left_by_states(spec, config)).map_err(StartError::from)?;
     let limits = limits(config, pages, context);
     limits.check()?;
     let kv =
@@ -71,6 +72,15 @@ pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<C
     let mut compute = Cpu { team, decoder, scratch: Scratch::new(), kv, step_tokens_max };
     let speed = self_test(&mut compute, &limits, spec.vocabulary);
     Ok(Ready { compute, limits, speed, notice })
+}
+
+/// Memory, without what the states of a full batch take: they come beside the cache.
+fn left_by_states(spec: &ModelSpec, config: &EngineConfig) -> Option<machine::Memory> {
+    let states = KvCache::bytes_per_sequence(spec).0.saturating_mul(u64::from(config.batch_max));
+    machine::memory().map(|memory| machine::Memory {
+        available: Bytes(memory.available.0.saturating_sub(states)),
+        ..memory
+    })
 }
 
 /// The threads that compute.
@@ -122,6 +132,10 @@ pub(crate) fn decoder(
 }
 
 impl Compute for Cpu {
+    fn is_recurrent(&self) -> bool {
+        self.decoder.spec().is_recurrent()
+    }
+
     fn wipe(&mut self, pages: &[u32]) {
         for &page in pages {
             self.kv.wipe(page);

@@ -16,6 +16,10 @@ pub(crate) struct Work<'a> {
 
 /// A model that computes steps over one paged KV cache.
 pub(crate) trait Compute {
+    /// Whether sequences carry states beside their pages, so that nothing of one can serve another.
+    fn is_recurrent(&self) -> bool {
+        false
+    }
     /// Overwrites pages.
     fn wipe(&mut self, pages: &[u32]);
     /// Computes a step: the logits, `[V]`, of each piece of work that draws, in order.

@@ -25,6 +25,7 @@ pub(crate) struct Leader {
     spoken: Instant,
     bytes: Vec<u8>,
     vocabulary: usize,
+    recurrent: bool,
     end: Option<GroupEnd>,
     on_end: Option<OnEnd>,
 }
@@ -73,6 +74,7 @@ pub(crate) fn lead(
         spoken: Instant::now(),
         bytes: Vec::new(),
         vocabulary: model.spec().vocabulary,
+        recurrent: model.spec().is_recurrent(),
         end: None,
         on_end: None,
     };
@@ -148,6 +150,10 @@ impl Leader {
 }
 
 impl Compute for Leader {
+    fn is_recurrent(&self) -> bool {
+        self.recurrent
+    }
+
     fn wipe(&mut self, pages: &[u32]) {
         self.wipes.extend_from_slice(pages);
     }
