@@ -3,8 +3,15 @@
 mod decoder;
 mod error;
 mod fields;
+mod gemma2;
+mod gemma3;
+mod gemma4;
+mod gpt_oss;
 mod llama;
+mod mistral;
+mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod rope;
 
 use crate::checkpoint::Quantisation;
@@ -17,16 +24,28 @@ use fields::Fields;
 struct Family {
     /// What people call it; ends up in [`ModelSpec::family`].
     name: &'static str,
-    /// As in `architectures` of `config.json`.
-    architecture: &'static str,
+    /// As in `architectures` of `config.json`; the first is the decoder alone.
+    architectures: &'static [&'static str],
     /// As in `model_type` of `config.json`.
-    model_type: &'static str,
+    model_types: &'static [&'static str],
     /// Reads the rest.
     read: fn(&Fields<'_>) -> Result<ModelSpec, ConfigError>,
 }
 
 /// All families, in alphabetical order.
-const FAMILIES: &[Family] = &[llama::FAMILY, qwen3::FAMILY];
+const FAMILIES: &[Family] = &[
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma4::FAMILY,
+    gpt_oss::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3::WITH_EXPERTS,
+    qwen3_5::FAMILY,
+    qwen3_5::WITH_EXPERTS,
+];
 
 /// The names of all families.
 pub fn names() -> Vec<&'static str> {
@@ -36,7 +55,7 @@ pub fn names() -> Vec<&'static str> {
 /// How `config.json` spells the family called `name`: its architecture and its model type.
 pub(crate) fn identity(name: &str) -> Option<(&'static str, &'static str)> {
     let family = FAMILIES.iter().find(|family| family.name == name)?;
-    Some((family.architecture, family.model_type))
+    Some((family.architectures[0], family.model_types[0]))
 }
 
 /// Reads `config.json` and, where there is one, `generation_config.json`, whose stop tokens win.
@@ -55,7 +74,7 @@ pub fn spec_from_config(
         let field = if fields.has("quantization") { "quantization" } else { "quantization_config" };
         return Err(fields.unsupported(field, what));
     }
-    let mut spec = (family.read)(&fields)?;
+    let mut spec = (family.read)(&fields.text_config()?)?;
     if let Some(text) = generation_config {
         let config = fields::parse("generation_config.json", text)?;
         let fields = Fields::new("generation_config.json", &config);
@@ -74,15 +93,16 @@ fn recognise(fields: &Fields<'_>) -> Result<&'static Family, ConfigError> {
     };
     // A checkpoint of a decoder alone says `XModel`; where its head is the embedding, nothing is missing.
     let bare = |family: &Family| {
-        let of_family = family.architecture.strip_suffix("ForCausalLM");
-        of_family.is_some() && of_family == found.strip_suffix("Model")
+        let of_family = family.architectures[0].strip_suffix("ForCausalLM");
+        let text = found.strip_suffix("TextModel").or_else(|| found.strip_suffix("Model"));
+        of_family.is_some() && of_family == text
     };
     let known = |family: &&Family| match field {
-        "architectures" => family.architecture == found || bare(family),
-        _ => family.model_type == found,
+        "architectures" => family.architectures.contains(&found) || bare(family),
+        _ => family.model_types.contains(&found),
     };
     FAMILIES.iter().find(known).ok_or_else(|| {
-        let known: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
         fields.unsupported(field, format!("this build knows {}", known.join(", ")))
     })
 }

@@ -117,7 +117,7 @@ pub fn expected_tensors(spec: &ModelSpec) -> Vec<(TensorRole, String, Vec<usize>
     if !spec.tied_head {
         tensors.push((TensorRole::Head, vec![spec.vocabulary, spec.hidden]));
     }
-    tensors.into_iter().map(|(role, shape)| (role, tensor_name(role), shape)).collect()
+    tensors.into_iter().map(|(role, shape)| (role, name_in(spec, role), shape)).collect()
 }
 
 type Shapes = Vec<(LayerTensor, Vec<usize>)>;
@@ -268,4 +268,19 @@ pub(super) fn is_ignored(name: &str, spec: &ModelSpec) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
         || (spec.tied_head && name == "lm_head.weight")
         || spec.ignored_tensors.iter().any(|prefix| name.starts_with(prefix))
+        || is_of_shared_keys(name, spec)
+}
+
+/// Whether it makes keys or values in a layer that reads another's: exporters keep them, and nobody uses them.
+fn is_of_shared_keys(name: &str, spec: &ModelSpec) -> bool {
+    let Some((number, tensor)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
+    else {
+        return false;
+    };
+    let layer = number.parse().ok().and_then(|number: usize| spec.layers.get(number));
+    let shares = layer.is_some_and(|layer| match &layer.mixer {
+        MixerSpec::Attention(attention) => matches!(attention.kv, KvSource::Layer(_)),
+        MixerSpec::DeltaNet(_) => false,
+    });
+    shares && ["self_attn.k_", "self_attn.v_"].iter().any(|prefix| tensor.starts_with(prefix))
 }

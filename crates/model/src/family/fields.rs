@@ -14,6 +14,8 @@ pub(super) struct Fields<'a> {
     /// Where the object is in the file: empty, or a field's name and a dot.
     prefix: &'static str,
     object: &'a Map<String, Value>,
+    /// The object that this one is in, where it describes the decoder of a model for images and sound.
+    outer: Option<&'a Map<String, Value>>,
 }
 
 /// The file as an object.
@@ -23,7 +25,26 @@ pub(super) fn parse(file: &'static str, text: &[u8]) -> Result<Map<String, Value
 
 impl<'a> Fields<'a> {
     pub(super) fn new(file: &'static str, object: &'a Map<String, Value>) -> Self {
-        Self { file, prefix: "", object }
+        Self { file, prefix: "", object, outer: None }
+    }
+
+    /// The decoder's own object, where it has one.
+    pub(super) fn text_config(&self) -> Result<Self, ConfigError> {
+        let nested = self.object("text_config", "text_config.")?;
+        Ok(nested.map_or(*self, |nested| Self { outer: Some(self.object), ..nested }))
+    }
+
+    /// Whether these are nested in those of a model for images and sound.
+    pub(super) fn is_nested(&self) -> bool {
+        self.outer.is_some()
+    }
+
+    /// The object that says `field` of the whole model: the outer one, if it says it.
+    pub(super) fn shared(&self, field: &str) -> Self {
+        match self.outer.filter(|outer| outer.get(field).is_some_and(|value| !value.is_null())) {
+            Some(object) => Self { prefix: "", object, outer: None, ..*self },
+            None => *self,
+        }
     }
 
     /// The value, unless it is absent or null.
@@ -82,6 +103,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// True or false; `default` where absent.
+    pub(super) fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
+        if self.has(field) { self.flag(field) } else { Ok(default) }
+    }
+
     /// A text that must be there.
     pub(super) fn text(&self, field: &str) -> Result<&'a str, ConfigError> {
         match self.get(field) {
@@ -101,6 +127,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of so many positive numbers, which must be there.
+    pub(super) fn positives(&self, field: &str, count: usize) -> Result<Vec<f32>, ConfigError> {
+        let Some(value) = self.get(field) else { return Err(self.missing(field)) };
+        let list = value.as_array().ok_or_else(|| self.wrong_type(field, "a list of numbers"))?;
+        let number = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && *x > 0.0);
+        let numbers: Option<Vec<f32>> = list.iter().map(number).collect();
+        numbers
+            .filter(|numbers| numbers.len() == count)
+            .ok_or_else(|| self.out_of_range(field, format!("a list of {count} numbers above 0")))
+    }
+
     /// One whole number or a list of them; empty where absent. `None` where one is negative.
     pub(super) fn wholes(&self, field: &str) -> Result<Vec<u64>, ConfigError> {
         let wrong = || self.wrong_type(field, "a whole number from 0, or a list of them");
@@ -108,16 +145,6 @@ impl<'a> Fields<'a> {
             None => Ok(Vec::new()),
             Some(Value::Array(list)) => list.iter().map(|v| v.as_u64().ok_or_else(wrong)).collect(),
             Some(value) => Ok(vec![value.as_u64().ok_or_else(wrong)?]),
-        }
-    }
-
-    /// A list of numbers that must be there.
-    pub(super) fn numbers(&self, field: &str) -> Result<Vec<f64>, ConfigError> {
-        let wrong = || self.wrong_type(field, "a list of numbers");
-        match self.get(field) {
-            None => Err(self.missing(field)),
-            Some(Value::Array(list)) => list.iter().map(|v| v.as_f64().ok_or_else(wrong)).collect(),
-            Some(_) => Err(wrong()),
         }
     }
 
@@ -130,7 +157,7 @@ impl<'a> Fields<'a> {
         match self.get(field) {
             None => Ok(None),
             Some(Value::Object(object)) if object.is_empty() => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(Fields { file: self.file, prefix, object })),
+            Some(Value::Object(object)) => Ok(Some(Fields { file: self.file, prefix, object, outer: None })),
             Some(_) => Err(self.wrong_type(field, "an object")),
         }
     }

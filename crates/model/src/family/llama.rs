@@ -2,27 +2,26 @@
 //!
 //! Source: `models/llama` of transformers; Llama 3's rope scaling from its `modeling_rope_utils.py`.
 
-use super::decoder::{Sizes, decoder};
+use super::decoder::{SizeDefaults, Sizes, decoder, gated, norm, plain_layer, stop_default};
 use super::{ConfigError, Family, Fields, rope};
-use crate::spec::{AttentionSpec, ModelSpec};
+use crate::spec::{AttentionSpec, FeedForwardSpec, ModelSpec};
 
 pub(super) const FAMILY: Family =
-    Family { name: "llama", architecture: "LlamaForCausalLM", model_type: "llama", read };
+    Family { name: "llama", architectures: &["LlamaForCausalLM"], model_types: &["llama"], read };
 
 /// What transformers takes where `eos_token_id` is absent (null means none).
 const STOP_TOKEN_DEFAULT: u32 = 2;
 
 fn read(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
-    let sizes = Sizes::read(fields, None)?;
-    let rope = rope::rope(fields, sizes.head_dim, sizes.context)?;
+    let sizes = Sizes::read(fields, &SizeDefaults { kv_heads_free: true, ..SizeDefaults::default() })?;
+    let rope = rope::rope(fields, (sizes.head_dim, sizes.context), &rope::DEFAULTS)?;
     let bias = fields.flag("attention_bias")?;
+    let (norm, gated) = (norm(fields)?, gated(fields, sizes.feed_forward)?);
     let mut spec = decoder(fields, FAMILY.name, &sizes, |_| {
         let plain = AttentionSpec::plain(sizes.heads, sizes.kv_heads, sizes.head_dim, rope.clone());
-        Ok(AttentionSpec { qkv_bias: bias, output_bias: bias, ..plain })
+        let attention = AttentionSpec { qkv_bias: bias, output_bias: bias, ..plain };
+        Ok(plain_layer(norm, attention, FeedForwardSpec::Gated(gated)))
     })?;
-    let absent = !fields.has("eos_token_id") && !fields.is_null("eos_token_id");
-    if absent && sizes.vocabulary > STOP_TOKEN_DEFAULT as usize {
-        spec.stop_tokens = vec![STOP_TOKEN_DEFAULT];
-    }
+    stop_default(fields, &mut spec, STOP_TOKEN_DEFAULT);
     Ok(spec)
 }

@@ -1,63 +1,87 @@
-//! Qwen 3, dense (`Qwen3ForCausalLM`): Llama's block with norms on q and k, heads of their own size, and layers that
-//! may see a window only.
+//! Qwen 3, dense and with experts (`Qwen3ForCausalLM`, `Qwen3MoeForCausalLM`): Llama's block with norms on q and k, heads
+//! of their own size, and layers that may see a window only.
 //!
-//! Source: `models/qwen3` of transformers.
+//! Source: `models/qwen3` and `models/qwen3_moe` of transformers.
 
-use super::decoder::{Sizes, decoder, norm};
-use super::{ConfigError, Family, Fields, rope};
-use crate::spec::{AttentionSpec, ModelSpec};
+use super::decoder::{
+    SizeDefaults, Sizes, activation, decoder, experts, gated, norm, plain_layer, width, window,
+};
+use super::{ConfigError, Family, Fields, qwen2, rope};
+use crate::spec::{
+    Activation, AttentionSpec, ExpertsSpec, FeedForwardSpec, GatedSpec, ModelSpec, RouterSpec, Scoring,
+};
 
 pub(super) const FAMILY: Family =
-    Family { name: "qwen3", architecture: "Qwen3ForCausalLM", model_type: "qwen3", read };
+    Family { name: "qwen3", architectures: &["Qwen3ForCausalLM"], model_types: &["qwen3"], read };
 
-/// What transformers takes where they are absent.
+pub(super) const WITH_EXPERTS: Family = Family {
+    name: "qwen3_moe",
+    architectures: &["Qwen3MoeForCausalLM"],
+    model_types: &["qwen3_moe"],
+    read: read_with_experts,
+};
+
+/// What transformers takes where it is absent.
 const HEAD_DIM_DEFAULT: usize = 128;
-const WINDOW_DEFAULT: usize = 4096;
-const FULL_LAYERS_DEFAULT: usize = 28;
 
 fn read(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
-    if !fields.has("num_key_value_heads") && !fields.is_null("num_key_value_heads") {
-        return Err(fields.missing("num_key_value_heads"));
-    }
-    let sizes = Sizes::read(fields, Some(HEAD_DIM_DEFAULT))?;
-    let rope = rope::rope(fields, sizes.head_dim, sizes.context)?;
-    let bias = fields.flag("attention_bias")?;
-    let norm = norm(fields)?;
-    let windows = windows(fields, sizes.layers)?;
-    decoder(fields, FAMILY.name, &sizes, |layer| {
-        let plain = AttentionSpec::plain(sizes.heads, sizes.kv_heads, sizes.head_dim, rope.clone());
-        Ok(AttentionSpec {
-            qkv_bias: bias,
-            output_bias: bias,
-            qk_norm: Some(norm),
-            window: windows[layer],
-            ..plain
-        })
+    let defaults = SizeDefaults { head_dim: Some(HEAD_DIM_DEFAULT), ..SizeDefaults::default() };
+    let sizes = Sizes::read(fields, &defaults)?;
+    let windows = qwen2::windows(fields, sizes.layers)?;
+    let gated = gated(fields, sizes.feed_forward)?;
+    build(fields, FAMILY.name, &sizes, |layer| (windows[layer], FeedForwardSpec::Gated(gated)))
+}
+
+fn read_with_experts(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
+    // Where every layer has experts nothing is as wide as `intermediate_size`.
+    let defaults = SizeDefaults { feed_forward: Some(1), ..SizeDefaults::default() };
+    let sizes = Sizes::read(fields, &defaults)?;
+    // Here all layers see the window, or none.
+    let used = fields.flag("use_sliding_window")? && !fields.is_null("sliding_window");
+    let window = if used { Some(window(fields, Some(4096))?) } else { None };
+    let dense = gated(fields, sizes.feed_forward)?;
+    let experts = chosen(fields, fields.flag("norm_topk_prob")?)?;
+    let only = fields.wholes("mlp_only_layers")?;
+    let step = fields.whole("decoder_sparse_step", 1, usize::MAX)?.unwrap_or(1);
+    build(fields, WITH_EXPERTS.name, &sizes, |layer| {
+        let has_experts = !only.contains(&(layer as u64)) && (layer + 1).is_multiple_of(step);
+        let experts = || FeedForwardSpec::Experts(experts.clone());
+        (window, if has_experts { experts() } else { FeedForwardSpec::Gated(dense) })
     })
 }
 
-/// Each layer's window: by `layer_types` where they are listed, else on the layers from `max_window_layers`.
-fn windows(fields: &Fields<'_>, layers: usize) -> Result<Vec<Option<usize>>, ConfigError> {
-    let window = if !fields.flag("use_sliding_window")? || fields.is_null("sliding_window") {
-        None
-    } else {
-        Some(fields.whole("sliding_window", 1, usize::MAX)?.unwrap_or(WINDOW_DEFAULT))
-    };
-    let types = fields.texts("layer_types")?;
-    if types.is_empty() {
-        let full = fields.whole("max_window_layers", 0, usize::MAX)?.unwrap_or(FULL_LAYERS_DEFAULT);
-        return Ok((0..layers).map(|layer| window.filter(|_| layer >= full)).collect());
-    }
-    if types.len() != layers {
-        return Err(fields.out_of_range("layer_types", format!("one for each of the {layers} layers")));
-    }
-    let of_type =
-        |&kind: &&str| match kind {
-            "full_attention" => Ok(None),
-            "sliding_attention" if window.is_some() => Ok(window),
-            "sliding_attention" => Err(fields.missing("sliding_window")),
-            _ => Err(fields
-                .unsupported("layer_types", "layers are full_attention or sliding_attention".to_owned())),
-        };
-    types.iter().map(of_type).collect()
+/// Experts as Qwen has them.
+pub(super) fn chosen(fields: &Fields<'_>, normalise: bool) -> Result<ExpertsSpec, ConfigError> {
+    let (experts, per_token) = experts(fields, ("num_experts", "num_experts_per_tok"))?;
+    let activation = activation(fields, "hidden_act", Activation::Silu)?;
+    Ok(ExpertsSpec {
+        experts,
+        per_token,
+        expert: GatedSpec { width: width(fields, "moe_intermediate_size")?, activation, bias: false },
+        router: RouterSpec {
+            scoring: Scoring::SoftmaxThenTopK { normalise },
+            bias: false,
+            norm: None,
+            expert_scale: false,
+        },
+        shared: None,
+    })
+}
+
+fn build(
+    fields: &Fields<'_>,
+    family: &'static str,
+    sizes: &Sizes,
+    layer: impl Fn(usize) -> (Option<usize>, FeedForwardSpec),
+) -> Result<ModelSpec, ConfigError> {
+    let rope = rope::rope(fields, (sizes.head_dim, sizes.context), &rope::DEFAULTS)?;
+    let bias = fields.flag("attention_bias")?;
+    let norm = norm(fields)?;
+    decoder(fields, family, sizes, |number| {
+        let (window, feed_forward) = layer(number);
+        let plain = AttentionSpec::plain(sizes.heads, sizes.kv_heads, sizes.head_dim, rope.clone());
+        let biased = AttentionSpec { qkv_bias: bias, output_bias: bias, ..plain };
+        let attention = AttentionSpec { qk_norm: Some(norm), window, ..biased };
+        Ok(plain_layer(norm, attention, feed_forward))
+    })
 }
