@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use base::{Bytes, ModelName};
-use engine::{EngineConfig, ModelSource, WeightFormat};
+use engine::{ActivationFormat, EngineConfig, KvFormat, ModelSource, WeightFormat};
 use tokio::net::TcpListener;
 
 /// The name under which the bundled model is served.
@@ -100,6 +100,12 @@ pub(crate) struct EngineOptions {
     /// Hold weights as they are stored (auto), as f32, or as bf16.
     #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
     pub(crate) weights: Option<WeightFormat>,
+    /// Multiply quantised weights with activations rounded to eight bits (int8), or as they are (f32).
+    #[arg(long, value_name = "FORMAT", value_parser = parse_activations)]
+    pub(crate) activations: Option<ActivationFormat>,
+    /// Hold keys and values as f32 (auto), f16 or bf16.
+    #[arg(long, value_name = "FORMAT", value_parser = parse_kv)]
+    pub(crate) kv: Option<KvFormat>,
 }
 
 impl EngineOptions {
@@ -117,6 +123,8 @@ impl EngineOptions {
         if let Some(weights) = self.weights {
             config.weights = weights;
         }
+        config.activations = self.activations.unwrap_or_default();
+        config.kv = self.kv.unwrap_or_default();
         config
     }
 
@@ -127,12 +135,24 @@ impl EngineOptions {
             WeightFormat::F32 => "f32",
             WeightFormat::Bf16 => "bf16",
         });
+        let activations = self.activations.map(|activations| match activations {
+            ActivationFormat::Int8 => "int8",
+            ActivationFormat::F32 => "f32",
+        });
+        let kv = self.kv.map(|kv| match kv {
+            KvFormat::Auto => "auto",
+            KvFormat::F32 => "f32",
+            KvFormat::F16 => "f16",
+            KvFormat::Bf16 => "bf16",
+        });
         let given = [
             ("--threads", self.threads.map(|n| n.to_string())),
             ("--batch-max", self.batch_max.map(|n| n.to_string())),
             ("--kv-memory", self.kv_memory.map(|b| b.0.to_string())),
             ("--context", self.context.map(|n| n.to_string())),
             ("--weights", weights.map(str::to_owned)),
+            ("--activations", activations.map(str::to_owned)),
+            ("--kv", kv.map(str::to_owned)),
         ];
         given.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])).flatten().collect()
     }
@@ -160,6 +180,24 @@ fn parse_weights(text: &str) -> Result<WeightFormat, String> {
         "f32" => Ok(WeightFormat::F32),
         "bf16" => Ok(WeightFormat::Bf16),
         _ => Err("expected auto, f32 or bf16".into()),
+    }
+}
+
+fn parse_activations(text: &str) -> Result<ActivationFormat, String> {
+    match text {
+        "int8" => Ok(ActivationFormat::Int8),
+        "f32" => Ok(ActivationFormat::F32),
+        _ => Err("expected int8 or f32".into()),
+    }
+}
+
+fn parse_kv(text: &str) -> Result<KvFormat, String> {
+    match text {
+        "auto" => Ok(KvFormat::Auto),
+        "f32" => Ok(KvFormat::F32),
+        "f16" => Ok(KvFormat::F16),
+        "bf16" => Ok(KvFormat::Bf16),
+        _ => Err("expected auto, f32, f16 or bf16".into()),
     }
 }
 

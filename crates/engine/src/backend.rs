@@ -113,7 +113,8 @@ pub(crate) fn decoder(
         WeightFormat::F32 => Weights::F32,
         WeightFormat::Bf16 => Weights::Bf16,
     };
-    let options = nn::LoadOptions { weights, ..nn::LoadOptions::default() };
+    let activations = config.activations.activations();
+    let options = nn::LoadOptions { weights, activations, ..nn::LoadOptions::default() };
     let (spec, checkpoint) = (model.spec(), model.checkpoint()?);
     let decoder = match part {
         None => Decoder::load(spec, &checkpoint, &options, team),

@@ -30,7 +30,7 @@ mod worker;
 pub use backend::BackendError;
 pub use batch::LimitsError;
 pub use capacity::CapacityError;
-pub use config::{EngineConfig, KvFormat, WeightFormat};
+pub use config::{ActivationFormat, EngineConfig, KvFormat, WeightFormat};
 pub use desk::EngineReport;
 pub use engine::{Engine, LogitsError, StartError};
 pub use load::{LoadError, LoadOptions, LoadedModel, ModelSource, load};

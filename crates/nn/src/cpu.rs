@@ -1,14 +1,16 @@
 //! The CPU backend: every operation is one call of crate `kernels`.
 
-use std::borrow::Cow;
+mod weights;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base::Bytes;
 use kernels::{
-    AttentionScratch, AttentionShape, Buffer, DeltaScratch, DeltaShape, DeltaSpan, HeadsShape, Isa, KvPages,
-    PackedMatrix, Rotation, Team, WeightBytes, WeightElement,
+    Activations, AttentionScratch, AttentionShape, Buffer, DeltaScratch, DeltaShape, DeltaSpan, HeadsShape, Isa,
+    KvPages, PackedMatrix, Rotation, Team,
 };
 use model::checkpoint::{DType, TensorView};
-use model::quant::{dequantise_all, row_is_finite};
+use model::quant::row_is_finite;
 use model::spec::{Activation, DeltaNetSpec};
 
 use crate::backend::{
@@ -19,12 +21,19 @@ use crate::backend::{
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu {
     isa: Isa,
+    activations: Activations,
 }
 
 impl Cpu {
     /// The CPU, used with `isa`.
     pub fn new(isa: Isa) -> Self {
-        Self { isa }
+        Self { isa, activations: Activations::default() }
+    }
+
+    /// The same, with which quantised weights are multiplied so.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 }
 
@@ -64,23 +73,6 @@ fn failed(
     BackendError { operation, cause: cause.into() }
 }
 
-/// Quantised types are read as f32.
-fn element(dtype: DType) -> WeightElement {
-    match dtype {
-        DType::F16 => WeightElement::F16,
-        DType::BF16 => WeightElement::Bf16,
-        _ => WeightElement::F32,
-    }
-}
-
-/// The bytes of a tensor as elements of type [`element`].
-fn element_bytes<'a>(tensor: &TensorView<'a>) -> Cow<'a, [u8]> {
-    match tensor.dtype.is_float() {
-        true => tensor.ordered_bytes(),
-        false => dequantise_all(tensor).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<_>>().into(),
-    }
-}
-
 impl Backend for Cpu {
     type Workers = Team;
     type Rows = Rows;
@@ -93,8 +85,16 @@ impl Backend for Cpu {
 
     fn finite(&self, workers: &Team, tensor: &TensorView<'_>) -> bool {
         match tensor.dtype.is_float() {
-            true => kernels::all_finite(element(tensor.dtype), &tensor.ordered_bytes(), workers),
-            false => (0..tensor.rows()).all(|row| row_is_finite(tensor, row)),
+            true => kernels::all_finite(weights::element(tensor.dtype), &tensor.ordered_bytes(), workers),
+            false => {
+                let finite = AtomicBool::new(true);
+                workers.share(tensor.rows(), 16, &|_, mut rows| {
+                    if finite.load(Ordering::Relaxed) && !rows.all(|row| row_is_finite(tensor, row)) {
+                        finite.store(false, Ordering::Relaxed);
+                    }
+                });
+                finite.into_inner()
+            }
         }
     }
 
@@ -104,18 +104,9 @@ impl Backend for Cpu {
         parts: &[TensorView<'_>],
         dtype: DType,
     ) -> Result<PackedMatrix, BackendError> {
-        let bytes: Vec<_> = parts.iter().map(element_bytes).collect();
-        let parts: Vec<_> = parts
-            .iter()
-            .zip(&bytes)
-            .map(|(part, bytes)| WeightBytes {
-                element: element(part.dtype),
-                rows: part.shape.first().copied().unwrap_or(0),
-                columns: part.shape.get(1).copied().unwrap_or(0),
-                bytes,
-            })
-            .collect();
-        PackedMatrix::pack(&parts, element(dtype), workers).map_err(|cause| failed("packing weights", cause))
+        let matrix =
+            weights::stack(workers, parts, dtype).map_err(|cause| failed("packing weights", cause))?;
+        Ok(matrix.with_activations(self.activations))
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, BackendError> {

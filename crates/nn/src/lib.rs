@@ -18,5 +18,5 @@ pub use cpu::Cpu;
 pub use decoder::{
     Decoder, ForwardError, LoadError, LoadOptions, LogitRows, Logits, Output, Scratch, Span, Weights,
 };
-pub use kernels::{Isa, MappedFile, Team, features};
+pub use kernels::{Activations, Isa, MappedFile, Team, features};
 pub use peers::Peers;

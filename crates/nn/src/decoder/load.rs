@@ -3,7 +3,7 @@
 mod feed_forward;
 mod mixer;
 
-use kernels::{Isa, Team};
+use kernels::{Activations, Isa, Team};
 use model::checkpoint::{CheckpointError, DType, TensorSource, TensorView};
 use model::quant::dequantise_all;
 use model::shard::Part;
@@ -72,6 +72,8 @@ pub enum Weights {
 pub struct LoadOptions {
     /// How matrices are kept in memory.
     pub weights: Weights,
+    /// How activations meet quantised weights: rounded to eight bits, or as they are.
+    pub activations: Activations,
     /// The instruction set to run with; the fastest of this machine where absent.
     pub isa: Option<Isa>,
 }
@@ -101,7 +103,8 @@ impl Decoder {
         options: &LoadOptions,
         team: &Team,
     ) -> Result<Self, LoadError> {
-        let backend = Cpu::new(options.isa.unwrap_or_else(Isa::detect));
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let backend = Cpu::new(isa).with_activations(options.activations);
         Self::load_with(backend, part, source, options, team)
     }
 }

@@ -179,7 +179,7 @@ fn threads_that_share_the_work_out_do_not_change_a_bit() {
 fn weights_in_f32_give_the_bits_of_weights_as_stored_and_take_twice_the_memory() {
     for dtype in [DType::BF16, DType::F16] {
         let stored = rig(&LLAMA, dtype, &LoadOptions::default(), 1);
-        let wide = rig(&LLAMA, dtype, &LoadOptions { weights: Weights::F32, isa: None }, 1);
+        let wide = rig(&LLAMA, dtype, &LoadOptions { weights: Weights::F32, ..LoadOptions::default() }, 1);
         let tokens = tokens(&mut Rng::new(1), 20, LLAMA.vocabulary);
         for (a, b) in stored.whole(&tokens, KvDType::F32).iter().zip(wide.whole(&tokens, KvDType::F32)) {
             assert_eq!(bits(a), bits(&b));

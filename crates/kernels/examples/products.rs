@@ -1,0 +1,89 @@
+//! How fast products with weights of each format are: `products [threads] [rows ...]`. Weights are larger than any cache.
+#![allow(clippy::print_stdout, reason = "it is a measurement's output")]
+
+use std::time::Instant;
+
+use kernels::{
+    Codes, GroupedFormat, GroupedRows, Isa, PackedMatrix, Store, Team, WeightBytes, WeightElement, linear,
+};
+
+const COLUMNS: usize = 2048;
+const ROWS: usize = 32768;
+
+struct Random(bool);
+
+impl GroupedRows for Random {
+    fn rows(&self) -> usize {
+        ROWS
+    }
+    fn columns(&self) -> usize {
+        COLUMNS
+    }
+    fn read(&self, row: usize, codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
+        let mut state = row as u64 + 1;
+        for code in codes {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *code = (state >> 56) as u8 & if self.0 { 15 } else { 255 };
+        }
+        scales.fill(0.001_953_125);
+        mins.fill(-0.125);
+    }
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse().expect("a number"));
+    let threads: usize = arguments.next().unwrap_or(1);
+    let mut counts: Vec<usize> = arguments.collect();
+    if counts.is_empty() {
+        counts = vec![1, 2, 4, 8, 16, 256];
+    }
+    let team = Team::new(threads);
+    let grouped = |codes, group, zero| {
+        let format = GroupedFormat { codes, group, zero };
+        PackedMatrix::pack_grouped(&[&Random(codes != Codes::Affine8)], format, &team).expect("memory")
+    };
+    let bytes: Vec<u8> =
+        (0..ROWS * COLUMNS).flat_map(|at| ((at % 251) as u16 + 0x3c00).to_le_bytes()).collect();
+    let half = |element| {
+        let part = WeightBytes { element, rows: ROWS, columns: COLUMNS, bytes: &bytes };
+        PackedMatrix::pack(&[part], element, &team).expect("memory")
+    };
+    let formats = [
+        ("q4_0", grouped(Codes::Affine4, 32, Some(8))),
+        ("q4_1", grouped(Codes::Affine4, 32, None)),
+        ("mlx4/64", grouped(Codes::Affine4, 64, None)),
+        ("q8_0", grouped(Codes::Affine8, 32, Some(128))),
+        ("q6_k", grouped(Codes::Affine8, 16, Some(32))),
+        ("mxfp4", grouped(Codes::Mxfp4, 32, None)),
+        ("bf16", half(WeightElement::Bf16)),
+    ];
+    for isa in Isa::available() {
+        for (name, w) in &formats {
+            for &rows in &counts {
+                if isa == Isa::portable() && rows > 4 {
+                    continue;
+                }
+                let x: Vec<f32> = (0..rows * COLUMNS).map(|at| (at % 97) as f32 / 48.0 - 1.0).collect();
+                let mut out = vec![0.0; rows * ROWS];
+                let runs = if rows > 16 { 3 } else { 7 };
+                let mut took: Vec<f64> = (0..=runs)
+                    .map(|_| {
+                        let begun = Instant::now();
+                        linear(&team, isa, &x, w, None, Store::Set, &mut out);
+                        begun.elapsed().as_secs_f64()
+                    })
+                    .collect();
+                took.sort_by(f64::total_cmp);
+                let (best, median) = (took[0], took[took.len() / 2]);
+                println!(
+                    "{:10} {name:8} rows {rows:4}: best {:8.3} ms, median {:8.3} ms, {:6.1} GB/s, {:7.1} G multiply-adds/s",
+                    isa.name(),
+                    best * 1e3,
+                    median * 1e3,
+                    w.bytes() as f64 / best / 1e9,
+                    (rows * ROWS * COLUMNS) as f64 / best / 1e9,
+                );
+            }
+        }
+    }
+}
