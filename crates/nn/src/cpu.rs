@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use base::Bytes;
 use kernels::{
-    Activations, AttentionScratch, AttentionShape, Buffer, DeltaScratch, DeltaShape, DeltaSpan, HeadsShape, Isa,
-    KvPages, PackedMatrix, Rotation, Team,
+    Activations, AttentionScratch, AttentionShape, Buffer, DeltaScratch, DeltaShape, DeltaSpan, HeadsShape,
+    Isa, KvPages, PackedMatrix, Rotation, Team,
 };
 use model::checkpoint::{DType, TensorView};
 use model::quant::row_is_finite;

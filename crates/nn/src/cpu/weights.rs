@@ -117,7 +117,8 @@ mod tests {
     #[test]
     fn stacked_tensors_of_every_type_hold_what_they_stood_for() {
         let (team, mut rng, columns) = (Team::new(2), Rng::new(4), 256);
-        let stored: Vec<_> = TYPES.iter().map(|&dtype| (dtype, bytes(&mut rng, dtype, 19, columns))).collect();
+        let stored: Vec<_> =
+            TYPES.iter().map(|&dtype| (dtype, bytes(&mut rng, dtype, 19, columns))).collect();
         let floats = bytes(&mut rng, DType::BF16, 19, columns);
         let shape = [19, columns];
         let mut parts: Vec<_> =
