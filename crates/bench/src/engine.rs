@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use base::{ModelName, Rng};
-use engine::{Engine, EngineConfig, LoadOptions, ModelSource};
+use engine::{ActivationFormat, Engine, EngineConfig, LoadOptions, ModelSource};
 
 use crate::engine::report::{BatchPoint, EngineReport, Mixed};
 use crate::engine::run::{Bench, Start};
@@ -36,6 +36,9 @@ pub struct Options {
     /// Tokens that decode is measured over.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
     pub tokens: u32,
+    /// Multiply quantised weights with activations as they are, in f32, instead of rounded to eight bits.
+    #[arg(long)]
+    pub exact: bool,
     /// How often each is measured; the median is reported.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -83,6 +86,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let config = EngineConfig {
         threads: options.threads.map(|threads| threads as usize),
         batch_max: options.batch.max(EngineConfig::default().batch_max),
+        activations: if options.exact { ActivationFormat::F32 } else { ActivationFormat::Int8 },
         ..EngineConfig::default()
     };
     let begun = Instant::now();
@@ -110,7 +114,12 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     // Before the buffer of the bandwidth's measurement is there.
     let peak_rss_bytes = measure::peak_rss_bytes();
     let threads = options.threads.map_or(machine.cores, |threads| threads as usize);
-    let read_bandwidth_bytes_per_s = measure::read_bandwidth(threads, options.quick);
+    let ceilings = engine::machine::ceilings(threads, if options.quick { 16 << 20 } else { 512 << 20 });
+    let read_bandwidth_bytes_per_s = ceilings.read_bytes_per_s;
+    let prefill_tokens_per_s = median(&prefills);
+    // Every weight but the embedding, which is looked up, meets every token of a prompt; all but a head that is needed
+    // for the last one only. Counting them all overstates by less than a tenth for models of a billion parameters.
+    let products_per_s = prefill_tokens_per_s * parameters as f64;
     let decode_tokens_per_s = batches.first().map_or(0.0, |point| point.tokens_per_s);
     let assertions = vec![Assertion::new(
         "the same tokens in a batch as alone",
@@ -130,7 +139,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         start_s,
         first_token_s,
         prompt_tokens: prompt,
-        prefill_tokens_per_s: median(&prefills),
+        prefill_tokens_per_s,
         decode_tokens_per_s,
         batches,
         mixed,
@@ -138,6 +147,10 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         kv_tokens: limits.kv_tokens,
         peak_rss_bytes,
         read_bandwidth_bytes_per_s,
+        f32_multiply_adds_per_s: ceilings.f32_per_s,
+        int8_multiply_adds_per_s: ceilings.int8_per_s,
+        prefill_f32_part: products_per_s / ceilings.f32_per_s,
+        prefill_int8_part: products_per_s / ceilings.int8_per_s,
         decode_bandwidth_part: decode_tokens_per_s * weight_bytes as f64 / read_bandwidth_bytes_per_s,
         pass: assertions.iter().all(|assertion| assertion.pass),
         assertions,
@@ -193,6 +206,7 @@ mod tests {
             batch: 8,
             prompt: 512,
             tokens: 64,
+            exact: false,
             runs: 5,
             quick: true,
             json: true,

@@ -27,6 +27,27 @@ pub fn instruction_sets() -> Vec<&'static str> {
     nn::features()
 }
 
+/// What threads of this machine do at most, measured now by loops that do nothing else.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceilings {
+    /// Bytes read from memory a second; 0 where there was no memory to measure with.
+    pub read_bytes_per_s: f64,
+    /// Multiply-adds of f32 a second: what bf16 and f32 weights are computed with.
+    pub f32_per_s: f64,
+    /// Multiply-adds of bytes a second: what quantised weights are computed with.
+    pub int8_per_s: f64,
+}
+
+/// Measures the ceilings of `threads` threads, reading `bytes` of memory: some tenths of a second.
+pub fn ceilings(threads: usize, bytes: usize) -> Ceilings {
+    let (team, isa) = (nn::Team::new(threads), nn::Isa::detect());
+    Ceilings {
+        read_bytes_per_s: nn::read_ceiling(&team, isa, bytes).unwrap_or_default(),
+        f32_per_s: nn::f32_ceiling(&team, isa),
+        int8_per_s: nn::int8_ceiling(&team, isa),
+    }
+}
+
 /// Memory, as it is now; nothing where the system does not say.
 pub fn memory() -> Option<Memory> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;

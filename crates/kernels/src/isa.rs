@@ -148,11 +148,12 @@ pub(crate) struct DotsTraits {
     pub(crate) signed: bool,
     pub(crate) direct: bool,
     pub(crate) tile: usize,
+    pub(crate) rows: usize,
 }
 
 impl DotsTraits {
     const fn of<D: Dots>() -> Self {
-        Self { signed: D::SIGNED, direct: D::DIRECT, tile: D::TILE }
+        Self { signed: D::SIGNED, direct: D::DIRECT, tile: D::TILE, rows: D::ROWS }
     }
 }
 

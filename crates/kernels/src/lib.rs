@@ -15,6 +15,7 @@
 mod activations;
 mod attention;
 mod buffer;
+mod ceiling;
 mod delta;
 mod dots;
 mod finite;
@@ -36,6 +37,7 @@ mod team;
 pub use activations::Activations;
 pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};
 pub use buffer::Buffer;
+pub use ceiling::{f32_ceiling, int8_ceiling, read_ceiling};
 pub use delta::{DeltaScratch, DeltaShape, DeltaSpan, delta_net};
 pub use finite::all_finite;
 pub use grouped::{Codes, GroupedFormat, GroupedRows};

@@ -56,7 +56,14 @@ pub(crate) struct EngineReport {
     pub(crate) kv_tokens: u64,
     pub(crate) peak_rss_bytes: u64,
     pub(crate) read_bandwidth_bytes_per_s: f64,
-    /// What part of that decode alone would take, if it read every weight as stored once a token.
+    /// Multiply-adds of f32 that the threads do from registers.
+    pub(crate) f32_multiply_adds_per_s: f64,
+    /// Multiply-adds of bytes into 32-bit integers, likewise.
+    pub(crate) int8_multiply_adds_per_s: f64,
+    /// What part of each prefill takes, were every weight used once for every token.
+    pub(crate) prefill_f32_part: f64,
+    pub(crate) prefill_int8_part: f64,
+    /// What part of the read bandwidth decode alone would take, if it read every weight as stored once a token.
     pub(crate) decode_bandwidth_part: f64,
     pub(crate) assertions: Vec<Assertion>,
     pub(crate) pass: bool,
@@ -102,6 +109,13 @@ impl EngineReport {
             format!("{:.1} GB/s", self.read_bandwidth_bytes_per_s / 1e9),
             format!("{} threads; decode takes {:.0} %", self.threads, 100.0 * self.decode_bandwidth_part),
         );
+        let ceiling = |per_s: f64, part: f64| {
+            (format!("{:.0} G/s", per_s / 1e9), format!("multiply-adds; prefill takes {:.0} %", 100.0 * part))
+        };
+        let (value, how) = ceiling(self.f32_multiply_adds_per_s, self.prefill_f32_part);
+        row("f32 arithmetic", value, how);
+        let (value, how) = ceiling(self.int8_multiply_adds_per_s, self.prefill_int8_part);
+        row("int8 arithmetic", value, how);
         let assertions: Vec<String> = self
             .assertions
             .iter()
