@@ -19,6 +19,7 @@ pub(crate) use architecture::writable as gguf_architecture;
 pub(crate) use names::written as gguf_name;
 pub use reader::{GgufFile, is_gguf};
 pub use tensors::{GgufCheckpoint, as_stored};
+pub use tokenizer::json as tokenizer_json;
 pub use value::{Array, Value};
 pub use writer::GgufWriter;
 

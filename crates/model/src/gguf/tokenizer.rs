@@ -1,7 +1,9 @@
 //! A GGUF file's tokenizer as `tokenizer.json` and `tokenizer_config.json`: byte-level BPE (`gpt2`), SentencePiece
 //! (`llama`), and BPE over SentencePiece's spelling (`gemma4`).
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -43,13 +45,21 @@ pub(super) struct Found {
     pub(super) stop_tokens: Vec<u32>,
 }
 
+/// The `tokenizer.json` of `file`; nothing where it has no tokenizer.
+///
+/// # Errors
+/// A tokenizer of an unknown kind, or one that contradicts itself.
+pub fn json(file: &GgufFile<'_>) -> Result<Option<Vec<u8>>, CheckpointError> {
+    Ok(read(file)?.map(|found| found.json))
+}
+
 /// The tokenizer of `file`; nothing where it has none.
 pub(super) fn read(file: &GgufFile<'_>) -> Result<Option<Found>, CheckpointError> {
     let Some(vocabulary) = Vocabulary::read(file)? else { return Ok(None) };
-    let mut json = match vocabulary.kind {
+    let json = match vocabulary.kind {
         "gpt2" => vocabulary.byte_level()?,
-        "llama" => vocabulary.sentencepiece(None),
-        "gemma4" => vocabulary.sentencepiece(Some(vocabulary.merges()?)),
+        "llama" => vocabulary.sentencepiece(None)?,
+        "gemma4" => vocabulary.sentencepiece(Some(vocabulary.merges()?))?,
         other => {
             let shown: String = other.chars().take(32).collect();
             return Err(
@@ -57,13 +67,8 @@ pub(super) fn read(file: &GgufFile<'_>) -> Result<Option<Found>, CheckpointError
             );
         }
     };
-    if vocabulary.begins()
-        && let Some(begin) = vocabulary.special("bos")?
-    {
-        json["post_processor"] = begin_with(begin, vocabulary.tokens[begin as usize]);
-    }
     Ok(Some(Found {
-        json: to_bytes(&json),
+        json,
         settings: to_bytes(&vocabulary.settings()?),
         stop_tokens: vocabulary.stop_tokens()?,
     }))
@@ -183,13 +188,32 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
         }
     }
 
-    /// Token to number; of tokens that are spelled alike the first.
-    fn numbers(&self) -> Map<String, Json> {
-        let mut numbers = Map::with_capacity(self.tokens.len());
-        for (number, token) in self.tokens.iter().enumerate() {
-            numbers.entry((*token).to_owned()).or_insert(json!(number));
+    /// `file`, a whole `tokenizer.json` but for the model's vocabulary and merges, with these. Written as text, since trees
+    /// of some hundred thousand values take seconds. Of tokens that are spelled alike the first counts.
+    fn with_model(&self, file: &Json, model: &Json, merges: &[(&str, &str)]) -> Vec<u8> {
+        let spelled = |text: &str| serde_json::to_string(text).expect("a text is JSON");
+        let open = |value: &Json| {
+            let mut text = value.to_string();
+            // The object stays open.
+            text.pop();
+            text
+        };
+        let mut out = open(file);
+        out.push_str(",\"model\":");
+        out.push_str(&open(model));
+        out.push_str(",\"vocab\":{");
+        let mut seen = HashSet::with_capacity(self.tokens.len());
+        for (number, token) in self.tokens.iter().enumerate().filter(|(_, token)| seen.insert(**token)) {
+            let comma = if number == 0 { "" } else { "," };
+            let _ = write!(out, "{comma}{}:{number}", spelled(token));
         }
-        numbers
+        out.push_str("},\"merges\":[");
+        for (place, (left, right)) in merges.iter().enumerate() {
+            let comma = if place == 0 { "" } else { "," };
+            let _ = write!(out, "{comma}[{},{}]", spelled(left), spelled(right));
+        }
+        out.push_str("]}}");
+        out.into_bytes()
     }
 
     /// Marks: control tokens, and tokens that texts are cut at before anything else.
@@ -209,7 +233,7 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
         marks.map(mark).collect()
     }
 
-    fn byte_level(&self) -> Result<Json, CheckpointError> {
+    fn byte_level(&self) -> Result<Vec<u8>, CheckpointError> {
         let splitting = self.splitting()?;
         let merges = self.merges()?;
         let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
@@ -219,7 +243,8 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
         );
         let letters = ByteLetters::new();
         let tokens: HashSet<&str> = self.tokens.iter().copied().collect();
-        let complete = (0..=u8::MAX).all(|byte| {
+        // The others occur in no UTF-8, or in that of characters that nothing is trained on.
+        let complete = (0..=0xbf).chain(0xc2..=0xf0).all(|byte| {
             let mut spelled = [0; 4];
             let letter: &str = letters.letter(byte).encode_utf8(&mut spelled);
             tokens.contains(letter)
@@ -227,23 +252,31 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
         if !complete {
             return Err(self.wrong("tokens", "lacks a token for some byte: texts could not be encoded"));
         }
-        Ok(json!({
+        let file = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": self.added(),
             "normalizer": if splitting.composed { json!({"type": "NFC"}) } else { Json::Null },
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-            "post_processor": null,
+            "post_processor": self.post_processor()?,
             "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "ignore_merges": splitting.ignore_merges, "vocab": self.numbers(),
-                "merges": self.usable(merges),
-            },
-        }))
+        });
+        let model = json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": splitting.ignore_merges,
+        });
+        Ok(self.with_model(&file, &model, &self.usable(merges)))
+    }
+
+    /// What is put around a text.
+    fn post_processor(&self) -> Result<Json, CheckpointError> {
+        Ok(match self.special("bos")? {
+            Some(begin) if self.begins() => begin_with(begin, self.tokens[begin as usize]),
+            _ => Json::Null,
+        })
     }
 
     /// Merges of tokens there are: `tokenizers` takes no others.
-    fn usable(&self, merges: Vec<(&str, &str)>) -> Vec<Json> {
+    fn usable<'m>(&self, merges: Vec<(&'m str, &'m str)>) -> Vec<(&'m str, &'m str)> {
         let tokens: HashSet<&str> = self.tokens.iter().copied().collect();
         let mut joined = String::new();
         let mut usable = |(left, right): &(&str, &str)| {
@@ -252,51 +285,37 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
             joined.push_str(right);
             tokens.contains(left) && tokens.contains(right) && tokens.contains(joined.as_str())
         };
-        merges.into_iter().filter(|pair| usable(pair)).map(|(left, right)| json!([left, right])).collect()
+        merges.into_iter().filter(|pair| usable(pair)).collect()
     }
 
     /// SentencePiece's BPE: with the merges of the file, or with those that the tokens' scores imply.
-    fn sentencepiece(&self, merges: Option<Vec<(&str, &str)>>) -> Json {
-        let gemma =
-            self.kind == "gemma4" || self.architecture().is_some_and(|name| name.starts_with("gemma"));
-        let respelled: Vec<String>;
-        let mut with =
-            Self { tokens: self.tokens.clone(), kinds: self.kinds.clone(), scores: Vec::new(), ..*self };
-        if gemma {
-            // Runs of spaces are stored as spaces, while texts are spelled with SentencePiece's.
-            let only_spaces = |token: &&str| token.len() > 1 && token.bytes().all(|byte| byte == b' ');
-            respelled =
-                self.tokens
-                    .iter()
-                    .map(|token| {
-                        if only_spaces(token) { token.replace(' ', "\u{2581}") } else { (*token).to_owned() }
-                    })
-                    .collect();
-            with.tokens = respelled.iter().map(String::as_str).collect();
-            return with.sentencepiece_json(self.merges_or_implied(&with, merges, true));
-        }
-        with.sentencepiece_json(self.merges_or_implied(&with, merges, false))
-    }
-
-    fn merges_or_implied(
-        &self,
-        spelled: &Vocabulary<'_, '_>,
-        merges: Option<Vec<(&str, &str)>>,
-        by_place: bool,
-    ) -> Vec<Json> {
-        match merges {
+    fn sentencepiece(&self, merges: Option<Vec<(&str, &str)>>) -> Result<Vec<u8>, CheckpointError> {
+        let architecture = self.file.get("general.architecture").and_then(Value::text);
+        let gemma = self.kind == "gemma4" || architecture.is_some_and(|name| name.starts_with("gemma"));
+        // Gemma's runs of spaces are stored as spaces, while texts are spelled with SentencePiece's.
+        let only_spaces = |token: &str| gemma && token.len() > 1 && token.bytes().all(|byte| byte == b' ');
+        let respell = |token: &&'a str| match only_spaces(token) {
+            true => Cow::Owned(token.replace(' ', "\u{2581}")),
+            false => Cow::Borrowed(*token),
+        };
+        let respelled: Vec<Cow<'_, str>> = self.tokens.iter().map(respell).collect();
+        let spelled = Vocabulary {
+            tokens: respelled.iter().map(|token| &**token).collect(),
+            kinds: self.kinds.clone(),
+            scores: Vec::new(),
+            ..*self
+        };
+        let merges = match merges {
             Some(merges) => spelled.usable(merges),
             // Gemma's scores do not follow the order of its merges; the tokens' order does.
-            None if by_place || self.scores.is_empty() => implied(&spelled.tokens, |number| -(number as f32)),
+            None if gemma || self.scores.is_empty() => implied(&spelled.tokens, |number| -(number as f32)),
             None => implied(&spelled.tokens, |number| self.scores[number]),
-        }
+        };
+        let (file, model) = spelled.sentencepiece_parts()?;
+        Ok(spelled.with_model(&file, &model, &merges))
     }
 
-    fn architecture(&self) -> Option<&'a str> {
-        self.file.get("general.architecture").and_then(Value::text)
-    }
-
-    fn sentencepiece_json(&self, merges: Vec<Json>) -> Json {
+    fn sentencepiece_parts(&self) -> Result<(Json, Json), CheckpointError> {
         let spaced = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE.to_string()});
         let prefixed =
             self.kind == "llama" && self.get("add_space_prefix").and_then(Value::flag).unwrap_or(true);
@@ -318,16 +337,16 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
             Ok(Some(number)) => Some(self.tokens[number as usize]),
             _ => self.kinds.iter().position(|&kind| kind == UNKNOWN).map(|number| self.tokens[number]),
         };
-        json!({
+        let file = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": self.added(),
-            "normalizer": normalizer, "pre_tokenizer": null, "post_processor": null,
+            "normalizer": normalizer, "pre_tokenizer": null, "post_processor": self.post_processor()?,
             "decoder": {"type": "Sequence", "decoders": decoders},
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                "vocab": self.numbers(), "merges": merges,
-            },
-        })
+        });
+        let model = json!({
+            "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+        });
+        Ok((file, model))
     }
 
     /// `tokenizer_config.json`.
@@ -371,10 +390,10 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
 
 /// SentencePiece merges the two neighbours whose joint token scores highest: every way to make a token of two others, the
 /// best token first.
-fn implied(tokens: &[&str], score: impl Fn(usize) -> f32) -> Vec<Json> {
+fn implied<'t>(tokens: &[&'t str], score: impl Fn(usize) -> f32) -> Vec<(&'t str, &'t str)> {
     let numbers: HashMap<&str, usize> =
         tokens.iter().enumerate().map(|(number, token)| (*token, number)).collect();
-    let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
+    let mut merges: Vec<(f32, usize, usize, &'t str, &'t str)> = Vec::new();
     for (number, token) in tokens.iter().enumerate() {
         // Bytes' spellings are no texts, and longer ones than any word would take a square of their length.
         if token.len() > 512 || numbers.get(token) != Some(&number) {
@@ -388,7 +407,7 @@ fn implied(tokens: &[&str], score: impl Fn(usize) -> f32) -> Vec<Json> {
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (a.1, a.2).cmp(&(b.1, b.2))));
-    merges.into_iter().map(|(.., left, right)| json!([left, right])).collect()
+    merges.into_iter().map(|(.., left, right)| (left, right)).collect()
 }
 
 fn begin_with(number: u32, token: &str) -> Json {
