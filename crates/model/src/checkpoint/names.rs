@@ -98,6 +98,19 @@ fn layer_tensor_name(tensor: LayerTensor) -> String {
     name.to_owned()
 }
 
+/// The name of the tensor for `role` in a model of this spec: where there is a norm behind the mixer, that one has the name
+/// that elsewhere is the next one's.
+fn name_in(spec: &ModelSpec, role: TensorRole) -> String {
+    match role {
+        TensorRole::Layer(layer, LayerTensor::FeedForwardNorm)
+            if spec.layers[layer].mixer_post_norm.is_some() =>
+        {
+            format!("model.layers.{layer}.pre_feedforward_layernorm.weight")
+        }
+        _ => tensor_name(role),
+    }
+}
+
 /// Every tensor that `spec` needs: its role, its name in the Hugging Face layout, its shape. Embedding first, then
 /// the layers in order, then the final norm and the head.
 pub fn expected_tensors(spec: &ModelSpec) -> Vec<(TensorRole, String, Vec<usize>)> {
