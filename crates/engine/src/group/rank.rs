@@ -234,13 +234,9 @@ type Piece = (usize, Range<usize>);
 /// Cuts a step into pieces that the stages of a pipeline work on at the same time. Every rank cuts alike.
 fn pieces(plan: &StepPlan, stages: usize) -> Vec<Vec<Piece>> {
     let tokens = plan.tokens();
-    let size = if stages < 2 {
-        tokens
-    } else if tokens > plan.spans.len() {
-        tokens.div_ceil(2 * stages).max(PIECE_MIN)
-    } else {
-        tokens.div_ceil(stages)
-    };
+    // A step that only decodes reads every weight once, however few its rows are: cut, it would read them again.
+    let whole = stages < 2 || tokens == plan.spans.len();
+    let size = if whole { tokens } else { tokens.div_ceil(2 * stages).max(PIECE_MIN) };
     let mut out: Vec<Vec<Piece>> = Vec::new();
     let mut room = 0;
     for (index, span) in plan.spans.iter().enumerate() {
