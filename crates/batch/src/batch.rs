@@ -37,6 +37,7 @@ pub struct Batch {
     next_order: u64,
     pages: Pages,
     prefixes: bool,
+    lanes: usize,
 }
 
 /// How full a batch is.
@@ -63,6 +64,7 @@ impl Batch {
         limits.check()?;
         Ok(Self {
             pages: Pages::new(limits.pages),
+            lanes: 1,
             limits,
             sequences: BTreeMap::new(),
             orders: HashMap::new(),
@@ -137,15 +139,34 @@ impl Batch {
             sequence.note_room(now, has_room(sequence.attempt));
         }
         let mut plan = Plan { ended: self.expire(now), ..Plan::default() };
-        self.plan_decode(now, &mut plan);
+        let next_time = self.plan_decode(now, &mut plan);
         self.admit();
-        self.plan_prefill(now, prefill_beside_decode, &mut plan);
+        self.plan_prefill(now, prefill_beside_decode, &next_time, &mut plan);
         plan.tokens = plan.spans.iter().map(|span| span.count).sum();
         plan.wipe = self.pages.drain_wipes();
         plan.paused = self.sequences.values().any(Sequence::paused);
         plan.next_deadline =
             self.sequences.values().filter_map(|s| s.expires(self.limits.pause_us_max)).min();
         plan
+    }
+
+    /// `plan` is being computed, and others will be planned before it is committed: what it has stays out of them.
+    pub fn depart(&mut self, plan: &Plan) {
+        for span in &plan.spans {
+            if let Some(sequence) = self.sequences.get_mut(&span.order) {
+                sequence.in_flight = true;
+            }
+        }
+    }
+
+    /// Into how many plans sequences that decode are divided, so that so many can be computed at the same time.
+    pub fn set_lanes(&mut self, lanes: usize) {
+        self.lanes = lanes.max(1);
+    }
+
+    /// Whether the span's sequence is still there.
+    pub fn has(&self, span: &Span) -> bool {
+        self.sequences.contains_key(&span.order)
     }
 
     /// Takes in what `plan` computed: `drawn` has one entry for each span that draws, in their order.
@@ -160,6 +181,7 @@ impl Batch {
                 continue;
             };
             assert_eq!(sequence.computed, span.start, "a plan was committed out of order");
+            sequence.in_flight = false;
             sequence.computed += span.count;
             if self.prefixes {
                 enter_full_pages(sequence, &mut self.pages, self.limits.page_tokens as usize);
@@ -248,11 +270,16 @@ impl Batch {
     }
 
     /// One token for every sequence that decodes, oldest first; the youngest give way where pages run out.
-    fn plan_decode(&mut self, now: Micros, plan: &mut Plan) {
+    /// Those that another lane takes come back.
+    fn plan_decode(&mut self, now: Micros, plan: &mut Plan) -> Vec<u64> {
         let decoding =
             |(&order, s): (&u64, &Sequence)| (s.runs() && s.decodes() && !s.paused()).then_some(order);
         let decoding: Vec<u64> = self.sequences.iter().filter_map(decoding).collect();
-        for order in decoding {
+        let lane = decoding.len().div_ceil(self.lanes);
+        let mut free: Vec<u64> =
+            decoding.into_iter().filter(|order| !self.sequences[order].in_flight).collect();
+        let next_time = free.split_off(lane.min(free.len()));
+        for order in free {
             if !self.make_room(order) {
                 continue;
             }
@@ -260,6 +287,7 @@ impl Batch {
             plan.spans.push(sequence.span(now, order, 1));
         }
         plan.decoding = plan.spans.len();
+        next_time
     }
 
     /// Gives the sequence a page for its next token if it lacks one. False where it lost its own place.
@@ -275,7 +303,10 @@ impl Batch {
             match self.pages.take() {
                 Some(page) => sequence.pages.push(page),
                 None => {
-                    let victim = self.victim().expect("this one runs");
+                    // Where all others are being computed, it waits for one of them to come back.
+                    let Some(victim) = self.victim() else {
+                        return false;
+                    };
                     self.preempt(victim);
                     self.sequences.get_mut(&victim).expect("it was found above").outgrown = true;
                 }
@@ -286,12 +317,14 @@ impl Batch {
     /// Who gives way: the youngest paused sequence, else the youngest.
     fn victim(&self) -> Option<u64> {
         self.youngest_paused().or_else(|| {
-            self.sequences.iter().rev().find(|(_, sequence)| sequence.runs()).map(|(&order, _)| order)
+            let can = |(_, sequence): &(&u64, &Sequence)| sequence.runs() && !sequence.in_flight;
+            self.sequences.iter().rev().find(can).map(|(&order, _)| order)
         })
     }
 
     fn youngest_paused(&self) -> Option<u64> {
-        let paused = |(_, sequence): &(&u64, &Sequence)| sequence.runs() && sequence.paused();
+        let paused =
+            |(_, sequence): &(&u64, &Sequence)| sequence.runs() && sequence.paused() && !sequence.in_flight;
         self.sequences.iter().rev().find(paused).map(|(&order, _)| order)
     }
 
@@ -343,14 +376,20 @@ impl Batch {
         true
     }
 
-    fn plan_prefill(&mut self, now: Micros, beside_decode: usize, plan: &mut Plan) {
+    fn plan_prefill(&mut self, now: Micros, beside_decode: usize, next_time: &[u64], plan: &mut Plan) {
         let left = self.limits.step_tokens_max as usize - plan.decoding;
         let budget = if plan.decoding > 0 { left.min(beside_decode.max(1)) } else { left };
         let planned = |order: &u64| plan.spans.iter().any(|span| span.order == *order);
         let prefilling: Vec<u64> = self
             .sequences
             .iter()
-            .filter(|(order, s)| s.runs() && !s.paused() && !(s.decodes() && planned(order)))
+            .filter(|(order, s)| {
+                s.runs()
+                    && !s.in_flight
+                    && !next_time.contains(order)
+                    && !s.paused()
+                    && !(s.decodes() && planned(order))
+            })
             .map(|(&order, _)| order)
             .collect();
         let remaining: Vec<usize> =

@@ -86,6 +86,8 @@ pub(crate) struct Sequence {
     pub(crate) outgrown: bool,
     pub(crate) paused_since: Option<Micros>,
     pub(crate) deadline: Option<Micros>,
+    /// A plan that has it is being computed: it can be in no other, and keeps its pages.
+    pub(crate) in_flight: bool,
     cached: Option<usize>,
     arrived: Micros,
     started: Option<Micros>,
@@ -110,6 +112,7 @@ impl Sequence {
             outgrown: false,
             paused_since: None,
             deadline: arrival.deadline,
+            in_flight: false,
             cached: None,
             arrived: now,
             started: None,

@@ -1,6 +1,6 @@
 //! A batch driven by a stand-in for the model that remembers every token place, and so sees each mix-up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::{AttemptId, Micros, Rng};
 use batch::{Arrival, Batch, Cause, Drawn, Ended, Limits, Plan};
@@ -45,13 +45,24 @@ struct Harness {
     answers: BTreeMap<AttemptId, Vec<u32>>,
     terminals: BTreeMap<AttemptId, Ended>,
     paused: BTreeSet<AttemptId>,
+    /// How many plans are computed at the same time, and those that are, with what was drawn.
+    lanes: usize,
+    under_way: VecDeque<(Plan, Vec<u32>)>,
 }
 
 impl Harness {
     fn new(limits: Limits) -> Self {
+        Self::with_lanes(limits, 1)
+    }
+
+    fn with_lanes(limits: Limits, lanes: usize) -> Self {
         let places = vec![None; (limits.pages * limits.page_tokens) as usize];
+        let mut batch = Batch::new(limits).expect("these limits work");
+        batch.set_lanes(lanes);
         Self {
-            batch: Batch::new(limits).expect("these limits work"),
+            lanes,
+            under_way: VecDeque::new(),
+            batch,
             places,
             now: 0,
             answers: BTreeMap::new(),
@@ -110,16 +121,33 @@ impl Harness {
                 *place = Some(state);
             }
             if span.draws {
-                let token = draw(state);
-                drawn.push(if token == STOP { Drawn::Stop } else { Drawn::Token(token) });
-                if token != STOP {
-                    self.answers.get_mut(&span.attempt).expect("it was submitted").push(token);
-                }
+                drawn.push(draw(state));
             }
         }
-        let ended = self.batch.commit(Micros(self.now + 5), plan.clone(), &drawn);
-        self.end(ended);
+        if !plan.spans.is_empty() {
+            self.batch.depart(&plan);
+            self.under_way.push_back((plan.clone(), drawn));
+        }
+        if self.under_way.len() >= self.lanes || plan.spans.is_empty() {
+            self.land();
+        }
         plan
+    }
+
+    /// The oldest plan that is under way comes back.
+    fn land(&mut self) {
+        let Some((plan, tokens)) = self.under_way.pop_front() else {
+            return;
+        };
+        let mut drawn = Vec::new();
+        for (span, token) in plan.spans.iter().filter(|span| span.draws).zip(tokens) {
+            drawn.push(if token == STOP { Drawn::Stop } else { Drawn::Token(token) });
+            if token != STOP && self.batch.has(span) {
+                self.answers.get_mut(&span.attempt).expect("it was submitted").push(token);
+            }
+        }
+        let ended = self.batch.commit(Micros(self.now + 5), plan, &drawn);
+        self.end(ended);
     }
 
     fn check(&self, plan: &Plan, beside_decode: usize) {
@@ -141,8 +169,12 @@ impl Harness {
         while !self.batch.is_empty() {
             steps += 1;
             assert!(steps < 20_000, "it does not come to an end");
+            let under_way = self.under_way.len();
             let plan = self.step(beside_decode);
-            assert!(!plan.spans.is_empty() || !plan.ended.is_empty(), "an empty step with work waiting");
+            assert!(
+                under_way > 0 || !plan.spans.is_empty() || !plan.ended.is_empty(),
+                "an empty step with work waiting"
+            );
         }
         steps
     }
@@ -201,8 +233,9 @@ proptest! {
         acts in prop::collection::vec(act(), 1..60),
         pages in 8..24u32,
         beside_decode in 0..9usize,
+        lanes in 1..4usize,
     ) {
-        let mut harness = Harness::new(limits(pages));
+        let mut harness = Harness::with_lanes(limits(pages), lanes);
         let mut asked: Vec<(AttemptId, Vec<u32>, usize)> = Vec::new();
         let mut cancelled = BTreeSet::new();
         for act in acts {
@@ -237,6 +270,9 @@ proptest! {
         }
         harness.paused.clear();
         harness.finish(beside_decode);
+        while !harness.under_way.is_empty() {
+            harness.land();
+        }
         prop_assert_eq!(harness.terminals.len(), asked.len());
         for (attempt, prompt, generated_max) in asked {
             let ended = &harness.terminals[&attempt];

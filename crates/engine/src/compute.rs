@@ -27,6 +27,22 @@ pub(crate) trait Compute {
     /// Logits of `tokens` from position 0, of all positions or the last, beside the cache.
     fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String>;
 
+    /// How many steps can be under way at once. Above 1 they are begun and finished instead of computed.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Begins a step that shares no sequence with those under way.
+    fn begin(&mut self, _work: &[Work<'_>]) -> Result<(), String> {
+        Err("steps cannot be begun here".to_owned())
+    }
+
+    /// The logits of the step that was begun first of those under way, as [`Compute::step`] gives them. At once for one
+    /// that draws nothing.
+    fn finish(&mut self) -> Result<Vec<&[f32]>, String> {
+        Err("no step was begun".to_owned())
+    }
+
     /// There is nothing to compute for the moment. Called again and again while that lasts.
     fn idle(&mut self) {}
 

@@ -307,6 +307,7 @@ fn assemble<C: Compute>(ready: Ready<C>, terms: Terms, clock: Clock) -> Result<A
     let desk = Arc::new(Desk::new(u64::from(limits.pages), u64::from(limits.page_tokens), report));
     let mut batch = Batch::new(limits)?;
     batch.reuse_prefixes(!compute.is_recurrent());
+    batch.set_lanes(compute.depth());
     let worker = Worker::new(desk.clone(), Arc::new(terms), clock, batch, compute, speed);
     Ok((worker, desk, notice))
 }

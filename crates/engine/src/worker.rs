@@ -55,6 +55,8 @@ pub(crate) struct Worker<C> {
     /// Answers that ended in this round. They are told so once the desk knows that their places are free: whoever hears
     /// of an end may ask for the place at once.
     endings: VecDeque<(AttemptId, Answer, Ending)>,
+    /// Steps that were begun and not finished, and when.
+    under_way: VecDeque<(Plan, Micros)>,
     steps: u64,
     computed_tokens: u64,
     cached_tokens: u64,
@@ -80,6 +82,7 @@ impl<C: Compute> Worker<C> {
             answers: HashMap::new(),
             wait: Some(IDLE_WAIT),
             endings: VecDeque::new(),
+            under_way: VecDeque::new(),
             steps: 0,
             computed_tokens: 0,
             cached_tokens: 0,
@@ -184,6 +187,10 @@ impl<C: Compute> Worker<C> {
             self.finish(ended);
         }
         if plan.spans.is_empty() {
+            if self.land() {
+                self.wait = None;
+                return;
+            }
             self.compute.wipe(&self.batch.drain_wipes());
             self.compute.idle();
             self.wait = Some(self.idle_wait(&plan));
@@ -191,7 +198,42 @@ impl<C: Compute> Worker<C> {
         }
         self.wait = None;
         let started = self.clock.now();
-        match self.compute(&plan) {
+        if self.compute.depth() > 1 {
+            self.depart(plan, started);
+            return;
+        }
+        let rows = self.compute.step(&work(&self.batch, &plan));
+        let drawn = rows.map(|rows| draw(&self.batch, &mut self.answers, &self.terms, &plan, rows));
+        self.commit(plan, started, drawn);
+    }
+
+    /// Begins a step, and finishes the oldest where as many are under way as can be.
+    fn depart(&mut self, plan: Plan, started: Micros) {
+        if let Err(message) = self.compute.begin(&work(&self.batch, &plan)) {
+            return self.fail_step(&plan, &message);
+        }
+        self.batch.depart(&plan);
+        let draws = plan.spans.iter().any(|span| span.draws);
+        self.under_way.push_back((plan, started));
+        // What draws nothing is waited for by nobody: the next piece of its prompt can follow at once.
+        if self.under_way.len() >= self.compute.depth() || (!draws && self.under_way.len() == 1) {
+            self.land();
+        }
+    }
+
+    /// Finishes the oldest step that is under way; whether there was one.
+    fn land(&mut self) -> bool {
+        let Some((plan, started)) = self.under_way.pop_front() else {
+            return false;
+        };
+        let rows = self.compute.finish();
+        let drawn = rows.map(|rows| draw(&self.batch, &mut self.answers, &self.terms, &plan, rows));
+        self.commit(plan, started, drawn);
+        true
+    }
+
+    fn commit(&mut self, plan: Plan, started: Micros, drawn: Result<DrawnRows, String>) {
+        match drawn {
             Ok((drawn, damaged)) => {
                 let (tokens, decoding) = (plan.tokens, plan.decoding);
                 self.speed.observe(tokens, decoding, self.clock.now().saturating_sub(started));
@@ -207,33 +249,6 @@ impl<C: Compute> Worker<C> {
         let deadline = plan.next_deadline.map(|at| Duration::from(at.saturating_sub(self.clock.now())));
         let look = if plan.paused { PAUSED_LOOK } else { IDLE_WAIT };
         deadline.map_or(look, |deadline| deadline.min(look))
-    }
-
-    /// Computes a plan and draws its tokens; the attempts among them for which none could be drawn.
-    fn compute(&mut self, plan: &Plan) -> Result<(Vec<Drawn>, Vec<(AttemptId, DrawError)>), String> {
-        let (batch, answers, terms) = (&self.batch, &mut self.answers, &self.terms);
-        let work: Vec<Work<'_>> = plan
-            .spans
-            .iter()
-            .map(|span| Work {
-                tokens: batch.tokens(span),
-                position: span.start,
-                pages: batch.pages(span),
-                draws: span.draws,
-            })
-            .collect();
-        let rows = self.compute.step(&work)?;
-        let drawing = plan.spans.iter().filter(|span| span.draws);
-        let mut drawn = Vec::new();
-        let mut damaged = Vec::new();
-        for (span, row) in drawing.zip(rows) {
-            let answer = answers.get_mut(&span.attempt).expect("every sequence has its answer");
-            drawn.push(answer.draw(row, terms).unwrap_or_else(|error| {
-                damaged.push((span.attempt, error));
-                Drawn::Stop
-            }));
-        }
-        Ok((drawn, damaged))
     }
 
     /// Gives what was drawn to the batch and the answers' sinks.
@@ -259,6 +274,9 @@ impl<C: Compute> Worker<C> {
         tracing::error!(message, "a step failed");
         let now = self.clock.now();
         for span in &plan.spans {
+            if !self.batch.has(span) {
+                continue;
+            }
             self.batch.end(now, span.attempt, Cause::Stop);
             self.end(span.attempt, Ending::Failed(message.to_owned()));
         }
@@ -315,6 +333,44 @@ impl<C: Compute> Worker<C> {
             let _ = catch_unwind(AssertUnwindSafe(|| accepted.sink.failed(why)));
         }
     }
+}
+
+/// What a plan asks to be computed.
+fn work<'a>(batch: &'a Batch, plan: &Plan) -> Vec<Work<'a>> {
+    let work = |span: &batch::Span| Work {
+        tokens: batch.tokens(span),
+        position: span.start,
+        pages: batch.pages(span),
+        draws: span.draws,
+    };
+    plan.spans.iter().map(work).collect()
+}
+
+/// What was drawn for each span that draws, and the attempts among them for which nothing could be.
+type DrawnRows = (Vec<Drawn>, Vec<(AttemptId, DrawError)>);
+
+/// Draws the tokens of a plan from its logits.
+fn draw(
+    batch: &Batch,
+    answers: &mut HashMap<AttemptId, Answer>,
+    terms: &Terms,
+    plan: &Plan,
+    rows: Vec<&[f32]>,
+) -> DrawnRows {
+    let (mut drawn, mut damaged) = (Vec::new(), Vec::new());
+    for (span, row) in plan.spans.iter().filter(|span| span.draws).zip(rows) {
+        // One that ended while its step was under way draws nothing: the batch no longer knows it.
+        let answer = if batch.has(span) { answers.get_mut(&span.attempt) } else { None };
+        drawn.push(match answer.map(|answer| answer.draw(row, terms)) {
+            None => Drawn::Stop,
+            Some(Ok(drawn)) => drawn,
+            Some(Err(error)) => {
+                damaged.push((span.attempt, error));
+                Drawn::Stop
+            }
+        });
+    }
+    (drawn, damaged)
 }
 
 /// Both, one after the other, with nothing left of them elsewhere: growing the first would leave a copy behind.

@@ -1,5 +1,6 @@
 //! Rank 0: plans as an engine alone does, and has every step computed by all ranks.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use wire::step::{GroupSettings, StepCommand, StepLogits, StepOrder, StepPlan, StepSpan};
@@ -24,6 +25,7 @@ pub(crate) struct Leader {
     wipes: Vec<u32>,
     spoken: Instant,
     bytes: Vec<u8>,
+    under_way: VecDeque<UnderWay>,
     vocabulary: usize,
     recurrent: bool,
     end: Option<GroupEnd>,
@@ -73,6 +75,7 @@ pub(crate) fn lead(
         wipes: Vec::new(),
         spoken: Instant::now(),
         bytes: Vec::new(),
+        under_way: VecDeque::new(),
         vocabulary: model.spec().vocabulary,
         recurrent: model.spec().is_recurrent(),
         end: None,
@@ -87,6 +90,24 @@ pub(crate) fn lead(
     }
     leader.on_end = Some(on_end);
     Ok(Ready { compute: leader, limits, speed, notice })
+}
+
+fn plan_of(work: &[Work<'_>]) -> StepPlan {
+    let span = |work: &Work<'_>| StepSpan {
+        position: work.position as u32,
+        logits: if work.draws { StepLogits::Last } else { StepLogits::None },
+        tokens: work.tokens.to_vec(),
+        pages: work.pages.to_vec(),
+    };
+    StepPlan { spans: work.iter().map(span).collect(), ..StepPlan::default() }
+}
+
+/// A step that was begun.
+enum UnderWay {
+    /// The last stage owes so many rows of logits, piece by piece.
+    Due(Vec<usize>),
+    /// They came early, because something else was to be asked.
+    Logits(Vec<f32>),
 }
 
 impl Leader {
@@ -116,17 +137,36 @@ impl Leader {
         })
     }
 
-    fn run(&mut self, mut plan: StepPlan) -> Result<(), GroupError> {
+    /// Has `plan` computed, and says what logits are still to come.
+    fn run(&mut self, mut plan: StepPlan) -> Result<Vec<usize>, GroupError> {
         if !plan.beside {
             plan.wipe = std::mem::take(&mut self.wipes);
         }
         match self.say(StepOrder::Run(plan))? {
             StepOrder::Run(plan) => self.rank.run(&plan),
-            _ => Ok(()),
+            _ => Ok(Vec::new()),
         }
     }
 
+    /// The same, and waits for the logits.
+    fn run_to_end(&mut self, plan: StepPlan) -> Result<(), GroupError> {
+        let due = self.run(plan)?;
+        if due.is_empty() { Ok(()) } else { self.rank.collect(&due) }
+    }
+
+    /// Takes in the logits of all steps under way, so that the next that come are those of what follows.
+    fn catch_up(&mut self) -> Result<(), GroupError> {
+        for step in &mut self.under_way {
+            if let UnderWay::Due(due) = step {
+                self.rank.collect(due)?;
+                *step = UnderWay::Logits(std::mem::take(&mut self.rank.logits));
+            }
+        }
+        Ok(())
+    }
+
     fn question(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, GroupError> {
+        self.catch_up()?;
         let pages = tokens.len().div_ceil(self.rank.bounds.page_tokens as usize) as u32;
         self.say(StepOrder::Beside { pages })?;
         self.rank.set_beside(pages)?;
@@ -140,7 +180,7 @@ impl Leader {
             };
             let span =
                 StepSpan { position: at as u32, logits, tokens: chunk.to_vec(), pages: (0..pages).collect() };
-            self.run(StepPlan { beside: true, wipe: Vec::new(), spans: vec![span] })?;
+            self.run_to_end(StepPlan { beside: true, wipe: Vec::new(), spans: vec![span] })?;
             rows.extend(self.rank.logits.chunks_exact(self.vocabulary).map(<[f32]>::to_vec));
         }
         self.say(StepOrder::Beside { pages: 0 })?;
@@ -159,14 +199,29 @@ impl Compute for Leader {
     }
 
     fn step(&mut self, work: &[Work<'_>]) -> Result<Vec<&[f32]>, String> {
-        let span = |work: &Work<'_>| StepSpan {
-            position: work.position as u32,
-            logits: if work.draws { StepLogits::Last } else { StepLogits::None },
-            tokens: work.tokens.to_vec(),
-            pages: work.pages.to_vec(),
-        };
-        let plan = StepPlan { spans: work.iter().map(span).collect(), ..StepPlan::default() };
-        self.attempt(|leader| leader.run(plan))?;
+        self.attempt(|leader| leader.run_to_end(plan_of(work)))?;
+        Ok(self.rank.logits.chunks_exact(self.vocabulary).collect())
+    }
+
+    fn depth(&self) -> usize {
+        self.rank.stages()
+    }
+
+    fn begin(&mut self, work: &[Work<'_>]) -> Result<(), String> {
+        let due = self.attempt(|leader| leader.run(plan_of(work)))?;
+        self.under_way.push_back(UnderWay::Due(due));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<&[f32]>, String> {
+        self.attempt(|leader| {
+            match leader.under_way.pop_front() {
+                None => leader.rank.logits.clear(),
+                Some(UnderWay::Logits(logits)) => leader.rank.logits = logits,
+                Some(UnderWay::Due(due)) => leader.rank.collect(&due)?,
+            }
+            Ok(())
+        })?;
         Ok(self.rank.logits.chunks_exact(self.vocabulary).collect())
     }
 

@@ -109,7 +109,7 @@ pub(super) fn open(
     match load(model, config, map, communicator.as_mut(), settings) {
         Ok((loaded, capacity, notice)) => {
             let Loaded { neighbours, team, decoder, kv, bounds, report } = loaded;
-            communicator.set_patience(patience(config));
+            communicator.set_patience(patience(config, map.stages()));
             let rank = Rank {
                 communicator,
                 neighbours,
@@ -131,8 +131,10 @@ pub(super) fn open(
     }
 }
 
-fn patience(config: &EngineConfig) -> Duration {
-    Duration::from(config.group_patience_us)
+/// A rank of a pipeline waits for whole stages, and not for parts of a layer.
+fn patience(config: &EngineConfig, stages: usize) -> Duration {
+    let stages = u32::try_from(stages).unwrap_or(u32::MAX);
+    Duration::from(config.group_patience_us).saturating_mul(if stages > 1 { 4 * stages } else { 1 })
 }
 
 struct Loaded {
@@ -302,17 +304,18 @@ impl Rank {
         }
     }
 
-    /// Computes this rank's part of `plan`, which has been checked. On the leader the logits are in [`Rank::logits`]
-    /// then, in the order of the spans.
-    pub(super) fn run(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
+    /// Computes this rank's part of `plan`, which has been checked. How many rows of logits are to be had by
+    /// [`Rank::collect`] then, piece by piece: none where they are in [`Rank::logits`] already, or go to the leader.
+    pub(super) fn run(&mut self, plan: &StepPlan) -> Result<Vec<usize>, GroupError> {
         let (begun, before) = (Instant::now(), self.communicator.traffic());
         for &page in &plan.wipe {
             self.kv.wipe(page);
             self.written[page as usize] = false;
         }
         self.logits.clear();
+        let mut due = Vec::new();
         if plan.spans.is_empty() {
-            return Ok(());
+            return Ok(due);
         }
         if !plan.beside {
             let written = plan.spans.iter().flat_map(|span| &span.pages);
@@ -322,24 +325,33 @@ impl Rank {
         for piece in &pieces {
             let spans: Vec<Span<'_>> = piece.iter().map(|piece| span_of(plan, piece)).collect();
             self.compute(&spans, plan.beside)?;
-        }
-        if self.report.rank == 0 && self.neighbours.stages > 1 {
-            for piece in &pieces {
-                let spans: Vec<Span<'_>> = piece.iter().map(|piece| span_of(plan, piece)).collect();
-                gather(
-                    self.communicator.as_mut(),
-                    &self.neighbours,
-                    (&[], logit_rows(&spans)),
-                    &mut self.gathered,
-                )?;
-                lay_out(&self.neighbours.head_rows, &self.gathered, &mut self.logits);
+            let rows = logit_rows(&spans);
+            if rows > 0 && self.report.rank == 0 && self.neighbours.stages > 1 {
+                due.push(rows);
             }
         }
         let tokens = plan.tokens();
         let times =
             if tokens == plan.spans.len() { &mut self.report.decode } else { &mut self.report.prefill };
         times.add(tokens, begun.elapsed(), &before, &self.communicator.traffic());
+        Ok(due)
+    }
+
+    /// On the leader of a pipeline: waits for logits that its last stage owes, and puts them into [`Rank::logits`].
+    pub(super) fn collect(&mut self, due: &[usize]) -> Result<(), GroupError> {
+        let (begun, before) = (Instant::now(), self.communicator.traffic());
+        self.logits.clear();
+        for &rows in due {
+            gather(self.communicator.as_mut(), &self.neighbours, (&[], rows), &mut self.gathered)?;
+            lay_out(&self.neighbours.head_rows, &self.gathered, &mut self.logits);
+        }
+        self.report.decode.wait(begun.elapsed(), &before, &self.communicator.traffic());
         Ok(())
+    }
+
+    /// How many steps keep all stages busy.
+    pub(super) fn stages(&self) -> usize {
+        self.neighbours.stages
     }
 
     fn compute(&mut self, spans: &[Span<'_>], beside: bool) -> Result<(), GroupError> {

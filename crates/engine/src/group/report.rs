@@ -62,6 +62,12 @@ impl StepTimes {
         }
     }
 
+    /// Time that belongs to no step of its own: waiting for the last stage.
+    pub(super) fn wait(&mut self, took: Duration, before: &Traffic, after: &Traffic) {
+        self.add(0, took, before, after);
+        self.steps -= 1;
+    }
+
     pub(super) fn add(&mut self, tokens: usize, took: Duration, before: &Traffic, after: &Traffic) {
         self.steps += 1;
         self.tokens += tokens as u64;
