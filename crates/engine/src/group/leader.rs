@@ -252,7 +252,11 @@ impl Drop for Leader {
         let reason = "the engine has stopped".to_owned();
         if self.end.is_none() {
             let goodbye = StepOrder::Goodbye { reason: reason.clone() };
-            let _ = self.attempt(|leader| leader.say(goodbye));
+            // The last stage may still be sending logits: it is heard out, so that a goodbye is what ends it.
+            let _ = self.attempt(|leader| {
+                leader.catch_up()?;
+                leader.say(goodbye)
+            });
         }
         self.rank.wipe_all();
         if let Some(on_end) = self.on_end.take() {

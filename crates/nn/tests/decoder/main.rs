@@ -2,6 +2,7 @@
 // Not only in test functions: what they share is test code as well.
 #![allow(clippy::unwrap_used)]
 
+mod divided;
 mod reference;
 mod tiny;
 
