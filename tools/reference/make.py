@@ -25,7 +25,7 @@ def main() -> int:
     if "tiny" in chosen:
         import tiny
 
-        tiny.make(engine / "tiny")
+        tiny.make(engine / "tiny", ROOT / "crates/nn/tests/fixtures/families")
     if "templates" in chosen:
         import templates
 
