@@ -58,7 +58,10 @@ fn foreign_clients(root: &Path) -> anyhow::Result<()> {
     let mut pytest = Command::new(python);
     pytest.current_dir(&folder).args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "."]);
     pytest.env("PHALANX", program(root)).env("PYTHONDONTWRITEBYTECODE", "1");
-    shell::run("clients: openai (Python)", &mut pytest)
+    // Kept between runs, outside the tree.
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+    pytest.env("PHALANX_NODE", root.join(target).join("node/clients"));
+    shell::run("clients: openai, anthropic, ollama (Python, Node), schemathesis", &mut pytest)
 }
 
 /// The bench at its smallest size: that it works, not how fast.

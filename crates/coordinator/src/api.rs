@@ -29,9 +29,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
 use base::RequestId;
 
@@ -52,6 +52,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/chat/completions/", post(chat::create))
+        .route("/v1/chat/completions/{id}", get(chat::resume))
         .route("/v1/completions", post(completions::create))
         .route("/v1/completions/", post(completions::create))
         .route("/v1/responses", post(responses::create))
@@ -124,7 +125,14 @@ async fn identify(State(core): State<Arc<Core>>, mut request: Request, next: Nex
     request.extensions_mut().insert(id);
     // Operators' own calls are no requests.
     let asks = request.method() == Method::POST;
-    let mut response = speech.put(next.run(request).await, id);
+    // Whoever leaves it out speaks another protocol than it says.
+    let homeless = request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST);
+    let answered = if homeless {
+        Problem::Header { name: "host", detail: "HTTP/1.1 wants one" }.into_response()
+    } else {
+        next.run(request).await
+    };
+    let mut response = speech.put(answered, id);
     let value = HeaderValue::from_str(&id.to_string()).expect("identities are ASCII");
     response.headers_mut().insert(REQUEST_ID, value);
     if let Some(ProblemCode(code)) = response.extensions().get() {

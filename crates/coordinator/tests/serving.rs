@@ -18,5 +18,7 @@ mod losses;
 mod provider;
 #[path = "serving/queueing.rs"]
 mod queueing;
+#[path = "serving/shapes.rs"]
+mod shapes;
 #[path = "serving/strangers.rs"]
 mod strangers;

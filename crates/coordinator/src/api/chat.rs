@@ -3,10 +3,15 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Request, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Uri};
 use axum::response::Response;
 use base::RequestId;
 use bytes::BytesMut;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use wire::RequestError;
 use wire::chunk::TokenLogprob;
 use wire::openai::parse_chat;
 use wire::openai::response::{
@@ -14,10 +19,12 @@ use wire::openai::response::{
     DeltaFunction, FunctionCall, MessageCall, TokenLogprobs, Usage,
 };
 
-use super::answer::{Choice, End, Part, Whole, collect};
+use super::answer::{Answering, Choice, End, Part, Whole, collect};
+use super::auth::{Caller, caller};
 use super::call::Call;
 use super::prepare::prepare;
-use super::stream::{Shape, put_event, respond, whole};
+use super::reader::Reading;
+use super::stream::{Said, Shape, put_event, respond, whole};
 use crate::clock::unix_s;
 use crate::core::Core;
 use crate::problem::Problem;
@@ -28,6 +35,7 @@ pub(super) async fn create(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Problem> {
+    let resumable = resumable(request.headers())?;
     let (mut call, body) = Call::admit(&core, id, "chat", request).await?;
     let asked = call.parse(body, parse_chat).await?;
     let (stream, include_usage) = (asked.generation.stream, asked.generation.include_usage);
@@ -38,7 +46,17 @@ pub(super) async fn create(
         model: prepared.served.name.as_str().to_owned(),
         fingerprint: super::fingerprint(&prepared.served),
         include_usage,
+        numbers: (stream && resumable).then(Numbers::default),
     };
+    if answer.numbers.is_some() {
+        if prepared.answers() > 1 {
+            return Err(Problem::Header {
+                name: RESUME,
+                detail: "a stream of several answers cannot be resumed",
+            });
+        }
+        prepared.keep(&answer.kept());
+    }
     let said = prepared.take_said();
     let answering = prepared.begin(&core);
     if stream {
@@ -49,6 +67,74 @@ pub(super) async fn create(
     Ok(whole(&answer.whole(got), &said, &timings))
 }
 
+/// `on`: a caller that loses its connection may come back for the rest of its stream.
+const RESUME: &str = "x-phalanx-resume";
+
+fn resumable(headers: &HeaderMap) -> Result<bool, Problem> {
+    match headers.get(RESUME).map(HeaderValue::as_bytes) {
+        None | Some(b"off") => Ok(false),
+        Some(b"on") => Ok(true),
+        Some(_) => Err(Problem::Header { name: RESUME, detail: "expected on or off" }),
+    }
+}
+
+/// From which event on a stream is read again.
+#[derive(Deserialize)]
+pub(super) struct From {
+    starting_after: Option<u64>,
+}
+
+/// The rest of a stream that was asked for as one that can be resumed.
+pub(super) async fn resume(
+    State(core): State<Arc<Core>>,
+    uri: Uri,
+    path: Result<Path<String>, PathRejection>,
+    from: Result<Query<From>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let key = caller(&core, Caller::of_headers(&headers)).await?;
+    let name = super::part(path, &uri)?;
+    let Query(from) = from.map_err(|_| {
+        let message = "'starting_after' must be the number of an event".to_owned();
+        let param = Some("starting_after".to_owned());
+        Problem::Request(RequestError { message, param, code: "invalid_value" })
+    })?;
+    let missing =
+        || Problem::Missing { what: "stream that can be resumed", id: name.chars().take(100).collect() };
+    let id = request_of(&name).ok_or_else(missing)?;
+    let attached = core.attach(id, key.account).ok_or_else(missing)?;
+    let kept: Value = serde_json::from_str(&attached.shape).map_err(|_| missing())?;
+    let model = kept["shape"]["model"].as_str().unwrap_or_default();
+    let served = super::prepare::served(&core, model)?;
+    let dialect = super::prepare::kit_of(&served)?.dialect;
+    let tail = kept["reading"]["tail"].as_str().unwrap_or_default().to_owned();
+    let reading = Reading::of(&dialect, kept["reading"]["tools"].clone(), tail);
+    let answer = Answer {
+        numbers: Some(Numbers { next: 0, after: from.starting_after }),
+        ..Answer::again(id, &kept["shape"])
+    };
+    let said =
+        Said { seed: kept["shape"]["seed"].as_u64().unwrap_or(0), ignored: Vec::new(), more: Vec::new() };
+    respond(Answering::new(vec![attached.events], &reading), said, answer).await
+}
+
+/// The request that an answer's name, or its header, names.
+fn request_of(name: &str) -> Option<RequestId> {
+    match name.strip_prefix("chatcmpl-") {
+        Some(hex) if hex.len() == 32 => u128::from_str_radix(hex, 16).ok().map(RequestId),
+        Some(_) => None,
+        None => name.parse().ok(),
+    }
+}
+
+/// Numbers of events, for a caller that comes back.
+#[derive(Default)]
+struct Numbers {
+    next: u64,
+    /// The last one that the caller has.
+    after: Option<u64>,
+}
+
 /// What all pieces of one answer have.
 struct Answer {
     id: RequestId,
@@ -56,6 +142,8 @@ struct Answer {
     model: String,
     fingerprint: String,
     include_usage: bool,
+    /// Where the stream can be read again.
+    numbers: Option<Numbers>,
 }
 
 /// A call's name for its result to refer to: the same however often the answer is read.
@@ -72,6 +160,39 @@ fn finish_reason(end: End) -> &'static str {
 }
 
 impl Answer {
+    /// What [`Answer::again`] needs.
+    fn kept(&self) -> Value {
+        json!({
+            "created": self.created, "model": self.model, "fingerprint": self.fingerprint,
+            "include_usage": self.include_usage,
+        })
+    }
+
+    fn again(id: RequestId, kept: &Value) -> Self {
+        let text = |name: &str| kept[name].as_str().unwrap_or_default().to_owned();
+        Self {
+            id,
+            created: kept["created"].as_u64().unwrap_or(0),
+            model: text("model"),
+            fingerprint: text("fingerprint"),
+            include_usage: kept["include_usage"].as_bool().unwrap_or(false),
+            numbers: None,
+        }
+    }
+
+    /// Writes an event, but for those that the caller has.
+    fn put(&mut self, event: &ChatChunk, out: &mut BytesMut) {
+        if let Some(numbers) = &mut self.numbers {
+            let number = numbers.next;
+            numbers.next += 1;
+            if numbers.after.is_some_and(|after| number <= after) {
+                return;
+            }
+            out.extend_from_slice(format!("id: {number}\n").as_bytes());
+        }
+        put_event(out, event);
+    }
+
     fn whole(self, got: Whole) -> ChatCompletion {
         let choices = (0u32..).zip(got.choices).map(|(index, choice)| self.choice(index, choice)).collect();
         ChatCompletion {
@@ -160,23 +281,27 @@ impl Shape for Answer {
         for choice in 0..choices {
             let role = Some("assistant".to_owned());
             let delta = ChatDelta { role, content: Some(String::new()), ..ChatDelta::default() };
-            put_event(out, &self.piece(choice, delta, None, None));
+            let piece = self.piece(choice, delta, None, None);
+            self.put(&piece, out);
         }
     }
 
     fn part(&mut self, choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>>, out: &mut BytesMut) {
         if let Some(delta) = self.delta(choice, part) {
-            put_event(out, &self.piece(choice, delta, logprobs.map(chat_logprobs), None));
+            let piece = self.piece(choice, delta, logprobs.map(chat_logprobs), None);
+            self.put(&piece, out);
         }
     }
 
     fn end(&mut self, choice: u32, end: End, _: Option<String>, out: &mut BytesMut) {
-        put_event(out, &self.piece(choice, ChatDelta::default(), None, Some(end)));
+        let piece = self.piece(choice, ChatDelta::default(), None, Some(end));
+        self.put(&piece, out);
     }
 
     fn complete(&mut self, usage: Usage, out: &mut BytesMut) {
         if self.include_usage {
-            put_event(out, &self.chunk(Vec::new(), Some(usage)));
+            let last = self.chunk(Vec::new(), Some(usage));
+            self.put(&last, out);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use base::{ModelName, Tokens};
 use fleet::Refusal;
 use model::kit::OpenKit;
+use serde_json::{Value, json};
 use wire::RequestError;
 use wire::job::{Ask, Constraint, Sampling};
 use wire::request::{Generation, Prompt, Request, Source};
@@ -21,6 +22,7 @@ use crate::dispatch::{Work, serve};
 use crate::pools::{KitOf, Served};
 use crate::problem::Problem;
 use crate::segments::Segment;
+use crate::streams::Keep;
 
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
@@ -45,6 +47,19 @@ impl Prepared {
             ignored: std::mem::take(&mut self.said.ignored),
             more: std::mem::take(&mut self.said.more),
         }
+    }
+
+    /// Keeps its one answer for a caller that comes back, with what its API needs to write it again.
+    pub(super) fn keep(&mut self, shape: &Value) {
+        let shape = json!({"reading": self.reading.kept(), "shape": shape}).to_string();
+        if let [work] = self.works.as_mut_slice() {
+            work.keep = Some(Keep { shape: shape.into(), to_the_end: false });
+        }
+    }
+
+    /// How many answers there will be.
+    pub(super) fn answers(&self) -> usize {
+        self.works.len()
     }
 
     /// Serves it.

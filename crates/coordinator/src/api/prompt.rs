@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use base::ModelName;
-use model::dialect::Dialect;
+use model::dialect::{Dialect, Tools};
 use model::kit::{KitError, OpenKit};
 use model::template::ChatExtra;
 use serde_json::{Map, Value};
@@ -112,7 +112,7 @@ fn encode(kit: &OpenKit, dialect: &Dialect, asked: Asked) -> Result<Vec<u32>, Un
     };
     let now_unix_s = i64::try_from(unix_s()).unwrap_or(i64::MAX);
     let tools = for_template(&chat).filter(|_| dialect.template_takes_tools());
-    let messages = dialect.messages(&chat.messages, &offered(&chat));
+    let messages = dialect.messages(&chat.messages, &Tools::from_openai(&offered(&chat)));
     let extra = ChatExtra { now_unix_s, variables: variables(&chat) };
     let mut tokens = kit.encode_chat(&messages, tools.as_ref(), &extra)?;
     if let Some(prefix) = &chat.prefix {

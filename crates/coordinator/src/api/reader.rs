@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use model::dialect::{Dialect, Parser, ParserOptions, Piece};
+use model::dialect::{Dialect, Parser, ParserOptions, Piece, Tools};
+use serde_json::{Value, json};
 
 use super::answer::Part;
 
@@ -11,7 +12,23 @@ pub(super) enum Reading {
     /// All of it is text.
     Plain,
     /// As the model's family writes.
-    Dialect(Arc<Dialect>, ParserOptions),
+    Dialect(Arc<Dialect>, ParserOptions, Value),
+}
+
+impl Reading {
+    /// As `dialect` writes; `offered` are the tools that may be called, as OpenAI lists them.
+    pub(super) fn of(dialect: &Arc<Dialect>, offered: Value, prompt_tail: String) -> Self {
+        let tools = Tools::from_openai(&offered);
+        Self::Dialect(Arc::clone(dialect), ParserOptions { tools, reasoning: true, prompt_tail }, offered)
+    }
+
+    /// What [`Reading::of`] needs to read the same answer again.
+    pub(super) fn kept(&self) -> Value {
+        match self {
+            Self::Plain => Value::Null,
+            Self::Dialect(_, options, offered) => json!({"tools": offered, "tail": options.prompt_tail}),
+        }
+    }
 }
 
 /// Reads one answer.
@@ -26,7 +43,7 @@ impl Reader {
     pub(super) fn new(reading: &Reading) -> Self {
         let parser = match reading {
             Reading::Plain => None,
-            Reading::Dialect(dialect, options) => Some(dialect.parser(options.clone())),
+            Reading::Dialect(dialect, options, _) => Some(dialect.parser(options.clone())),
         };
         Self { parser, pieces: Vec::new(), called: false, reasoning_tokens: 0 }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::dialect::{self, Dialect, ParserOptions, Tools};
+use model::dialect::{self, Dialect, Tools};
 use model::kit::OpenKit;
 use serde_json::{Value, json};
 use wire::RequestError;
@@ -22,6 +22,7 @@ pub(super) struct Manner {
 
 /// What a conversation says of its answer's form, before there is a prompt.
 pub(super) struct Form {
+    offered: Value,
     tools: Tools,
     choice: dialect::ToolChoice,
     parallel: bool,
@@ -41,7 +42,9 @@ impl Form {
             ToolChoice::Required => dialect::ToolChoice::Required,
             ToolChoice::Named(name) => dialect::ToolChoice::Named(name.clone()),
         };
-        let form = Self { tools: offered(chat), choice, parallel: chat.parallel_tools };
+        let offered = offered(chat);
+        let form =
+            Self { tools: Tools::from_openai(&offered), offered, choice, parallel: chat.parallel_tools };
         if form.tools.is_empty() || generation.format == AnswerFormat::Text {
             return Ok(form);
         }
@@ -73,8 +76,7 @@ impl Form {
             None => dialect.tool_constraint(&self.tools, &self.choice, self.parallel, &prompt_tail),
         };
         let special_tokens = dialect.needs_special_tokens(&self.tools);
-        let options = ParserOptions { tools: self.tools, reasoning: true, prompt_tail };
-        Manner { constraint, special_tokens, reading: Reading::Dialect(Arc::clone(dialect), options) }
+        Manner { constraint, special_tokens, reading: Reading::of(dialect, self.offered, prompt_tail) }
     }
 }
 
@@ -87,16 +89,16 @@ impl Manner {
 }
 
 /// The tools that the model may call: none where it shall call none.
-pub(super) fn offered(chat: &Chat) -> Tools {
+pub(super) fn offered(chat: &Chat) -> Value {
     if chat.tool_choice == ToolChoice::None {
-        return Tools::default();
+        return Value::Array(Vec::new());
     }
     let one = |tool: &Tool| {
         let mut shown = tool.for_template();
         shown["function"]["strict"] = json!(tool.strict);
         shown
     };
-    Tools::from_openai(&Value::Array(chat.tools.iter().map(one).collect()))
+    Value::Array(chat.tools.iter().map(one).collect())
 }
 
 fn grammar(format: &AnswerFormat) -> Option<Grammar> {

@@ -73,6 +73,13 @@ impl House {
         self.post("/v1/chat/completions", &chat_body(more)).send().await.unwrap()
     }
 
+    /// The identity of the key that people call `name`.
+    pub(crate) async fn store_key(&self, name: &str) -> String {
+        let keys: Value = self.get("/api/keys").await.json().await.unwrap();
+        let found = keys["keys"].as_array().unwrap().iter().find(|key| key["name"] == name);
+        found.unwrap_or_else(|| panic!("there is no key {name:?}"))["id"].as_str().unwrap().to_owned()
+    }
+
     /// The value of a metric's line, 0 where there is none.
     pub(crate) async fn metric(&self, line: &str) -> f64 {
         let text = self.get("/metrics").await.text().await.unwrap();

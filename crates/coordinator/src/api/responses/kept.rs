@@ -53,12 +53,14 @@ impl Kept {
     }
 
     /// Adds events, and what the response is after them.
-    pub(super) fn add(&self, events: Vec<Bytes>, body: Value, complete: bool, over: bool) {
+    pub(super) fn add(&self, events: Vec<Bytes>, body: Option<Value>, complete: bool, over: bool) {
         let count = {
             let mut state = self.state.lock();
             state.bytes += events.iter().map(Bytes::len).sum::<usize>();
             state.events.extend(events);
-            state.body = body;
+            if let Some(body) = body {
+                state.body = body;
+            }
             state.complete = complete;
             state.events.len() as u64
         };

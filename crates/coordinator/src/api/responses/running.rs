@@ -35,6 +35,8 @@ pub(super) struct Writer {
     sequence: u64,
     end: End,
     begun: bool,
+    /// What of the response was told last.
+    published: Option<(&'static str, usize, bool)>,
 }
 
 impl Writer {
@@ -48,6 +50,7 @@ impl Writer {
             sequence: 0,
             end: End::Stop,
             begun: false,
+            published: None,
         }
     }
 
@@ -136,9 +139,12 @@ impl Writer {
         self.publish(true);
     }
 
+    /// Tells what there is. The response itself is written anew only where it changed: not with every piece.
     fn publish(&mut self, over: bool) {
         let complete = matches!(self.body.status, "completed" | "incomplete");
-        let body = serde_json::to_value(&self.body).unwrap_or(Value::Null);
+        let state = (self.body.status, self.body.output.len(), self.body.usage.is_some());
+        let changed = self.published.replace(state) != Some(state);
+        let body = changed.then(|| serde_json::to_value(&self.body).unwrap_or(Value::Null));
         self.kept.add(std::mem::take(&mut self.events), body, complete, over);
     }
 
