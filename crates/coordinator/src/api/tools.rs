@@ -101,11 +101,21 @@ pub(super) fn offered(chat: &Chat) -> Value {
     Value::Array(chat.tools.iter().map(one).collect())
 }
 
+/// White space between the parts of JSON: a blank, or a line break and an indent. Without a bound, models that wander fill
+/// their whole length with it.
+const WHITE_SPACE: &str = "( |\\n {0,16})";
+
 fn grammar(format: &AnswerFormat) -> Option<Grammar> {
     Some(match format {
         AnswerFormat::Text => return None,
         AnswerFormat::JsonObject => Grammar::JsonObject,
-        AnswerFormat::JsonSchema { schema, .. } => Grammar::JsonSchema { schema: schema.to_string() },
+        AnswerFormat::JsonSchema { schema, .. } => {
+            let mut schema = schema.clone();
+            if let Some(fields) = schema.as_object_mut() {
+                fields.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
+            }
+            Grammar::JsonSchema { schema: schema.to_string() }
+        }
         AnswerFormat::Regex(pattern) => Grammar::Regex { pattern: pattern.clone() },
         AnswerFormat::Lark(grammar) => Grammar::Lark { grammar: grammar.clone() },
         AnswerFormat::Choice(choices) => Grammar::Choice { choices: choices.clone() },
