@@ -346,6 +346,12 @@ fn place<'a>(
             bytes: &whole[at(info.offset).min(whole.len())..at(end).min(whole.len())],
         });
     }
+    let all = held_apart(cursor, extents)?;
+    Ok((tensors, all))
+}
+
+/// How many bytes all of `extents` (start, end, name) take, once no two of them overlap.
+fn held_apart(cursor: &Cursor<'_, '_>, mut extents: Vec<(u64, u64, &str)>) -> Result<u64, CheckpointError> {
     extents.sort_unstable();
     for two in extents.windows(2) {
         if two[1].0 < two[0].1 {
@@ -356,7 +362,7 @@ fn place<'a>(
             });
         }
     }
-    Ok((tensors, extents.iter().map(|(start, end, _)| end - start).sum()))
+    Ok(extents.iter().map(|(start, end, _)| end - start).sum())
 }
 
 /// GGML's types: number, name, elements and bytes of a block.
