@@ -340,6 +340,10 @@ impl Batch {
         let waiting = |(&order, s): (&u64, &Sequence)| (!s.runs() && !s.paused()).then_some(order);
         let waiting: Vec<u64> = self.sequences.iter().filter_map(waiting).collect();
         for order in waiting {
+            if self.follows(order) {
+                // Passed over, not passed by: it enters once what it shares is there, with nothing left to compute of it.
+                continue;
+            }
             while self.running() >= self.limits.running_max as usize || !self.try_enter(order) {
                 let Some(paused) = self.youngest_paused() else {
                     return;
@@ -347,6 +351,23 @@ impl Batch {
                 self.preempt(paused);
             }
         }
+    }
+
+    /// Whether another sequence is just computing what this one begins with: several answers to one prompt, say. The other
+    /// gets on with every step or leaves, so the wait ends; and it is shorter than computing the same.
+    fn follows(&self, order: u64) -> bool {
+        let page_tokens = self.limits.page_tokens as usize;
+        let tokens = self.sequences[&order].tokens.as_slice();
+        let shareable = (tokens.len() - 1) / page_tokens;
+        let pages = |other: &Sequence| {
+            let same = tokens.iter().zip(other.tokens.as_slice()).take_while(|(one, two)| one == two).count();
+            (same / page_tokens).min(shareable)
+        };
+        let mut leaders = self
+            .sequences
+            .values()
+            .filter(|other| other.runs() && !other.paused() && !other.decodes() && other.remaining() > 1);
+        leaders.any(|leader| pages(leader) > leader.entered)
     }
 
     /// Lets one sequence in if its pages can be had.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use provider::{Config, Event, ModelConfig};
+use provider::{Config, Event, ModelConfig, UpstreamConfig, UpstreamKey};
 use serde::Serialize;
 
 use crate::place::DataOption;
@@ -25,6 +25,22 @@ pub(crate) struct Options {
     /// Serve this model, as NAME=PATH or `bundled` [default: bundled]. May be repeated.
     #[arg(long = "model", value_name = "MODEL", value_parser = serving::parse_served_model)]
     models: Vec<ServedModel>,
+    /// Let another server compute, as openai=URL: vLLM, llama-server, Ollama, MLX or another Phalanx. Then --model is
+    /// NAME or NAME=THE-SERVER'S-NAME, and --kit is needed.
+    #[arg(long = "engine", value_name = "openai=URL", value_parser = parse_upstream, requires = "kit", requires = "models")]
+    upstream: Option<String>,
+    /// The folder with the config.json, tokenizer and chat template of the model that another server computes.
+    #[arg(long, value_name = "PATH", requires = "upstream")]
+    kit: Option<std::path::PathBuf>,
+    /// The key that the other server asks for.
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "PHALANX_ENGINE_KEY",
+        hide_env_values = true,
+        requires = "upstream"
+    )]
+    engine_key: Option<String>,
     #[command(flatten)]
     engine: EngineOptions,
     /// Trust only the authorities in this PEM file for https [default: the system's].
@@ -65,6 +81,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     for model in models {
         let mut served = ModelConfig::new(model.name, model.source);
         served.engine = options.engine.config();
+        if let (Some(url), Some(kit)) = (&options.upstream, &options.kit) {
+            served.upstream = Some(UpstreamConfig {
+                url: url.clone(),
+                model: served.source.to_string(),
+                kit: kit.clone(),
+                key: options.engine_key.clone().map(UpstreamKey::new),
+            });
+        }
         config.models.push(served);
     }
     let mut teller = Teller {
@@ -77,6 +101,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     provider::run(config, ending.cancelled_owned(), move |event| teller.tell(&event)).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn parse_upstream(text: &str) -> Result<String, String> {
+    let url = text.strip_prefix("openai=").ok_or("expected openai=URL")?;
+    if url.starts_with("http://") || url.starts_with("https://") {
+        Ok(url.to_owned())
+    } else {
+        Err(format!("{url:?} is no address: http://HOST:PORT or https://HOST"))
+    }
 }
 
 /// Prints what happens, and writes the ready file once something is served.

@@ -14,3 +14,5 @@ mod newcomer;
 mod refusals;
 #[path = "fleet/sealing.rs"]
 mod sealing;
+#[path = "fleet/upstream.rs"]
+mod upstream;

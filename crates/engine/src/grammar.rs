@@ -273,4 +273,6 @@ fn bounded(what: &str, source: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
+mod dialect_tests;
+#[cfg(test)]
 mod tests;

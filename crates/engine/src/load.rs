@@ -21,6 +21,7 @@ use crate::config::KvFormat;
 use crate::files::FileBytes;
 
 use found::INDEX;
+pub use found::load_kit;
 pub(crate) use found::{Found, Layout};
 pub(crate) use tensors::Tensors;
 

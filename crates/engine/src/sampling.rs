@@ -4,12 +4,15 @@
 //! of (seed, index of the token in the answer) alone, so that a run can be repeated, and gone on with elsewhere,
 //! whatever else is in the batch.
 
+mod scan;
+
 use std::collections::HashMap;
 
 use base::Rng;
 use wire::job::Sampling;
 
 use crate::grammar::Mask;
+use scan::Weights;
 
 /// The model gave something that is no number, so nothing can be drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +31,7 @@ pub(crate) struct Sampler {
     /// Tokens of prompt and answer; empty where no penalty needs them.
     seen: HashMap<u32, Seen>,
     adjusted: Vec<f32>,
-    weights: Vec<f32>,
+    weights: Weights,
     candidates: Vec<(f32, u32)>,
 }
 
@@ -39,7 +42,7 @@ impl Sampler {
             sampling,
             seen: HashMap::new(),
             adjusted: Vec::new(),
-            weights: Vec::new(),
+            weights: Weights::default(),
             candidates: Vec::new(),
         };
         if sampler.penalises() {
@@ -111,12 +114,20 @@ impl Sampler {
         }
         let chance = Rng::new(self.sampling.seed).fork(u64::from(index)).next_f64();
         let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
-        if top_p >= 1.0 && top_k == 0 && min_p == 0.0 {
-            self.weights.clear();
-            self.weights.extend(row.iter().map(|&logit| ((logit - max) / temperature).exp()));
-            return Ok(draw_any(&self.weights, chance));
+        if top_k == 0 {
+            self.weights.fill(row, max, temperature);
+            if top_p >= 1.0 && min_p == 0.0 {
+                return Ok(self.weights.place(chance));
+            }
+            self.heaviest();
+        } else {
+            scan::top(row, top_k as usize, &mut self.candidates);
+            for (value, _) in &mut self.candidates {
+                *value = ((*value - max) / temperature).exp();
+            }
+            let total = self.candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
+            self.cut(total);
         }
-        self.filter(row, max);
         let total: f64 = self.candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
         let mut left = chance * total;
         for &(weight, token) in &self.candidates {
@@ -128,26 +139,36 @@ impl Sampler {
         Ok(self.candidates.last().map_or(best, |&(_, token)| token))
     }
 
-    /// Leaves in `candidates` the tokens that may be drawn, with their weights relative to the best one's, best first.
-    fn filter(&mut self, row: &[f32], max: f32) {
-        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
-        let weights = row.iter().map(|&logit| ((logit - max) / temperature).exp());
+    /// Leaves in `candidates` those of `weights` that top-p and min-p let be drawn, best first.
+    fn heaviest(&mut self) {
+        let Sampling { top_p, min_p, .. } = self.sampling;
+        let Weights { all, total, .. } = &self.weights;
+        let total = *total;
+        // All tokens below this together weigh less than what top-p leaves out: no need to look at them again.
+        let floor = (((1.0 - f64::from(top_p)) * total / all.len() as f64) as f32).max(min_p);
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend(weights.zip(0u32..));
-        let best_first = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        let k = if top_k == 0 { candidates.len() } else { candidates.len().min(top_k as usize) };
-        if k < candidates.len() {
-            candidates.select_nth_unstable_by(k - 1, best_first);
-            candidates.truncate(k);
+        candidates.extend(all.iter().copied().zip(0u32..).filter(|&(weight, _)| weight >= floor));
+        // A nucleus is small where models are sure and large where they are not: look at more only where it takes more.
+        let mut count = NUCLEUS_FIRST;
+        while count < candidates.len() && top_p < 1.0 {
+            candidates.select_nth_unstable_by(count - 1, scan::best_first);
+            let head: f64 = candidates[..count].iter().map(|&(weight, _)| f64::from(weight)).sum();
+            // A little more than needed, for what rounding does to sums in another order.
+            if head >= (f64::from(top_p) + 1e-6) * total {
+                candidates.truncate(count);
+                break;
+            }
+            count *= 4;
         }
-        let total: f64 = candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
-        if top_p < 1.0 {
-            // All tokens below this together weigh less than what top-p leaves out: no need to sort them.
-            let floor = ((1.0 - f64::from(top_p)) * total / candidates.len() as f64) as f32;
-            candidates.retain(|&(weight, _)| weight >= floor);
-        }
-        candidates.sort_unstable_by(best_first);
+        candidates.sort_unstable_by(scan::best_first);
+        self.cut(total);
+    }
+
+    /// Cuts `candidates`, best first, where top-p and min-p do; together with what is gone already they weigh `total`.
+    fn cut(&mut self, total: f64) {
+        let Sampling { top_p, min_p, .. } = self.sampling;
+        let candidates = &mut self.candidates;
         if top_p < 1.0 {
             let mut reached = 0.0;
             let nucleus = candidates.iter().position(|&(weight, _)| {
@@ -156,58 +177,31 @@ impl Sampler {
             });
             candidates.truncate(nucleus.map_or(candidates.len(), |last| last + 1));
         }
-        candidates.retain(|&(weight, _)| weight >= min_p);
+        // What is masked weighs nothing, and may not be drawn where rounding leaves a rest.
+        candidates.retain(|&(weight, _)| weight >= min_p && weight > 0.0);
     }
 }
+
+/// Candidates for a nucleus that are sorted first.
+const NUCLEUS_FIRST: usize = 256;
 
 /// The most probable token (the first of equals) and its logit.
 fn best(row: &[f32]) -> Result<(u32, f32), NotFinite> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, &logit) in (0u32..).zip(row) {
-        if logit > best.1 {
-            best = (token, logit);
-        } else if logit.is_nan() {
-            return Err(NotFinite);
-        }
-    }
-    if best.1.is_finite() { Ok(best) } else { Err(NotFinite) }
-}
-
-/// Draws from the whole vocabulary, without sorting it.
-fn draw_any(weights: &[f32], chance: f64) -> u32 {
-    let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
-    let mut left = chance * total;
-    let mut last = 0;
-    for (token, &weight) in (0u32..).zip(weights) {
-        if weight > 0.0 {
-            last = token;
-            left -= f64::from(weight);
-            if left < 0.0 {
-                break;
-            }
-        }
-    }
-    last
+    let max = scan::greatest(row).filter(|max| max.is_finite()).ok_or(NotFinite)?;
+    let first = row.iter().position(|&logit| logit == max).ok_or(NotFinite)?;
+    Ok((first as u32, max))
 }
 
 /// Natural logarithms of probabilities under `row`, before temperature and filters: that of `token`, and the `count`
 /// most probable tokens with theirs, best first.
 pub(crate) fn logprobs(row: &[f32], token: u32, count: usize) -> (f32, Vec<(u32, f32)>) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    let normaliser = f64::from(max) + sum.ln();
+    let max = scan::greatest(row).unwrap_or(f32::NEG_INFINITY);
+    let normaliser = f64::from(max) + scan::exp_sum(row, max).ln();
     // Clamped, because what follows travels as JSON, which has no infinities.
-    let logprob = |token: u32| (f64::from(row[token as usize]) - normaliser).max(f64::from(f32::MIN)) as f32;
-    let mut order: Vec<u32> = (0..row.len() as u32).collect();
-    let best_first = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
-    let count = count.min(order.len());
-    if count == 0 {
-        return (logprob(token), Vec::new());
-    }
-    order.select_nth_unstable_by(count - 1, best_first);
-    order.truncate(count);
-    order.sort_unstable_by(best_first);
-    (logprob(token), order.into_iter().map(|token| (token, logprob(token))).collect())
+    let logprob = |logit: f32| (f64::from(logit) - normaliser).max(f64::from(f32::MIN)) as f32;
+    let mut top = Vec::new();
+    scan::top(row, count, &mut top);
+    (logprob(row[token as usize]), top.into_iter().map(|(logit, token)| (token, logprob(logit))).collect())
 }
 
 /// Says what is wrong with `sampling` for a model with `vocabulary` tokens, if anything is.
@@ -323,6 +317,48 @@ mod tests {
         assert_eq!(top.iter().map(|&(token, _)| token).collect::<Vec<_>>(), [1, 4, 2, 0, 3]);
         assert_eq!(top[4].1, logprob);
         assert_eq!(logprobs(&ROW, 3, 0).1, []);
+    }
+
+    #[test]
+    fn what_a_large_vocabulary_draws_is_what_sorting_all_of_it_would() {
+        let mut rng = Rng::new(9);
+        let row: Vec<f32> = (0..20_000).map(|_| (rng.next_f64() * 14.0 - 7.0) as f32).collect();
+        for (temperature, top_k, top_p, min_p) in [
+            (1.0, 0, 0.9, 0.0),
+            (0.3, 0, 0.99, 0.0),
+            (1.0, 50, 0.8, 0.0),
+            (0.7, 0, 1.0, 0.2),
+            (1.5, 3000, 0.5, 0.05),
+        ] {
+            let sampling = Sampling { temperature, top_k, top_p, min_p, seed: 5, ..Sampling::default() };
+            let max = row.iter().copied().fold(f32::MIN, f32::max);
+            let weigh = |&logit: &f32| f64::from((logit - max) / temperature).exp();
+            let mut sorted: Vec<(f64, u32)> = row.iter().map(weigh).zip(0..).collect();
+            sorted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            sorted.truncate(if top_k == 0 { row.len() } else { top_k as usize });
+            let total: f64 = sorted.iter().map(|candidate| candidate.0).sum();
+            let mut reached = 0.0;
+            let nucleus = sorted.iter().position(|candidate| {
+                reached += candidate.0;
+                reached >= f64::from(top_p) * total
+            });
+            sorted.truncate(nucleus.map_or(sorted.len(), |last| last + 1));
+            sorted.retain(|candidate| candidate.0 >= f64::from(min_p));
+            let kept: f64 = sorted.iter().map(|candidate| candidate.0).sum();
+            let mut sampler = Sampler::new(sampling, &[], &[]);
+            let mut differ = 0;
+            for index in 0..300 {
+                let mut left = Rng::new(5).fork(index).next_f64() * kept;
+                let expected = sorted.iter().find(|candidate| {
+                    left -= candidate.0;
+                    left < 0.0
+                });
+                let drawn = sampler.draw(&row, index as u32, None).unwrap();
+                differ += usize::from(Some(drawn) != expected.map(|candidate| candidate.1));
+            }
+            // Chances that fall on a border, within f32's rounding, may go either way.
+            assert!(differ <= 3, "{differ} of 300 with top_k {top_k}, top_p {top_p}, min_p {min_p}");
+        }
     }
 
     #[test]

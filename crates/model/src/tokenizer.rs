@@ -117,6 +117,19 @@ impl Tokenizer {
         }
     }
 
+    /// The tokens of a text that goes on after another: no space is put before it, as some tokenizers do at a begin.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_part(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let newline = self.encode("\n", false)?;
+        let after = self.encode(&format!("\n{text}"), false)?;
+        match after.strip_prefix(newline.as_slice()) {
+            Some(part) => Ok(part.to_vec()),
+            None => self.encode(text, false),
+        }
+    }
+
     /// The text of `tokens`; tokens that do not exist and, with `skip_special`, special ones have none. Bytes that are no
     /// UTF-8 show as U+FFFD.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {

@@ -10,6 +10,7 @@ use engine::{EngineConfig, ModelSource};
 
 use crate::uplink::socket::AuthorityError;
 use crate::uplink::target::TargetError;
+use crate::upstream::UpstreamConfig;
 
 /// The longest name of a machine or a model, in bytes: names are shown in tables and are metric labels.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -42,12 +43,14 @@ pub struct ModelConfig {
     pub source: ModelSource,
     /// How it is computed.
     pub engine: EngineConfig,
+    /// Another server that computes it instead: then its source is not looked at.
+    pub upstream: Option<UpstreamConfig>,
 }
 
 impl ModelConfig {
     /// A model with the default way to compute it.
     pub fn new(name: ModelName, source: ModelSource) -> Self {
-        Self { name, source, engine: EngineConfig::default() }
+        Self { name, source, engine: EngineConfig::default(), upstream: None }
     }
 }
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{Bytes, Epoch, InstanceId, ModelName, Rng, Tokens};
-use engine::{Engine, EngineReport};
+use engine::EngineReport;
 use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
 
 use crate::attempt::lane::Kit;
+use crate::host::Host;
 
 /// What a loading thread says.
 pub(crate) struct Step {
@@ -21,7 +22,7 @@ pub(crate) enum News {
     /// The files are whole and known; the weights are not ready yet.
     Described { descriptor: Box<ModelDescriptor>, kit: Arc<[u8]> },
     /// It takes requests.
-    Started { engine: Engine },
+    Started { engine: Host },
     /// It never will.
     Failed { detail: String },
 }
@@ -53,13 +54,13 @@ struct Instance {
 
 enum State {
     Loading,
-    Ready(Engine),
+    Ready(Host),
     Failed(String),
 }
 
 /// Whether a model is served here.
 pub(crate) enum Serving {
-    Ready(Engine),
+    Ready(Host),
     /// Not now: why.
     NotNow(String),
     /// Another model is meant.
@@ -189,7 +190,7 @@ impl Instances {
     }
 
     /// Takes every engine out, to be stopped.
-    pub(crate) fn engines(&mut self) -> Vec<Engine> {
+    pub(crate) fn engines(&mut self) -> Vec<Host> {
         let leave = |instance: &mut Instance| match std::mem::replace(
             &mut instance.state,
             State::Failed("the provider is leaving".into()),
@@ -212,9 +213,10 @@ impl Instance {
             State::Loading => (InstancePhase::Loading, String::new(), EngineReport::default()),
             State::Failed(detail) => (InstancePhase::Failed, detail.clone(), EngineReport::default()),
             State::Ready(engine) => {
-                let (phase, detail) = match draining {
-                    true => (InstancePhase::Draining, "the provider is leaving".into()),
-                    false => (InstancePhase::Ready, String::new()),
+                let (phase, detail) = match (draining, engine.down()) {
+                    (true, _) => (InstancePhase::Draining, "the provider is leaving".into()),
+                    (false, Some(detail)) => (InstancePhase::Loading, detail),
+                    (false, None) => (InstancePhase::Ready, String::new()),
                 };
                 (phase, detail, engine.load_now())
             }

@@ -11,6 +11,7 @@ mod attempt;
 mod config;
 mod event;
 mod hardware;
+mod host;
 mod identity;
 mod instance;
 mod load;
@@ -18,6 +19,7 @@ mod provider;
 mod session;
 pub mod topology;
 mod uplink;
+mod upstream;
 
 pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_BYTES_MAX};
 pub use event::Event;
@@ -25,6 +27,7 @@ pub use identity::{IdentityError, KEY_FILE};
 pub use provider::{Farewell, RunError, run};
 pub use uplink::socket::AuthorityError;
 pub use uplink::target::TargetError;
+pub use upstream::{UpstreamConfig, UpstreamKey};
 
 /// What the machine is made of, as it would be registered; for `phalanx doctor`. Takes some milliseconds.
 pub fn hardware() -> wire::control::Hardware {

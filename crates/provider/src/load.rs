@@ -7,15 +7,21 @@ use std::time::Duration;
 
 use base::{Bytes, Tokens};
 use engine::{Engine, LoadOptions, LoadedModel};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use wire::control::ModelDescriptor;
 
 use crate::config::ModelConfig;
+use crate::host::Host;
 use crate::instance::{News, Step};
+use crate::upstream::{self, Upstream, UpstreamConfig};
 
 /// A load that goes on while the provider leaves is waited for so long; then its thread is left to the process's
 /// end.
 const LOAD_END_MAX: Duration = Duration::from_secs(10);
+
+/// How long to wait before another server is asked again.
+const CONNECT_AGAIN: Duration = Duration::from_secs(2);
 
 /// The thread that loads.
 pub(crate) struct Loaders {
@@ -32,13 +38,18 @@ impl Loaders {
         let leaving = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&leaving);
         let models = shared_out(models);
+        let runtime = Handle::current();
         let work = move || {
             for (index, model) in models.iter().enumerate() {
                 if seen.load(Ordering::Relaxed) {
                     return;
                 }
                 let tell = |news| sender.blocking_send(Step { index, news });
-                match load(model, |news| drop(tell(news))) {
+                let loaded = match &model.upstream {
+                    Some(upstream) => connect(model, upstream, &runtime, &seen, |news| drop(tell(news))),
+                    None => load(model, |news| drop(tell(news))),
+                };
+                match loaded {
                     Ok(engine) => {
                         if let Err(mpsc::error::SendError(Step { news: News::Started { engine }, .. })) =
                             tell(News::Started { engine })
@@ -56,7 +67,7 @@ impl Loaders {
     }
 
     /// Ends the loading and stops `engines`, each thread joined.
-    pub(crate) async fn end(self, engines: Vec<Engine>) {
+    pub(crate) async fn end(self, engines: Vec<Host>) {
         self.leaving.store(true, Ordering::Relaxed);
         let ended = tokio::task::spawn_blocking(move || {
             for engine in engines {
@@ -86,12 +97,40 @@ fn shared_out(models: &[ModelConfig]) -> Vec<ModelConfig> {
     models
 }
 
-fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Engine, String> {
+fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Host, String> {
     let loaded = engine::load(&model.source, &LoadOptions::default()).map_err(|e| chain(&e))?;
     let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
     let descriptor = describe(model, &loaded, &kit);
     tell(News::Described { descriptor: Box::new(descriptor), kit });
-    Engine::start(model.name.clone(), loaded, model.engine.clone()).map_err(|e| chain(&e))
+    Engine::start(model.name.clone(), loaded, model.engine.clone()).map(Host::Engine).map_err(|e| chain(&e))
+}
+
+/// Waits until another server answers: it may be started after this provider.
+fn connect(
+    model: &ModelConfig,
+    upstream: &UpstreamConfig,
+    runtime: &Handle,
+    leaving: &AtomicBool,
+    tell: impl Fn(News),
+) -> Result<Host, String> {
+    let (kit, open, descriptor) = upstream::describe(&model.name, upstream, model.engine.context)?;
+    let room = (model.engine.batch_max, descriptor.context.0);
+    tell(News::Described { descriptor: Box::new(descriptor), kit: kit.to_bytes().into() });
+    let mut open = Some(open);
+    loop {
+        let kit = match open.take() {
+            Some(open) => open,
+            None => kit.open().map_err(|e| chain(&e))?,
+        };
+        match runtime.block_on(Upstream::start(model.name.clone(), upstream.clone(), kit, room)) {
+            Ok(upstream) => return Ok(Host::Upstream(upstream)),
+            Err(detail) if leaving.load(Ordering::Relaxed) => return Err(detail),
+            Err(detail) => {
+                tracing::warn!(model = %model.name, detail, "the server does not serve this model yet");
+                runtime.block_on(tokio::time::sleep(CONNECT_AGAIN));
+            }
+        }
+    }
 }
 
 fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) -> ModelDescriptor {
@@ -124,7 +163,7 @@ fn weights_sha256(loaded: &LoadedModel) -> String {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

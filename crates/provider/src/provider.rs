@@ -269,7 +269,7 @@ impl Provider {
             News::Described { .. } => None,
             News::Started { engine } => {
                 if let Some(notice) = engine.notice() {
-                    self.tell(Event::Notice { model: model.clone(), text: notice.to_owned() });
+                    self.tell(Event::Notice { model: model.clone(), text: notice });
                 }
                 let report = engine.load_now();
                 let took = self.instances.age(index);

@@ -12,16 +12,25 @@ use super::*;
 const VOCABULARY: usize = 264;
 const STOP: u32 = 256;
 
-fn grammars() -> Grammars {
+/// The fixture's tokenizer file.
+pub(super) fn tokenizer_json() -> Value {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/llama-f32");
-    let tokenizer = Tokenizer::from_json(&std::fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
+    serde_json::from_slice(&std::fs::read(folder.join("tokenizer.json")).unwrap()).unwrap()
+}
+
+fn grammars() -> Grammars {
+    let tokenizer = Tokenizer::from_json(tokenizer_json().to_string().as_bytes()).unwrap();
     Grammars::new(tokenizer, VOCABULARY, vec![STOP, 258])
 }
 
 fn allowed(mask: &Mask) -> Vec<u32> {
-    let mut row = vec![0.0; VOCABULARY];
+    allowed_of(mask, VOCABULARY)
+}
+
+fn allowed_of(mask: &Mask, vocabulary: usize) -> Vec<u32> {
+    let mut row = vec![0.0; vocabulary];
     mask.apply(&mut row);
-    (0..VOCABULARY as u32).filter(|&token| row[token as usize] == 0.0).collect()
+    (0..vocabulary as u32).filter(|&token| row[token as usize] == 0.0).collect()
 }
 
 /// A text that the masks allow; closing what is open where that may be.
@@ -47,6 +56,27 @@ fn walk(grammars: &Grammars, constraint: &Constraint, seed: u64) -> (String, Vec
         tokens.push(token);
     }
     (grammars.tokenizer.decode(&tokens, false), tokens)
+}
+
+/// A walk's text, marks included; closes texts and marks where it may.
+pub(super) fn walk_with(grammars: &Grammars, constraint: &Constraint, seed: u64) -> String {
+    let mut guide = grammars.guide(constraint, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let mut rng = Rng::new(seed);
+    let mut tokens = Vec::new();
+    for _ in 0..2000 {
+        let mask = guide.mask(false).unwrap().expect("it binds from the begin");
+        let choices = allowed_of(&mask, grammars.vocabulary);
+        if mask.over || choices.contains(&STOP) {
+            break;
+        }
+        let closes = |token: &u32| *token >= 259 || b"}]\"0<".contains(&(*token as u8)) && *token < 256;
+        let closers: Vec<u32> = choices.iter().copied().filter(closes).collect();
+        let pool = if closers.is_empty() || rng.below(4) == 0 { &choices } else { &closers };
+        let token = pool[rng.below(pool.len() as u64) as usize];
+        guide.advance(token).unwrap();
+        tokens.push(token);
+    }
+    grammars.tokenizer.decode(&tokens, false)
 }
 
 #[test]

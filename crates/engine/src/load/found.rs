@@ -46,6 +46,29 @@ pub(super) fn find(path: &Path, options: &LoadOptions) -> Result<Found, LoadErro
     read_folder(path, options)
 }
 
+/// Reads the kit of a model whose weights are elsewhere: a folder in the Hugging Face layout, or a GGUF file.
+///
+/// # Errors
+/// A file that is needed cannot be read.
+pub fn load_kit(path: &Path) -> Result<Kit, LoadError> {
+    if path.is_file() {
+        return Ok(read_gguf(path)?.kit);
+    }
+    Ok(Kit { tokenizer: read(&path.join("tokenizer.json"))?, ..texts(path)? })
+}
+
+/// A kit's files but the tokenizer.
+fn texts(folder: &Path) -> Result<Kit, LoadError> {
+    let optional = |name: &str| read_optional(&folder.join(name));
+    Ok(Kit {
+        config: read(&folder.join("config.json"))?,
+        generation_config: optional("generation_config.json")?,
+        tokenizer: Vec::new(),
+        tokenizer_config: optional("tokenizer_config.json")?,
+        chat_template: optional("chat_template.jinja")?,
+    })
+}
+
 fn read_folder(folder: &Path, options: &LoadOptions) -> Result<Found, LoadError> {
     let needed = |name: &str| read(&folder.join(name));
     let optional = |name: &str| read_optional(&folder.join(name));
@@ -54,13 +77,7 @@ fn read_folder(folder: &Path, options: &LoadOptions) -> Result<Found, LoadError>
         None if options.tokenizer_needed => needed("tokenizer.json")?,
         None => Vec::new(),
     };
-    let kit = Kit {
-        config: needed("config.json")?,
-        generation_config: optional("generation_config.json")?,
-        tokenizer,
-        tokenizer_config: optional("tokenizer_config.json")?,
-        chat_template: optional("chat_template.jinja")?,
-    };
+    let kit = Kit { tokenizer, ..texts(folder)? };
     // One file wins over an index that was left beside it, as in transformers.
     let single = folder.join(SINGLE).exists();
     let index = if single { None } else { optional(INDEX)? };

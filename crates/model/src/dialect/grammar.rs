@@ -45,7 +45,8 @@ fn in_regex(text: &str) -> String {
     for letter in text.chars() {
         match letter {
             '\n' => out.push_str("\\n"),
-            _ if letter.is_ascii_punctuation() => out.extend(['\\', letter]),
+            // Not all punctuation: an escaped angle bracket is a word's border.
+            _ if "\\.+*?()|[]{}^$#&-~/".contains(letter) => out.extend(['\\', letter]),
             _ => out.push(letter),
         }
     }
@@ -317,8 +318,8 @@ impl Dialect {
         };
         match schema.get("type").and_then(Value::as_str) {
             Some("string") => rules.add(&text),
-            Some("integer") => rules.add("/-?(0|[1-9][0-9]{0,17})/"),
-            Some("number") => rules.add("/-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?([eE][+-]?[0-9]{1,3})?/"),
+            // Written as in JSON, so that bounds hold too.
+            Some("integer" | "number") => rules.add(&format!("%json {schema}")),
             Some("boolean") => rules.add("\"true\" | \"false\""),
             Some("null") => rules.add("\"null\""),
             Some("array") if depth < DEPTH_MAX => {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::AttemptId;
-use engine::Engine;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use wire::control::KeptAttempt;
 
 use super::lane::Lane;
 use super::outbox::Outbox;
+use crate::host::Host;
 
 /// Cancellations that came before their attempt (control overtakes data) are remembered up to so many: more than
 /// fit into the sockets' buffers between the two.
@@ -37,7 +37,7 @@ struct State {
 
 /// An attempt in flight.
 pub(crate) struct Flight {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Host,
     pub(crate) outbox: Arc<Outbox>,
 }
 
