@@ -172,6 +172,7 @@ impl Answer {
             queue_us: 0,
             prefill_us: us(first.duration_since(self.began)),
             decode_us: us(first.elapsed()),
+            stop_text: None,
         };
         self.sink.deliver(Chunk { first_index: self.generated, finish: Some(finish), ..Chunk::default() });
     }
