@@ -7,6 +7,7 @@
 
 pub mod engine;
 pub mod group;
+pub mod failover;
 mod machine;
 pub mod ranks;
 pub mod route;

@@ -5,11 +5,11 @@
 
 mod answer;
 mod assertion;
-mod fleet;
+pub(crate) mod fleet;
 mod load;
 mod overload;
 mod plan;
-mod prompt;
+pub(crate) mod prompt;
 mod report;
 
 use std::time::Duration;

@@ -10,6 +10,8 @@ pub(crate) enum Verb {
     Engine(bench::engine::Options),
     /// One model over several ranks against one rank alone: decode, prefill, where a step's time goes, what a sum takes.
     Group(bench::group::Options),
+    /// Streams while providers are killed, and the coordinator once: none may be lost or differ.
+    Failover(bench::failover::Options),
     /// Where a request goes: the time that a decision takes, for pools of 10 to 100,000 instances.
     Route(bench::route::Options),
 }
@@ -19,6 +21,7 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Scenarios(options) => bench::scenarios::run(options).await?,
         Verb::Engine(options) => tokio::task::spawn_blocking(move || bench::engine::run(&options)).await??,
         Verb::Group(options) => tokio::task::spawn_blocking(move || bench::group::run(&options)).await??,
+        Verb::Failover(options) => bench::failover::run(options).await?,
         Verb::Route(options) => tokio::task::spawn_blocking(move || bench::route::run(&options)).await??,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,11 +1,12 @@
 //! What every part of a running coordinator shares.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use base::{AttemptId, RequestId, Rng};
+use base::{AttemptId, Micros, RequestId, Rng};
 use parking_lot::Mutex;
-use store::Store;
+use store::{Store, StoreError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +24,12 @@ use crate::turned_away::LastTurnedAway;
 use crate::uplink::kit::Kits;
 use crate::uplink::returns::Returns;
 use crate::uplink::session::Session;
+
+/// The setting that holds the models that are served, one a line.
+const MODELS_SERVED: &str = "models_served";
+
+/// How long after a start machines may yet come back: providers dial again every 15 s at the latest.
+const BACK_WITHIN: Micros = Micros::from_secs(120);
 
 /// A running coordinator.
 pub(crate) struct Core {
@@ -57,6 +64,8 @@ pub(crate) struct Core {
     /// Held while the key of callers without one is looked for, or made.
     pub(crate) keyless: tokio::sync::Mutex<()>,
     pub(crate) turned_away: LastTurnedAway,
+    /// Models that were served before this start.
+    served_before: OnceLock<HashSet<String>>,
     rng: Mutex<Rng>,
 }
 
@@ -99,6 +108,7 @@ impl Core {
             responses: Responses::default(),
             keyless: tokio::sync::Mutex::new(()),
             turned_away: LastTurnedAway::new(config.pool.explained_max),
+            served_before: OnceLock::new(),
             rng: Mutex::new(rng),
             config,
         }
@@ -117,8 +127,36 @@ impl Core {
         self.rng.lock().next_u64() >> 1
     }
 
+    /// Reads which models were served before.
+    pub(crate) async fn remember(&self) -> Result<(), StoreError> {
+        let names = self.store.setting(MODELS_SERVED).await?.unwrap_or_default();
+        let _ = self.served_before.set(names.lines().map(str::to_owned).collect());
+        Ok(())
+    }
+
+    /// Whether `model` was served before this start, which is so short ago that its machines may yet come back.
+    pub(crate) fn was_served(&self, model: &str) -> bool {
+        self.clock.now() < BACK_WITHIN && self.served_before.get().is_some_and(|names| names.contains(model))
+    }
+
+    /// Keeps which models are served, for the next start.
+    fn keep_models(self: &Arc<Self>) {
+        let names: Vec<String> =
+            self.pools.all().iter().map(|served| served.name.as_str().to_owned()).collect();
+        let core = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let names = names.join("\n");
+            if let Err(error) = core.store.put_setting(MODELS_SERVED, Some(&names)).await {
+                tracing::warn!(%error, "which models are served could not be kept");
+            }
+        });
+    }
+
     /// Does what a change among the machines asks for.
     pub(crate) fn carry_out(self: &Arc<Self>, session: Option<&Arc<Session>>, after: After) {
+        if !after.new_pools.is_empty() {
+            self.keep_models();
+        }
         for served in after.new_pools {
             let core = Arc::clone(self);
             self.tasks.spawn(async move {

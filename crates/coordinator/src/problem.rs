@@ -41,6 +41,11 @@ pub(crate) enum Problem {
     /// A model that nobody serves or served.
     #[error("the model {model:?} does not exist here; GET /v1/models lists those that do")]
     Model { model: String },
+    /// A model that was served before this coordinator's start, and whose machines are not back yet.
+    #[error(
+        "the model {model:?} was served before this coordinator started, and its machines are not back yet; try again in a second"
+    )]
+    NotBack { model: String },
     /// Longer than the cap.
     #[error("the body is larger than {max} (http.body_bytes_max)")]
     BodyTooLarge { max: Bytes },
@@ -158,6 +163,9 @@ impl Problem {
             Self::Method { .. } => plain(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
             Self::Missing { .. } => plain(StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::Model { .. } => about(StatusCode::NOT_FOUND, "model_not_found", "model"),
+            Self::NotBack { .. } => {
+                later(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_serving_path", Micros::from_secs(1))
+            }
             Self::BodyTooLarge { .. } => plain(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large"),
             Self::BodyCoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "body_encoded"),
             Self::BodyLate(_) => plain(StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),

@@ -57,6 +57,7 @@ pub async fn run(
     config.check()?;
     let join_token = store.setting(JOIN_TOKEN).await?.ok_or(RunError::NotPrepared)?;
     let core = Arc::new(Core::new(config, store, &join_token));
+    core.remember().await?;
     let connections = Arc::new(Semaphore::new(core.config.http.connections_max.min(Semaphore::MAX_PERMITS)));
     let server = Server { router: api::router(Arc::clone(&core)), core: Arc::clone(&core), connections };
     let graceful = GracefulShutdown::new();

@@ -68,6 +68,11 @@ impl Streams {
         table.forget(now, keep_for)
     }
 
+    /// Whether there is one of this request, whoever may read it.
+    pub(crate) fn has(&self, request: RequestId) -> bool {
+        self.table.lock().tapes.contains_key(&request)
+    }
+
     /// The tape of `request`, if `account` may read it.
     pub(crate) fn tape(&self, request: RequestId, account: AccountId) -> Option<Arc<Tape>> {
         self.table.lock().tapes.get(&request).filter(|tape| tape.account == account).cloned()

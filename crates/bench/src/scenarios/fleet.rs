@@ -35,7 +35,8 @@ pub(crate) struct Fleet {
     pub(crate) started_after: Duration,
 }
 
-struct Process {
+/// One process, killed when dropped.
+pub(crate) struct Process {
     name: String,
     child: Child,
     log: PathBuf,
@@ -43,10 +44,10 @@ struct Process {
 
 /// The coordinator's ready file.
 #[derive(Deserialize)]
-struct CoordinatorReady {
-    url: String,
-    key: String,
-    join_token: String,
+pub(crate) struct CoordinatorReady {
+    pub(crate) url: String,
+    pub(crate) key: String,
+    pub(crate) join_token: String,
 }
 
 impl Fleet {
@@ -184,7 +185,12 @@ impl Fleet {
 }
 
 impl Process {
-    fn start(folder: &Path, name: &str, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<Self> {
+    /// Starts this very program with `arguments`, data and ready file below `folder`.
+    pub(crate) fn start(
+        folder: &Path,
+        name: &str,
+        arguments: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
@@ -204,7 +210,7 @@ impl Process {
     }
 
     /// Waits for its ready file.
-    async fn ready<T: serde::de::DeserializeOwned>(&mut self, folder: &Path) -> anyhow::Result<T> {
+    pub(crate) async fn ready<T: serde::de::DeserializeOwned>(&mut self, folder: &Path) -> anyhow::Result<T> {
         let path = ready_file(folder, &self.name);
         let deadline = Instant::now() + START_MAX;
         loop {
@@ -225,14 +231,21 @@ impl Process {
         }
     }
 
-    fn check_alive(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("{} ended: {status}\n{}", self.name, self.log_tail()),
         }
     }
 
-    fn ask_to_end(&self) {
+    /// Kills it (-9), and waits until it is gone. Its ready file is removed, so that the next one's is seen.
+    pub(crate) async fn kill(&mut self, folder: &Path) -> anyhow::Result<()> {
+        self.child.kill().await.with_context(|| format!("killing {}", self.name))?;
+        let _ = std::fs::remove_file(ready_file(folder, &self.name));
+        Ok(())
+    }
+
+    pub(crate) fn ask_to_end(&self) {
         let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         if let Some(pid) = pid {
             // It may have ended by itself; then there is nobody to ask.
@@ -240,7 +253,7 @@ impl Process {
         }
     }
 
-    async fn await_end(&mut self) -> String {
+    pub(crate) async fn await_end(&mut self) -> String {
         let ended = tokio::time::timeout(END_MAX, self.child.wait()).await;
         if ended.is_err() {
             let _ = self.child.kill().await;
@@ -249,7 +262,7 @@ impl Process {
         self.log_tail()
     }
 
-    fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(20)..].join("\n    ");

@@ -64,6 +64,8 @@ struct Lane {
     reader: Reader,
     usage: Option<Usage>,
     settled: bool,
+    /// Bytes of its text so far, as the model wrote it.
+    bytes: u64,
 }
 
 /// A call's answers on their way. Dropped, they are cancelled.
@@ -74,18 +76,47 @@ pub(super) struct Answering {
     /// Where to look first: no choice is always looked at before the others.
     next: usize,
     over: bool,
+    /// Whether its caller is told where it is, to come back there.
+    marked: bool,
+    /// Bytes of text that the caller has already.
+    has: u64,
 }
 
 impl Answering {
     pub(super) fn new(events: Vec<mpsc::Receiver<Event>>, reading: &Reading) -> Self {
-        let lane = |events| Lane { events, reader: Reader::new(reading), usage: None, settled: false };
+        let lane =
+            |events| Lane { events, reader: Reader::new(reading), usage: None, settled: false, bytes: 0 };
         Self {
             lanes: events.into_iter().map(lane).collect(),
             told: VecDeque::new(),
             started: false,
             next: 0,
             over: false,
+            marked: false,
+            has: 0,
         }
+    }
+
+    /// Whether its caller is told where it is.
+    pub(super) fn marked(self, marked: bool) -> Self {
+        Self { marked, ..self }
+    }
+
+    /// Leaves out what the caller has: so many bytes of the model's text.
+    pub(super) fn after(self, has: u64) -> Self {
+        Self { has, ..self }
+    }
+
+    /// Whether its caller has its beginning.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.has > 0
+    }
+
+    /// Where the caller is once it has read all that was told; nothing in the middle of a piece, and where nobody
+    /// wants to know.
+    pub(super) fn mark(&self) -> Option<u64> {
+        let lane = self.lanes.first().filter(|_| self.marked && self.told.is_empty())?;
+        Some(lane.bytes)
     }
 
     /// How many there are.
@@ -137,11 +168,7 @@ impl Answering {
 
     fn take(&mut self, at: usize, event: Event) {
         match event {
-            Event::Waiting => {
-                if !self.started {
-                    self.told.push_back(Told::Waiting);
-                }
-            }
+            Event::Waiting => self.told.push_back(Told::Waiting),
             Event::Started(timings) => {
                 if !std::mem::replace(&mut self.started, true) {
                     self.told.push_back(Told::Started(timings));
@@ -165,8 +192,24 @@ impl Answering {
         }
     }
 
-    fn delta(&mut self, at: usize, delta: Delta) {
+    fn delta(&mut self, at: usize, mut delta: Delta) {
         let choice = u32::try_from(at).unwrap_or(u32::MAX);
+        let lane = &mut self.lanes[at];
+        let had = usize::try_from(self.has.saturating_sub(lane.bytes)).unwrap_or(usize::MAX);
+        lane.bytes += delta.text.len() as u64;
+        if had > 0 {
+            // The reader sees it all, the caller only what it does not have.
+            let mut cut = had.min(delta.text.len());
+            while !delta.text.is_char_boundary(cut) {
+                cut -= 1;
+            }
+            let rest = delta.text.split_off(cut);
+            let _had = lane.reader.push(&delta.text, delta.tokens);
+            if rest.is_empty() {
+                return;
+            }
+            delta = Delta { text: rest, tokens: 0, ..delta };
+        }
         let parts = self.lanes[at].reader.push(&delta.text, delta.tokens);
         let silent = parts.is_empty();
         let mut logprobs = delta.logprobs;

@@ -24,6 +24,23 @@ const DEADLINE: &str = "x-phalanx-deadline-ms";
 /// `off`: an answer that loses its machine after the first token ends with an error instead of going on elsewhere.
 const FAILOVER: &str = "x-phalanx-failover";
 
+/// `on`: the caller may come back to this answer. An answer's id: it comes back, with the same body, and with the header
+/// `last-event-id` where it has some of the answer already.
+const RESUME: &str = "x-phalanx-resume";
+
+const LAST_EVENT: &str = "last-event-id";
+
+/// What becomes of an answer whose caller goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resume {
+    /// It ends.
+    Off,
+    /// Its caller may come back.
+    On,
+    /// Its caller is back, and has so many bytes of its text.
+    Back { from: u64 },
+}
+
 /// What a call said beside its body.
 pub(super) struct Call {
     pub(super) request: RequestId,
@@ -31,6 +48,7 @@ pub(super) struct Call {
     pub(super) key: KeyInfo,
     pub(super) deadline: Option<Micros>,
     pub(super) failover: bool,
+    pub(super) resume: Resume,
     pub(super) timings: Timings,
     pub(super) arrived: Instant,
     pub(super) place: OwnedSemaphorePermit,
@@ -82,11 +100,13 @@ impl Call {
             Some(b"off") => false,
             Some(_) => return Err(Problem::Header { name: FAILOVER, detail: "expected on or off" }),
         };
+        let (request, resume) = resume(request, headers)?;
         let place = Arc::clone(&core.places).try_acquire_owned().map_err(|_| {
             let max = core.config.requests.running_max;
             Problem::Busy { running: max - core.places.available_permits().min(max), max }
         })?;
-        Ok(Self { request, api, key, deadline, failover, timings: Timings::default(), arrived, place })
+        let timings = Timings::default();
+        Ok(Self { request, api, key, deadline, failover, resume, timings, arrived, place })
     }
 
     /// The same call's place for one of several prompts.
@@ -101,6 +121,7 @@ impl Call {
             key: self.key.clone(),
             deadline: self.deadline,
             failover: self.failover,
+            resume: Resume::Off,
             timings: self.timings.clone(),
             arrived: self.arrived,
             place,
@@ -118,6 +139,34 @@ impl Call {
         self.timings.since(Segment::Parse, start);
         parsed
     }
+}
+
+/// Whether the call's answer may be come back to, and which one it is then.
+fn resume(fresh: RequestId, headers: &HeaderMap) -> Result<(RequestId, Resume), Problem> {
+    let asked = match headers.get(RESUME).map(|value| value.as_bytes()) {
+        None | Some(b"off") => return Ok((fresh, Resume::Off)),
+        Some(b"on") => return Ok((fresh, Resume::On)),
+        Some(id) => id,
+    };
+    let id = std::str::from_utf8(asked).ok().and_then(answer_id);
+    let detail = "expected on, off or the id of an answer, such as chatcmpl- and 32 hexadecimal digits";
+    let id = id.ok_or(Problem::Header { name: RESUME, detail })?;
+    let from = match headers.get(LAST_EVENT) {
+        None => 0,
+        Some(value) => {
+            let from = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+            let detail = "expected the id of the last event that came, a number";
+            from.ok_or(Problem::Header { name: LAST_EVENT, detail })?
+        }
+    };
+    Ok((id, Resume::Back { from }))
+}
+
+/// The request behind an answer's id, whichever API gave it.
+fn answer_id(text: &str) -> Option<RequestId> {
+    let digits = text.rsplit(['-', '_']).next()?;
+    let whole = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    whole.then(|| u128::from_str_radix(digits, 16).ok()).flatten().map(RequestId)
 }
 
 /// Parses a body.

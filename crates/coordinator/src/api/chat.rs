@@ -37,6 +37,8 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let resumable = resumable(request.headers())?;
     let (mut call, body) = Call::admit(&core, id, "chat", request).await?;
+    // The answer's own, where the caller comes back to it.
+    let id = call.request;
     let asked = call.parse(body, parse_chat).await?;
     let (stream, include_usage) = (asked.generation.stream, asked.generation.include_usage);
     let mut prepared = prepare(&core, call, asked).await?;

@@ -7,18 +7,19 @@ use base::{ModelName, Tokens};
 use fleet::Refusal;
 use model::kit::OpenKit;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use wire::RequestError;
 use wire::job::{Ask, Constraint, Sampling};
 use wire::request::{Generation, Prompt, Request, Source};
 
 use super::answer::Answering;
-use super::call::Call;
+use super::call::{Call, Resume};
 use super::prompt::{Asked, tokens};
 use super::reader::Reading;
 use super::stream::Said;
 use super::tools::{Form, Manner};
 use crate::core::Core;
-use crate::dispatch::{Work, serve};
+use crate::dispatch::{Event, Work, serve};
 use crate::pools::{KitOf, Served};
 use crate::problem::Problem;
 use crate::segments::Segment;
@@ -37,6 +38,9 @@ pub(super) struct Prepared {
     pub(super) prompt_tokens: u32,
     works: Vec<Work>,
     reading: Reading,
+    resume: Resume,
+    /// Whether another run of it would give the same answer.
+    repeatable: bool,
 }
 
 impl Prepared {
@@ -62,18 +66,44 @@ impl Prepared {
         self.works.len()
     }
 
-    /// Serves it.
-    pub(super) fn begin(self, core: &Arc<Core>) -> Answering {
-        let events = self.works.into_iter().map(|work| serve(core, work)).collect();
-        Answering::new(events, &self.reading)
+    /// Serves it, or comes back to it.
+    pub(super) fn begin(mut self, core: &Arc<Core>) -> Answering {
+        let keeps = self.resume != Resume::Off && self.works.len() == 1;
+        let (Resume::Back { from }, [work]) = (self.resume, self.works.as_slice()) else {
+            let events = self.works.into_iter().map(|work| serve(core, work)).collect();
+            return Answering::new(events, &self.reading).marked(keeps);
+        };
+        let events = match core.attach(work.request, work.key.account) {
+            Some(attached) => attached.events,
+            // It was computed by a coordinator that is no more, or is long forgotten. Computed again it is the same.
+            None if self.repeatable && !core.streams.has(work.request) => serve(core, self.works.remove(0)),
+            None => {
+                let id = format!("{:032x}", work.request.0);
+                failed(Problem::Missing { what: "answer that could be gone on with and has the id", id })
+            }
+        };
+        Answering::new(vec![events], &self.reading).marked(true).after(from)
     }
+}
+
+/// An answer that is a problem.
+fn failed(problem: Problem) -> mpsc::Receiver<Event> {
+    let (to, from) = mpsc::channel(1);
+    let sent = to.try_send(Event::Failed(problem));
+    debug_assert!(sent.is_ok(), "a new channel has room");
+    from
 }
 
 /// The pool of `model`, if there is one.
 pub(super) fn served(core: &Core, model: &str) -> Result<Arc<Served>, Problem> {
-    core.pools
-        .get(&ModelName::new(model))
-        .ok_or_else(|| Problem::Model { model: model.chars().take(100).collect() })
+    core.pools.get(&ModelName::new(model)).ok_or_else(|| {
+        let shown = model.chars().take(100).collect();
+        if core.was_served(model) {
+            Problem::NotBack { model: shown }
+        } else {
+            Problem::Model { model: shown }
+        }
+    })
 }
 
 /// What a model's prompts are rendered with.
@@ -87,6 +117,8 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     let of = kit_of(&served)?;
     let kit = &of.kit;
     let mut generation = request.generation;
+    let resume = call.resume;
+    let repeatable = generation.seed.is_some() || generation.temperature == Some(0.0);
     // One seed for all answers, so that the header can name it; those after the first count on from it.
     let seed = *generation.seed.get_or_insert_with(|| core.seed());
     let (asked, form) = match request.source {
@@ -125,7 +157,7 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     let special_tokens = manner.special_tokens;
     let works = shared.works(call, prompts, seed, special_tokens)?;
     let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
-    Ok(Prepared { served, said, echo, prompt_tokens, works, reading: manner.reading })
+    Ok(Prepared { served, said, echo, prompt_tokens, works, reading: manner.reading, resume, repeatable })
 }
 
 /// How many tokens a request's prompt has, as the model would be given it.
@@ -165,6 +197,11 @@ impl Shared<'_> {
         for _ in 1..prompts.len() * choices as usize {
             calls.push(first.another(self.core)?);
         }
+        let mut first = first;
+        if !calls.is_empty() {
+            // Choices interleave as they come: there is no place in them to come back to.
+            first.resume = Resume::Off;
+        }
         calls.insert(0, first);
         let mut calls = calls.into_iter();
         let mut works = Vec::with_capacity(calls.len());
@@ -200,7 +237,7 @@ impl Shared<'_> {
             vocabulary: self.vocabulary,
             deadline: call.deadline,
             failover: call.failover,
-            keep: None,
+            keep: (call.resume != Resume::Off).then(|| Keep { shape: "".into(), to_the_end: false }),
             timings: call.timings,
             arrived: call.arrived,
             _place: call.place,

@@ -119,8 +119,9 @@ pub(super) async fn respond<S: Shape>(
         _ => None,
     };
     let choices = answering.choices();
-    let writing =
-        Writing { choices, answering, shape, pending: VecDeque::from([first]), begun: false, over: false };
+    // Who comes back has the beginning.
+    let begun = answering.is_resumed();
+    let writing = Writing { choices, answering, shape, pending: VecDeque::from([first]), begun, over: false };
     let body = Body::from_stream(futures_util::stream::unfold(writing, Writing::next));
     Ok(streaming(body, S::CONTENT_TYPE, |headers| said.put(headers, timings.as_ref())))
 }
@@ -179,7 +180,13 @@ impl<S: Shape> Writing<S> {
         match told {
             Told::Waiting => self.shape.waiting(out),
             Told::Started(_) => {}
-            Told::Part { choice, part, logprobs } => self.shape.part(choice, part, logprobs, out),
+            Told::Part { choice, part, logprobs } => {
+                if let Some(mark) = self.answering.mark() {
+                    // Part of the event that follows: what a client that comes back names.
+                    out.extend_from_slice(format!("id: {mark}\n").as_bytes());
+                }
+                self.shape.part(choice, part, logprobs, out);
+            }
             Told::End { choice, end, stop_text } => self.shape.end(choice, end, stop_text, out),
             Told::Complete(usage) => self.shape.complete(usage, out),
             Told::Settled(timings) => {
