@@ -68,7 +68,10 @@ fn foreign_clients(root: &Path) -> anyhow::Result<()> {
 fn scenarios(root: &Path) -> anyhow::Result<()> {
     let mut bench = Command::new(program(root));
     bench.args(["bench", "scenarios", "--quick"]);
-    shell::run("bench scenarios, smallest size", &mut bench).context("phalanx bench scenarios --quick")
+    shell::run("bench scenarios, smallest size", &mut bench).context("phalanx bench scenarios --quick")?;
+    let mut bench = Command::new(program(root));
+    bench.args(["bench", "failover", "--quick", "--coordinator"]);
+    shell::run("bench failover, smallest size", &mut bench).context("phalanx bench failover --quick")
 }
 
 fn program(root: &Path) -> std::path::PathBuf {

@@ -90,6 +90,15 @@ impl Client {
         self.read(self.request(Method::POST, path).json(body).timeout(Duration::from_secs(30))).await
     }
 
+    /// `PUT path` with a JSON body.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> anyhow::Result<T> {
+        self.read(self.request(Method::PUT, path).json(body).timeout(Duration::from_secs(30))).await
+    }
+
     /// `DELETE path`.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.read(self.request(Method::DELETE, path).timeout(Duration::from_secs(30))).await

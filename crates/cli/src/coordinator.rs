@@ -10,6 +10,8 @@ use anyhow::Context;
 use serde::Serialize;
 use store::{SqliteOptions, SqliteStore};
 
+use wire::admin::KeyTerms;
+
 use crate::place::{ClientFile, DataOption};
 use crate::ready::ReadyOption;
 use crate::settings::{self, SettingsOptions};
@@ -96,7 +98,11 @@ impl Ground {
             (Some(fresh), _) => fresh.secret,
             (None, Some(kept)) => kept,
             // The file with the secret is gone, and the store has only hashes.
-            (None, None) => coordinator::create_key(&*store, "local".to_owned(), None, true).await?.secret,
+            (None, None) => {
+                coordinator::create_key(&*store, "local".to_owned(), None, true, KeyTerms::default())
+                    .await?
+                    .secret
+            }
         };
         ClientFile { url: url.to_owned(), key: key.clone() }.write(folder)?;
         Ok(Self { store, key, join_token: first.join_token })

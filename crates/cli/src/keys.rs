@@ -1,9 +1,10 @@
 //! `phalanx keys`: create, list and revoke API keys.
 
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use base::{AccountId, KeyId};
-use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList};
+use base::{AccountId, KeyId, ModelName};
+use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList, KeyTerms, Scope};
 
 use crate::client::ClientOptions;
 use crate::terminal::{say, say_json, say_table};
@@ -22,10 +23,19 @@ pub(crate) enum Verb {
         #[arg(long)]
         admin: bool,
         #[command(flatten)]
+        terms: TermOptions,
+        #[command(flatten)]
         common: Common,
     },
     /// List all keys, revoked ones too.
     List {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Replace a key's secret: the same account, name and terms. The old one ends at once.
+    Rotate {
+        /// As `phalanx keys list` shows it.
+        id: KeyId,
         #[command(flatten)]
         common: Common,
     },
@@ -36,6 +46,55 @@ pub(crate) enum Verb {
         #[command(flatten)]
         common: Common,
     },
+}
+
+/// What a key may do. 0 is no limit.
+#[derive(clap::Args)]
+pub(crate) struct TermOptions {
+    /// It ends after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    expires_in: u64,
+    /// It may only ask models (`infer`) or only read status, usage and audit (`read`). May be repeated.
+    #[arg(long, value_name = "SCOPE", value_parser = scope)]
+    scope: Vec<Scope>,
+    /// It may only ask this model. May be repeated.
+    #[arg(long = "only-model", value_name = "MODEL")]
+    models: Vec<String>,
+    /// Requests a minute.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    requests_per_minute: u64,
+    /// Tokens a minute, prompts and answers together.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    tokens_per_minute: u64,
+    /// Requests at a time.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    concurrent: u64,
+    /// What it may spend in all, in micro-units (see `phalanx prices`).
+    #[arg(long, value_name = "MICRO-UNITS", default_value_t = 0)]
+    spend: u64,
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    match text {
+        "infer" => Ok(Scope::Infer),
+        "read" => Ok(Scope::Read),
+        other => Err(format!("{other:?} is no scope: infer or read")),
+    }
+}
+
+impl TermOptions {
+    fn terms(self) -> KeyTerms {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        KeyTerms {
+            expires_unix: if self.expires_in == 0 { 0 } else { now.saturating_add(self.expires_in) },
+            scopes: self.scope,
+            models: self.models.into_iter().map(ModelName::new).collect(),
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            concurrent: self.concurrent,
+            spend_micros: self.spend,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -49,8 +108,8 @@ pub(crate) struct Common {
 
 pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Create { name, account, admin, common } => {
-            let ask = CreateKey { name, account, admin };
+        Verb::Create { name, account, admin, terms, common } => {
+            let ask = CreateKey { name, account, admin, terms: terms.terms() };
             let created: CreatedKey = common.client.client()?.post("/api/keys", &ask).await?;
             if common.json {
                 say_json(&created)?;
@@ -66,6 +125,20 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             } else {
                 let header = ["ID", "NAME", "ENDS WITH", "ACCOUNT", "MAY", "STATE"];
                 say_table(&header, list.keys.iter().map(row).collect())?;
+            }
+        }
+        Verb::Rotate { id, common } => {
+            let nothing = serde_json::json!({});
+            let created: CreatedKey =
+                common.client.client()?.post(&format!("/api/keys/{id}/rotate"), &nothing).await?;
+            if common.json {
+                say_json(&created)?;
+            } else {
+                say(&created.secret)?;
+                eprintln!(
+                    "This is the only time it is shown. Its id is {}; {id} is revoked.",
+                    created.key.id
+                );
             }
         }
         Verb::Revoke { id, common } => {

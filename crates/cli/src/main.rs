@@ -3,6 +3,7 @@
 //! One file per verb. What it is *not*: a place where anything is decided; a verb reads its arguments, calls a crate
 //! and prints. Start with [`up`], which starts a whole fleet on this machine.
 
+mod audit;
 mod bench;
 mod chat;
 mod client;
@@ -13,6 +14,7 @@ mod keys;
 mod logits;
 mod models;
 mod place;
+mod prices;
 mod provider;
 mod ranks;
 mod ready;
@@ -24,6 +26,7 @@ mod status;
 mod terminal;
 mod topology;
 mod up;
+mod usage;
 mod why;
 
 use std::process::ExitCode;
@@ -74,6 +77,12 @@ enum Command {
     /// Create, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Show what each key used of each model.
+    Usage(usage::Options),
+    /// Show or set what tokens cost.
+    Prices(prices::Options),
+    /// Show what operators did.
+    Audit(audit::Options),
     /// Measure: the ten scenarios, or the engine.
     #[command(subcommand)]
     Bench(bench::Verb),
@@ -100,6 +109,9 @@ fn main() -> ExitCode {
         Command::Topology(verb) => topology::run(verb),
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),
+        Command::Usage(options) => serving::block_on(usage::run(options)),
+        Command::Prices(options) => serving::block_on(prices::run(options)),
+        Command::Audit(options) => serving::block_on(audit::run(options)),
         Command::Bench(verb) => serving::block_on(bench::run(verb)),
         Command::Rank => ::bench::ranks::serve().map(|()| ExitCode::SUCCESS),
         Command::Doctor(options) => serving::block_on(doctor::run(options)),

@@ -12,6 +12,8 @@ mod losses;
 mod newcomer;
 #[path = "fleet/refusals.rs"]
 mod refusals;
+#[path = "fleet/returns.rs"]
+mod returns;
 #[path = "fleet/sealing.rs"]
 mod sealing;
 #[path = "fleet/upstream.rs"]

@@ -1,5 +1,6 @@
 //! The HTTP API: which handler stands where, and what every answer has.
 
+mod accounts;
 mod answer;
 mod auth;
 mod body;
@@ -91,6 +92,10 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/api/keys", get(keys::list).post(keys::create))
         .route("/api/keys/{id}", delete(keys::revoke))
         .route("/api/segments", get(segments::show).delete(segments::reset))
+        .route("/api/keys/{id}/rotate", post(keys::rotate))
+        .route("/api/usage", get(accounts::usage))
+        .route("/api/prices", get(accounts::prices).put(accounts::set_price))
+        .route("/api/audit", get(accounts::audit))
         .route("/api/uplink", get(uplink::serve))
         .fallback(nothing_there)
         .method_not_allowed_fallback(not_allowed)

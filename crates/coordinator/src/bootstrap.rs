@@ -1,7 +1,7 @@
 //! What a coordinator needs before it can let anybody in: a first key, and the token with which machines join.
 
 use base::{AccountId, KeyId, Rng};
-use store::{JOIN_TOKEN, KeyInfo, Store, StoreError};
+use store::{JOIN_TOKEN, KeyInfo, KeyTerms, Store, StoreError};
 use wire::admin::CreatedKey;
 
 use crate::clock::unix_s;
@@ -21,7 +21,7 @@ pub struct Bootstrap {
 /// The store fails.
 pub async fn bootstrap(store: &dyn Store) -> Result<Bootstrap, StoreError> {
     let first_key = if store.keys().await?.is_empty() {
-        Some(create_key(store, "first".to_owned(), None, true).await?)
+        Some(create_key(store, "first".to_owned(), None, true, KeyTerms::default()).await?)
     } else {
         None
     };
@@ -45,6 +45,7 @@ pub async fn create_key(
     name: String,
     account: Option<AccountId>,
     admin: bool,
+    terms: KeyTerms,
 ) -> Result<CreatedKey, StoreError> {
     let mut rng = Rng::new(u64::from_le_bytes(trust::random_bytes()));
     let (secret, hash) = trust::new_api_key();
@@ -55,6 +56,7 @@ pub async fn create_key(
         admin,
         created_unix: unix_s(),
         revoked_unix: None,
+        terms,
         ends_with: secret.chars().skip(secret.chars().count().saturating_sub(4)).collect(),
     };
     store.create_key(key.clone(), hash).await?;

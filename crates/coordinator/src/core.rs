@@ -15,9 +15,11 @@ use wire::control::FromCoordinator;
 use crate::api::Responses;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::limits::Limits;
 use crate::machines::{After, Machines, line};
 use crate::metrics::Metrics;
 use crate::pools::{About, Notice, Pools};
+use crate::prices::Prices;
 use crate::segments::Segments;
 use crate::streams::Streams;
 use crate::turned_away::LastTurnedAway;
@@ -42,6 +44,8 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     pub(crate) segments: Segments,
     pub(crate) streams: Streams,
+    pub(crate) prices: Prices,
+    limits: OnceLock<Arc<Limits>>,
     pub(crate) returns: Returns,
     /// Hash of the token with which machines join.
     pub(crate) join_hash: [u8; 32],
@@ -96,6 +100,8 @@ impl Core {
             metrics: Metrics::new(),
             segments: Segments::new(),
             streams: Streams::default(),
+            prices: Prices::default(),
+            limits: OnceLock::new(),
             returns: Returns::default(),
             join_hash: trust::hash_secret(join_token),
             places: Arc::new(Semaphore::new(config.requests.running_max.min(Semaphore::MAX_PERMITS))),
@@ -127,11 +133,18 @@ impl Core {
         self.rng.lock().next_u64() >> 1
     }
 
-    /// Reads which models were served before.
+    /// Reads what the store knows of before: models, prices, spend.
     pub(crate) async fn remember(&self) -> Result<(), StoreError> {
+        self.prices.remember(self.store.as_ref()).await?;
+        let _ = self.limits.set(Limits::new(&self.store.key_usage().await?));
         let names = self.store.setting(MODELS_SERVED).await?.unwrap_or_default();
         let _ = self.served_before.set(names.lines().map(str::to_owned).collect());
         Ok(())
+    }
+
+    /// What keys may do.
+    pub(crate) fn limits(&self) -> &Arc<Limits> {
+        self.limits.get_or_init(|| Limits::new(&[]))
     }
 
     /// Whether `model` was served before this start, which is so short ago that its machines may yet come back.

@@ -15,13 +15,14 @@ use std::time::Instant;
 
 use base::{MachineId, Micros, RequestId, Tokens};
 use fleet::{Ask, Enqueue, Priority, Refusal};
-use store::{KeyInfo, Outcome};
+use store::{KeyInfo, Outcome, Price};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wire::chunk::{FinishReason, TokenLogprob};
 use wire::job;
 use wire::openai::response::Usage;
 
 use crate::core::{Core, span};
+use crate::limits::Allowance;
 use crate::metrics::{Ended, Metrics};
 use crate::pools::{Decision, Grant, Served};
 use crate::problem::Problem;
@@ -55,6 +56,10 @@ pub(crate) struct Work {
     pub(crate) failover: bool,
     /// Whether its caller may come back to it; nothing where it ends with its connection.
     pub(crate) keep: Option<Keep>,
+    /// What it costs.
+    pub(crate) price: Price,
+    /// What it took of its key.
+    pub(crate) allowance: Option<Allowance>,
     pub(crate) timings: Timings,
     pub(crate) arrived: Instant,
     /// Its place among the requests that may be here.
@@ -250,6 +255,9 @@ impl Serving {
             self.events.fail(Event::Failed(problem), limit).await;
         }
         if let Out::Tape { .. } = self.events {
+            if !self.started {
+                self.core.streams.unname(self.work.request);
+            }
             self.core.streams.ended(
                 self.work.request,
                 self.core.clock.now(),
@@ -283,6 +291,11 @@ impl Serving {
         let prompt_tokens = if self.started { self.prompt_tokens() } else { 0 };
         if let Some(open) = self.open.take() {
             open.settle(prompt_tokens, self.generated(), outcome).await;
+        }
+        if let Some(allowance) = self.work.allowance.take() {
+            let generated = self.generated();
+            let tokens = u64::from(prompt_tokens) + u64::from(generated);
+            allowance.settle(tokens, self.work.price.of(prompt_tokens, generated));
         }
         self.work.timings.since(Segment::Settle, start);
         if ended.is_ok() {

@@ -1,5 +1,6 @@
 //! Every way a call can fail, and the one place where each gets its HTTP status and its words.
 
+use crate::limits::{Limit, Limited};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base::{Bytes, Micros};
@@ -26,6 +27,18 @@ pub(crate) enum Problem {
     /// The key may not do this.
     #[error("this API key may not use /api: use an admin key")]
     NotAdmin,
+    /// The key may not do this.
+    #[error("this API key may not do this: it lacks the scope {scope:?}")]
+    Scope { scope: &'static str },
+    /// The key may not ask this model.
+    #[error("this API key may not use the model {model:?}")]
+    ModelNotAllowed { model: String },
+    /// The key has had what it may.
+    #[error("{}", limited(.0))]
+    Limited(Limited),
+    /// The same idempotency key came with another body.
+    #[error("this idempotency-key came before with another request: use a new key for each request")]
+    IdempotencyReused,
     /// Nothing is there.
     #[error("nothing is at {path}; see the API's documentation")]
     Path { path: String },
@@ -109,6 +122,21 @@ pub(crate) enum Problem {
     Internal(&'static str),
 }
 
+/// What a key that had what it may is told.
+fn limited(limited: &Limited) -> String {
+    let max = limited.max;
+    match limited.limit {
+        Limit::Requests => format!("this API key may make {max} requests a minute"),
+        Limit::Tokens => format!("this API key may use {max} tokens a minute, prompts and answers together"),
+        Limit::Concurrent => format!("this API key may have {max} requests at a time"),
+        Limit::Spend => {
+            format!(
+                "this API key may spend {max} micro-units in all, and this request could cost more than is left"
+            )
+        }
+    }
+}
+
 /// Rides on a response, for whoever counts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProblemCode(pub(crate) &'static str);
@@ -156,6 +184,13 @@ impl Problem {
             }
             Self::Header { name, .. } => about(StatusCode::BAD_REQUEST, "invalid_header", name),
             Self::Key => plain(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key"),
+            Self::Scope { .. } => plain(StatusCode::FORBIDDEN, INVALID, "scope_missing"),
+            Self::ModelNotAllowed { .. } => about(StatusCode::FORBIDDEN, "model_not_allowed", "model"),
+            Self::IdempotencyReused => plain(StatusCode::CONFLICT, INVALID, "idempotency_key_reused"),
+            Self::Limited(limited) => match limited.retry_after {
+                Some(after) => later(StatusCode::TOO_MANY_REQUESTS, RATE, "rate_limit_exceeded", after),
+                None => plain(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota"),
+            },
             Self::NotAdmin => plain(StatusCode::FORBIDDEN, INVALID, "not_admin"),
             Self::Path { .. } | Self::PathOutsideV1 { .. } => {
                 plain(StatusCode::NOT_FOUND, INVALID, "unknown_url")

@@ -35,12 +35,26 @@ struct Table {
     /// Ended ones, in the order in which they ended, with when that was.
     ended: VecDeque<(Micros, RequestId)>,
     ended_bytes: usize,
+    /// By account and the caller's own name for a request: which it is, and the hash of its body.
+    names: HashMap<(AccountId, String), (RequestId, [u8; 32])>,
+    named: HashMap<RequestId, (AccountId, String)>,
 }
 
 /// Every answer that can be come back to.
 #[derive(Default)]
 pub(crate) struct Streams {
     table: Mutex<Table>,
+}
+
+/// Whether a request was made before, by its caller's own name for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// It was not.
+    New,
+    /// It was: this one.
+    Known(RequestId),
+    /// The name was given to another body.
+    Other,
 }
 
 /// An answer that a caller came back to.
@@ -68,6 +82,25 @@ impl Streams {
         table.forget(now, keep_for)
     }
 
+    /// Looks a caller's name for a request up; where it is new it stands for `request`, as long as that is kept.
+    pub(crate) fn name(&self, account: AccountId, name: String, body: [u8; 32], request: RequestId) -> Named {
+        let mut table = self.table.lock();
+        match table.names.get(&(account, name.clone())) {
+            Some((known, hash)) if *hash == body => Named::Known(*known),
+            Some(_) => Named::Other,
+            None => {
+                table.named.insert(request, (account, name.clone()));
+                table.names.insert((account, name), (request, body));
+                Named::New
+            }
+        }
+    }
+
+    /// A request that gave nothing: its name may be tried again.
+    pub(crate) fn unname(&self, request: RequestId) {
+        self.table.lock().unname(request);
+    }
+
     /// Whether there is one of this request, whoever may read it.
     pub(crate) fn has(&self, request: RequestId) -> bool {
         self.table.lock().tapes.contains_key(&request)
@@ -80,6 +113,12 @@ impl Streams {
 }
 
 impl Table {
+    fn unname(&mut self, request: RequestId) {
+        if let Some(name) = self.named.remove(&request) {
+            self.names.remove(&name);
+        }
+    }
+
     fn forget(&mut self, now: Micros, keep_for: Micros) -> Vec<RequestId> {
         let mut forgotten = Vec::new();
         while let Some((at, request)) = self.ended.front().copied() {
@@ -88,6 +127,7 @@ impl Table {
                 break;
             }
             self.ended.pop_front();
+            self.unname(request);
             if let Some(tape) = self.tapes.remove(&request) {
                 self.ended_bytes = self.ended_bytes.saturating_sub(tape.bytes());
             }

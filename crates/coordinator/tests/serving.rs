@@ -20,5 +20,7 @@ mod provider;
 mod queueing;
 #[path = "serving/shapes.rs"]
 mod shapes;
+#[path = "serving/returning.rs"]
+mod returning;
 #[path = "serving/strangers.rs"]
 mod strangers;

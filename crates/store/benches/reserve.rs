@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{AccountId, KeyId, RequestId, Rng};
-use store::{Outcome, Reservation, Settlement, SqliteOptions, SqliteStore, Store};
+use store::{Outcome, Price, Reservation, Settlement, SqliteOptions, SqliteStore, Store};
 
 const REQUESTS_EACH: usize = 50;
 
@@ -18,6 +18,7 @@ fn reservation(rng: &mut Rng) -> Reservation {
         model: "phalanx-mini".into(),
         prompt_tokens: 100,
         max_tokens: 200,
+        price: Price::default(),
         at_unix_us: 1_700_000_000_000_000,
     }
 }

@@ -16,7 +16,7 @@ use base::{AccountId, KeyId};
 pub use error::{OpenError, StoreError};
 pub use record::{LedgerEntry, Outcome, Reservation, Settled, Settlement, Usage};
 pub use sqlite::{SqliteOptions, SqliteStore};
-pub use wire::admin::KeyInfo;
+pub use wire::admin::{AuditEntry, KeyInfo, KeyTerms, KeyUsage, Price};
 
 /// The future of an answer from a [`Store`]. Dropping it gives up the wait, not what was asked (see each method).
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -63,6 +63,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Settled requests with a sequence above `after`, in order, at most `count`.
     fn ledger(&self, after: u64, count: u32) -> Answer<'_, Vec<LedgerEntry>>;
+
+    /// What each key used of each model, since it began.
+    fn key_usage(&self) -> Answer<'_, Vec<KeyUsage>>;
+
+    /// Appends to the log of what operators did. Its sequence is the store's.
+    fn note(&self, entry: AuditEntry) -> Answer<'_, ()>;
+
+    /// What operators did, with a sequence above `after`, in order, at most `count`.
+    fn audit(&self, after: u64, count: u32) -> Answer<'_, Vec<AuditEntry>>;
+
+    /// Whether it can be written. Costs nothing while writes succeed; after one that failed, each call writes.
+    fn writable(&self) -> Answer<'_, ()>;
 
     /// Writes what was asked so far, and ends. Later calls get [`StoreError::Closed`].
     fn close(&self) -> Answer<'_, ()>;

@@ -2,6 +2,7 @@
 
 use base::{AccountId, KeyId, ModelName, RequestId};
 use serde::{Deserialize, Serialize};
+use wire::admin::Price;
 
 /// The worst case of a request, set aside before anything is computed for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,6 +19,8 @@ pub struct Reservation {
     pub prompt_tokens: u32,
     /// Tokens that it may generate.
     pub max_tokens: u32,
+    /// What its tokens cost.
+    pub price: Price,
     /// When, in microseconds since 1970.
     pub at_unix_us: u64,
 }
@@ -113,6 +116,8 @@ pub struct LedgerEntry {
     pub generated_tokens: u32,
     /// Reserved tokens that were given back.
     pub refunded_tokens: u64,
+    /// What was charged, in micro-units.
+    pub charged_micros: u64,
     /// How it ended.
     pub outcome: Outcome,
     /// When it was reserved, in microseconds since 1970.
@@ -134,4 +139,6 @@ pub struct Usage {
     pub refunded_tokens: u64,
     /// Tokens that are reserved now.
     pub reserved_tokens: u64,
+    /// What was charged, in micro-units.
+    pub charged_micros: u64,
 }

@@ -5,6 +5,7 @@ mod open;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
@@ -16,8 +17,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::{
-    Answer, KeyInfo, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement, Store, StoreError,
-    Usage, WAIT_MAX,
+    Answer, AuditEntry, KeyInfo, KeyUsage, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement,
+    Store, StoreError, Usage, WAIT_MAX,
 };
 use keys::KeyTable;
 use writer::Write;
@@ -25,6 +26,9 @@ use writer::Write;
 /// Writes that may wait. A group takes a few hundred microseconds for hundreds of writes, so a full queue means that
 /// the disk stands still; callers then wait for a place, and for [`WAIT_MAX`] at most.
 const QUEUE_MAX: usize = 1024;
+
+/// A setting that is written to learn whether writing works again.
+const WRITTEN: &str = "written";
 
 /// How to open a [`SqliteStore`].
 #[derive(Debug, Clone)]
@@ -50,6 +54,8 @@ pub struct SqliteStore {
     reader: Arc<Mutex<Connection>>,
     keys: Arc<RwLock<KeyTable>>,
     lost: u64,
+    /// Whether the last write failed.
+    failing: Arc<AtomicBool>,
     /// Gets its value, or loses its sender, when the writer has ended; gone once somebody has seen that.
     ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -68,10 +74,11 @@ impl SqliteStore {
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
         let (ending, ended) = oneshot::channel();
         let keys = Arc::new(RwLock::new(opened.keys));
+        let failing = Arc::new(AtomicBool::new(false));
         let writer = writer::Writer::new(
             opened.writable,
             opened.connection,
-            Arc::clone(&keys),
+            (Arc::clone(&keys), Arc::clone(&failing)),
             writes.downgrade(),
             Handle::current(),
         );
@@ -90,6 +97,7 @@ impl SqliteStore {
             reader: Arc::new(Mutex::new(opened.reader)),
             keys,
             lost: opened.lost,
+            failing,
             ended: tokio::sync::Mutex::new(Some(ended)),
         })
     }
@@ -181,7 +189,8 @@ impl Store for SqliteStore {
 
     fn usage(&self, account: AccountId) -> Answer<'_, Usage> {
         Box::pin(self.read(move |reader| {
-            let sql = "SELECT requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens FROM usage
+            let sql = "SELECT requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens,
+                       charged_micros FROM usage
                        WHERE account = ?1";
             let found = reader.query_row(sql, [account.to_string()], |row| {
                 Ok(Usage {
@@ -190,6 +199,7 @@ impl Store for SqliteStore {
                     generated_tokens: open::count(row, 2)?,
                     refunded_tokens: open::count(row, 3)?,
                     reserved_tokens: open::count(row, 4)?,
+                    charged_micros: open::count(row, 5)?,
                 })
             });
             Ok(found.optional()?.unwrap_or_default())
@@ -199,11 +209,66 @@ impl Store for SqliteStore {
     fn ledger(&self, after: u64, count: u32) -> Answer<'_, Vec<LedgerEntry>> {
         Box::pin(self.read(move |reader| {
             let sql = "SELECT sequence, request, account, key, model, prompt_tokens, generated_tokens,
-                              refunded_tokens, outcome, reserved_unix_us, settled_unix_us
+                              refunded_tokens, outcome, reserved_unix_us, settled_unix_us, charged_micros
                        FROM ledger WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
             let after = i64::try_from(after).unwrap_or(i64::MAX);
             reader.prepare(sql)?.query_map((after, count), ledger_entry)?.collect()
         }))
+    }
+
+    fn key_usage(&self) -> Answer<'_, Vec<KeyUsage>> {
+        Box::pin(self.read(move |reader| {
+            let sql = "SELECT key, account, model, requests, prompt_tokens, generated_tokens, charged_micros
+                       FROM key_usage ORDER BY key, model";
+            let entry = |row: &Row<'_>| {
+                Ok(KeyUsage {
+                    key: open::parsed(row, 0)?,
+                    account: open::parsed(row, 1)?,
+                    model: row.get::<_, String>(2)?.as_str().into(),
+                    requests: open::count(row, 3)?,
+                    prompt_tokens: open::count(row, 4)?,
+                    generated_tokens: open::count(row, 5)?,
+                    charged_micros: open::count(row, 6)?,
+                })
+            };
+            reader.prepare(sql)?.query_map((), entry)?.collect()
+        }))
+    }
+
+    fn note(&self, entry: AuditEntry) -> Answer<'_, ()> {
+        Box::pin(self.write(move |reply| Write::Note { entry, reply }))
+    }
+
+    fn audit(&self, after: u64, count: u32) -> Answer<'_, Vec<AuditEntry>> {
+        Box::pin(self.read(move |reader| {
+            let sql =
+                "SELECT sequence, at_unix_us, by_key, act, subject, detail FROM audit WHERE sequence > ?1
+                       ORDER BY sequence LIMIT ?2";
+            let entry = |row: &Row<'_>| {
+                Ok(AuditEntry {
+                    sequence: open::count(row, 0)?,
+                    at_unix_us: open::count(row, 1)?,
+                    by: open::parsed(row, 2)?,
+                    act: row.get(3)?,
+                    subject: row.get(4)?,
+                    detail: row.get(5)?,
+                })
+            };
+            let after = i64::try_from(after).unwrap_or(i64::MAX);
+            reader.prepare(sql)?.query_map((after, count), entry)?.collect()
+        }))
+    }
+
+    fn writable(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            if self.writes.is_closed() {
+                return Err(StoreError::Closed);
+            }
+            if !self.failing.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.put_setting(WRITTEN, Some("yes")).await
+        })
     }
 
     fn close(&self) -> Answer<'_, ()> {
@@ -236,5 +301,6 @@ fn ledger_entry(row: &Row<'_>) -> Result<LedgerEntry, rusqlite::Error> {
         outcome: Outcome::from_name(&outcome).ok_or_else(|| open::unreadable(8, "outcome"))?,
         reserved_unix_us: open::count(row, 9)?,
         settled_unix_us: open::count(row, 10)?,
+        charged_micros: open::count(row, 11)?,
     })
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use base::{AccountId, KeyId, RequestId, Rng};
 use store::{
-    JOIN_TOKEN, KeyInfo, LedgerEntry, Outcome, Reservation, Settled, Settlement, SqliteOptions, SqliteStore,
-    Store, StoreError, Usage,
+    AuditEntry, JOIN_TOKEN, KeyInfo, KeyTerms, LedgerEntry, Outcome, Price, Reservation, Settled, Settlement,
+    SqliteOptions, SqliteStore, Store, StoreError, Usage,
 };
 
 /// A form of the store under test: something durable that can be opened, crashed and opened again.
@@ -56,6 +56,7 @@ fn reservation(request: u128, account: AccountId) -> Reservation {
         model: "phalanx-mini".into(),
         prompt_tokens: 100,
         max_tokens: 50,
+        price: Price::default(),
         at_unix_us: 1_000,
     }
 }
@@ -79,6 +80,7 @@ fn key(id: u128, name: &str) -> KeyInfo {
         created_unix: 1_700_000_000,
         revoked_unix: None,
         ends_with: "wxyz".to_owned(),
+        terms: KeyTerms::default(),
     }
 }
 
@@ -153,6 +155,7 @@ async fn a_reservation_is_settled_to_what_was_delivered_and_the_rest_comes_back<
         generated_tokens: 20,
         refunded_tokens: 30,
         reserved_tokens: 0,
+        charged_micros: 0,
     };
     assert_eq!(store.usage(ACCOUNT).await.unwrap(), usage);
     assert_eq!(store.usage(AccountId(1)).await.unwrap(), Usage::default());
@@ -165,6 +168,7 @@ async fn a_reservation_is_settled_to_what_was_delivered_and_the_rest_comes_back<
         prompt_tokens: 100,
         generated_tokens: 20,
         refunded_tokens: 30,
+        charged_micros: 0,
         outcome: Outcome::Completed,
         reserved_unix_us: 1_000,
         settled_unix_us: 2_000,
@@ -236,6 +240,7 @@ async fn what_was_reserved_before_a_crash_is_lost_and_given_back_and_what_was_se
         generated_tokens: 50,
         refunded_tokens: 600,
         reserved_tokens: 0,
+        charged_micros: 0,
     };
     assert_eq!(store.usage(ACCOUNT).await.unwrap(), usage);
     assert_eq!(store.keys().await.unwrap().len(), 1);
@@ -363,6 +368,114 @@ async fn assert_conserved(store: &impl Store, entries: &[LedgerEntry], made: &[R
     }
 }
 
+/// One account's story: requests that are reserved, settled, settled twice, settled before they are reserved or never, in
+/// any order; gives what its sums must be once everything open is lost.
+async fn live(store: Arc<impl Store>, case: u64) -> (AccountId, Usage, u64) {
+    let mut rng = Rng::new(case ^ 0x1ed6e5);
+    let account = AccountId(u128::from(case) + 1_000_000);
+    let price = Price { prompt_micros: rng.below(3_000_000), generated_micros: rng.below(9_000_000) };
+    let (mut expected, mut open): (Usage, Vec<Reservation>) = Default::default();
+    for _ in 0..1 + rng.below(7) {
+        match rng.below(6) {
+            0..=2 => {
+                let made = Reservation {
+                    request: RequestId::random(&mut rng),
+                    prompt_tokens: rng.below(500) as u32,
+                    max_tokens: rng.below(500) as u32,
+                    price,
+                    ..reservation(0, account)
+                };
+                store.reserve(made.clone()).await.expect("there is room");
+                if rng.below(5) == 0 {
+                    let again = store.reserve(made.clone()).await;
+                    assert!(matches!(again, Err(StoreError::AlreadyReserved { .. })), "{again:?}");
+                }
+                open.push(made);
+            }
+            3 | 4 if !open.is_empty() => {
+                let made = open.swap_remove(rng.below(open.len() as u64) as usize);
+                let end = settlement(made.request.0, rng.below(700) as u32, rng.below(700) as u32);
+                let (prompt, generated) =
+                    (end.prompt_tokens.min(made.prompt_tokens), end.generated_tokens.min(made.max_tokens));
+                store.settle(end.clone()).await.expect("it is open");
+                expected.requests += 1;
+                expected.prompt_tokens += u64::from(prompt);
+                expected.generated_tokens += u64::from(generated);
+                expected.refunded_tokens += made.tokens() - u64::from(prompt) - u64::from(generated);
+                expected.charged_micros += price.of(prompt, generated);
+                let twice = store.settle(end).await;
+                assert!(matches!(twice, Err(StoreError::NotReserved { .. })), "{twice:?}");
+            }
+            _ => {
+                let nothing = store.settle(settlement(u128::from(rng.next_u64()), 1, 1)).await;
+                assert!(matches!(nothing, Err(StoreError::NotReserved { .. })), "{nothing:?}");
+            }
+        }
+    }
+    let reserved = open.iter().map(Reservation::tokens).sum();
+    expected.reserved_tokens = reserved;
+    let now = store.usage(account).await.expect("it reads");
+    assert_eq!(now, expected, "case {case}");
+    // What is open at the end is lost with the crash: counted, charged nothing, given back whole.
+    expected.requests += open.len() as u64;
+    expected.refunded_tokens += reserved;
+    expected.reserved_tokens = 0;
+    (account, expected, case)
+}
+
+async fn ten_thousand_orders_of_events_conserve_every_sum_across_crashes<F: Form>() {
+    const CASES: u64 = 10_000;
+    const AT_A_TIME: u64 = 500;
+    let mut form = F::new();
+    let mut expected = Vec::new();
+    for round in 0..CASES / AT_A_TIME {
+        let store = form.open(1 + round).await;
+        let cases = round * AT_A_TIME..(round + 1) * AT_A_TIME;
+        let living: Vec<_> = cases.map(|case| tokio::spawn(live(Arc::clone(&store), case))).collect();
+        for story in living {
+            expected.push(story.await.expect("a story holds"));
+        }
+        form = form.crash();
+    }
+    let store = form.open(1_000).await;
+    let mut charged = 0;
+    for (account, sums, case) in &expected {
+        assert_eq!(store.usage(*account).await.expect("it reads"), *sums, "case {case}");
+        charged += sums.charged_micros;
+    }
+    // A replay of the log gives the same balances, and so do the sums by key.
+    let entries = whole_ledger(&*store).await;
+    assert_eq!(entries.iter().map(|entry| entry.charged_micros).sum::<u64>(), charged);
+    let by_key = store.key_usage().await.expect("it reads");
+    assert_eq!(by_key.iter().map(|row| row.charged_micros).sum::<u64>(), charged);
+    assert_eq!(by_key.iter().map(|row| row.requests).sum::<u64>(), entries.len() as u64);
+}
+
+async fn what_operators_did_is_kept_in_order_across_restarts<F: Form>() {
+    let form = F::new();
+    let store = form.open(1).await;
+    let entry = |act: &str| AuditEntry {
+        sequence: 0,
+        at_unix_us: 5,
+        by: KeyId(1),
+        act: act.to_owned(),
+        subject: "key".to_owned(),
+        detail: "'; DROP TABLE audit".to_owned(),
+    };
+    store.note(entry("one")).await.unwrap();
+    store.note(entry("two")).await.unwrap();
+    store.writable().await.unwrap();
+    store.close().await.unwrap();
+    assert!(matches!(store.writable().await, Err(StoreError::Closed)));
+    let store = form.open(2).await;
+    let all = store.audit(0, 10).await.unwrap();
+    assert_eq!(
+        all,
+        vec![AuditEntry { sequence: 1, ..entry("one") }, AuditEntry { sequence: 2, ..entry("two") }]
+    );
+    assert_eq!(store.audit(1, 10).await.unwrap(), all[1..]);
+}
+
 macro_rules! conformance {
     ($module:ident, $form:ty: $($case:ident),* $(,)?) => {
         mod $module {
@@ -390,6 +503,8 @@ macro_rules! forms {
             a_closed_store_says_so_and_may_be_closed_again,
             a_caller_who_goes_before_the_answer_leaves_nothing_reserved,
             sums_are_conserved_under_many_callers_and_a_crash_at_any_point,
+            ten_thousand_orders_of_events_conserve_every_sum_across_crashes,
+            what_operators_did_is_kept_in_order_across_restarts,
         })*
     };
 }

@@ -93,6 +93,143 @@ pub struct CreateKey {
     /// Whether it may use `/api`.
     #[serde(default)]
     pub admin: bool,
+    /// What it may do, and how much of it.
+    #[serde(default, skip_serializing_if = "KeyTerms::is_free")]
+    pub terms: KeyTerms,
+}
+
+/// What a key may do, and how much of it. Every 0 is no limit, and an empty list is everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeyTerms {
+    /// When it ends, seconds since 1970; 0 is never.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub expires_unix: u64,
+    /// What it may do; everything that its kind of key may where empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<Scope>,
+    /// The models that it may ask; all where empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelName>,
+    /// Requests a minute.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub requests_per_minute: u64,
+    /// Tokens a minute, prompts and answers together; an answer counts with its limit until it has ended.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tokens_per_minute: u64,
+    /// Requests at a time.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub concurrent: u64,
+    /// What it may spend in all, in micro-units.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spend_micros: u64,
+}
+
+impl KeyTerms {
+    /// Whether there are none.
+    pub fn is_free(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A part of what can be done with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Ask models.
+    Infer,
+    /// Read status, usage, audit and segments.
+    Read,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What tokens of a model cost, in micro-units for a million tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Price {
+    /// Tokens of prompts.
+    pub prompt_micros: u64,
+    /// Tokens of answers.
+    pub generated_micros: u64,
+}
+
+impl Price {
+    /// What so many tokens cost, in micro-units, rounded up.
+    pub fn of(&self, prompt_tokens: u32, generated_tokens: u32) -> u64 {
+        let prompt = u128::from(self.prompt_micros) * u128::from(prompt_tokens);
+        let generated = u128::from(self.generated_micros) * u128::from(generated_tokens);
+        u64::try_from((prompt + generated).div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+}
+
+/// `GET /api/prices`, and the answer to `PUT /api/prices`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriceList {
+    /// By model; one that is not named costs nothing.
+    pub prices: std::collections::BTreeMap<ModelName, Price>,
+}
+
+/// `PUT /api/prices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetPrice {
+    /// Which model's.
+    pub model: ModelName,
+    /// From the next request on.
+    pub price: Price,
+}
+
+/// What one key used of one model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUsage {
+    /// Which key.
+    pub key: KeyId,
+    /// Whose it is.
+    pub account: AccountId,
+    /// Which model.
+    pub model: ModelName,
+    /// Requests that ended, however they did.
+    pub requests: u64,
+    /// Tokens of prompts charged.
+    pub prompt_tokens: u64,
+    /// Tokens of answers charged.
+    pub generated_tokens: u64,
+    /// What they cost, in micro-units.
+    pub charged_micros: u64,
+}
+
+/// `GET /api/usage`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// By key and model, since each key began.
+    pub usage: Vec<KeyUsage>,
+}
+
+/// Something that an operator did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Its place in the log, from 1, growing.
+    pub sequence: u64,
+    /// When, in microseconds since 1970.
+    pub at_unix_us: u64,
+    /// With which key.
+    pub by: KeyId,
+    /// What, such as `key.create`.
+    pub act: String,
+    /// To what.
+    pub subject: String,
+    /// How. Never a secret.
+    pub detail: String,
+}
+
+/// `GET /api/audit`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditLog {
+    /// Oldest first.
+    pub entries: Vec<AuditEntry>,
 }
 
 /// The answer to `POST /api/keys`: the only time that the secret is seen.
@@ -122,6 +259,9 @@ pub struct KeyInfo {
     pub revoked_unix: Option<u64>,
     /// The last four characters of the secret, to tell keys apart.
     pub ends_with: String,
+    /// What it may do, and how much of it.
+    #[serde(default, skip_serializing_if = "KeyTerms::is_free")]
+    pub terms: KeyTerms,
 }
 
 /// `GET /api/keys`.

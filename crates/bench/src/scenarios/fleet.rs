@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wire::admin::{CreateKey, CreatedKey, FleetStatus, SegmentReport};
+use wire::admin::{CreateKey, CreatedKey, FleetStatus, KeyTerms, SegmentReport};
 
 /// How long processes may take to become ready: loading is quick, two cores that also compile are not.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -133,7 +133,12 @@ impl Fleet {
     pub(crate) async fn user_keys(&self, users: usize) -> anyhow::Result<Vec<String>> {
         let mut keys = Vec::with_capacity(users);
         for user in 0..users {
-            let wanted = CreateKey { name: format!("bench-user-{user}"), account: None, admin: false };
+            let wanted = CreateKey {
+                name: format!("bench-user-{user}"),
+                account: None,
+                admin: false,
+                terms: KeyTerms::default(),
+            };
             let response = self
                 .client
                 .post(format!("{}/api/keys", self.url))

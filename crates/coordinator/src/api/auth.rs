@@ -6,8 +6,11 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use store::KeyInfo;
 
+use wire::admin::Scope;
+
 use super::speech::Speech;
 use crate::bootstrap::create_key;
+use crate::clock::unix_s;
 use crate::core::Core;
 use crate::problem::Problem;
 
@@ -45,7 +48,7 @@ pub(super) async fn caller(core: &Core, caller: Caller) -> Result<KeyInfo, Probl
         return if caller.keyless { keyless(core).await } else { Err(Problem::Key) };
     };
     match core.store.key_by_hash(trust::hash_secret(&secret)).await.map_err(failed)? {
-        Some(key) if key.revoked_unix.is_none() => Ok(key),
+        Some(key) if key.revoked_unix.is_none() && !is_over(&key) => Ok(key),
         _ => Err(Problem::Key),
     }
 }
@@ -53,7 +56,27 @@ pub(super) async fn caller(core: &Core, caller: Caller) -> Result<KeyInfo, Probl
 /// The key of a call that only an operator may make.
 pub(super) async fn operator(core: &Core, headers: &HeaderMap) -> Result<KeyInfo, Problem> {
     let key = caller(core, Caller::of_headers(headers)).await?;
-    if key.admin { Ok(key) } else { Err(Problem::NotAdmin) }
+    // Scopes narrow what an admin key may do; none of them is to operate.
+    if key.admin && key.terms.scopes.is_empty() { Ok(key) } else { Err(Problem::NotAdmin) }
+}
+
+/// The key of a call that asks a model.
+pub(super) async fn asker(core: &Core, from: Caller) -> Result<KeyInfo, Problem> {
+    let key = caller(core, from).await?;
+    let may = key.terms.scopes.is_empty() || key.terms.scopes.contains(&Scope::Infer);
+    if may { Ok(key) } else { Err(Problem::Scope { scope: "infer" }) }
+}
+
+/// The key of a call that reads what operators see.
+pub(super) async fn reader(core: &Core, headers: &HeaderMap) -> Result<KeyInfo, Problem> {
+    let key = caller(core, Caller::of_headers(headers)).await?;
+    let may = key.terms.scopes.contains(&Scope::Read) || (key.admin && key.terms.scopes.is_empty());
+    if may { Ok(key) } else { Err(Problem::NotAdmin) }
+}
+
+/// Whether its time is over.
+fn is_over(key: &KeyInfo) -> bool {
+    key.terms.expires_unix != 0 && key.terms.expires_unix <= unix_s()
 }
 
 /// A key of its own, so that usage is counted and the operator can revoke it like any other.

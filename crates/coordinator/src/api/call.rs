@@ -28,6 +28,9 @@ const FAILOVER: &str = "x-phalanx-failover";
 /// `last-event-id` where it has some of the answer already.
 const RESUME: &str = "x-phalanx-resume";
 
+/// A retry with the same one, and the same body, gets the first one's answer and is not charged again.
+const IDEMPOTENCY: &str = "idempotency-key";
+
 const LAST_EVENT: &str = "last-event-id";
 
 /// What becomes of an answer whose caller goes.
@@ -49,6 +52,8 @@ pub(super) struct Call {
     pub(super) deadline: Option<Micros>,
     pub(super) failover: bool,
     pub(super) resume: Resume,
+    /// The caller's name for this request, and the hash of its body: a retry is told by them.
+    pub(super) idempotency: Option<(String, [u8; 32])>,
     pub(super) timings: Timings,
     pub(super) arrived: Instant,
     pub(super) place: OwnedSemaphorePermit,
@@ -64,7 +69,13 @@ impl Call {
     ) -> Result<(Self, Bytes), Problem> {
         let caller = super::auth::Caller::of(core, &request);
         match Self::admit_head(core, id, (api, caller), request.headers()).await {
-            Ok(call) => Ok((call, super::body::read(core, request).await?)),
+            Ok(mut call) => {
+                let body = super::body::read(core, request).await?;
+                if let Some((_, hash)) = &mut call.idempotency {
+                    *hash = trust::sha256(&body);
+                }
+                Ok((call, body))
+            }
             Err(problem) => {
                 super::body::discard(core, request.into_body());
                 Err(problem)
@@ -81,7 +92,7 @@ impl Call {
     ) -> Result<Self, Problem> {
         let arrived = Instant::now();
         let now = core.clock.now();
-        let key = super::auth::caller(core, caller).await?;
+        let key = super::auth::asker(core, caller).await?;
         if core.draining.is_cancelled() {
             return Err(Problem::Draining);
         }
@@ -105,8 +116,8 @@ impl Call {
             let max = core.config.requests.running_max;
             Problem::Busy { running: max - core.places.available_permits().min(max), max }
         })?;
-        let timings = Timings::default();
-        Ok(Self { request, api, key, deadline, failover, resume, timings, arrived, place })
+        let (idempotency, timings) = (idempotency(headers)?, Timings::default());
+        Ok(Self { request, api, key, deadline, failover, resume, idempotency, timings, arrived, place })
     }
 
     /// The same call's place for one of several prompts.
@@ -122,6 +133,7 @@ impl Call {
             deadline: self.deadline,
             failover: self.failover,
             resume: Resume::Off,
+            idempotency: None,
             timings: self.timings.clone(),
             arrived: self.arrived,
             place,
@@ -160,6 +172,14 @@ fn resume(fresh: RequestId, headers: &HeaderMap) -> Result<(RequestId, Resume), 
         }
     };
     Ok((id, Resume::Back { from }))
+}
+
+fn idempotency(headers: &HeaderMap) -> Result<Option<(String, [u8; 32])>, Problem> {
+    let Some(value) = headers.get(IDEMPOTENCY) else { return Ok(None) };
+    let name = value.to_str().ok().filter(|name| !name.is_empty() && name.len() <= 255);
+    let detail = "expected 1 to 255 characters of ASCII";
+    let name = name.ok_or(Problem::Header { name: IDEMPOTENCY, detail })?;
+    Ok(Some((name.to_owned(), [0; 32])))
 }
 
 /// The request behind an answer's id, whichever API gave it.

@@ -37,13 +37,11 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let resumable = resumable(request.headers())?;
     let (mut call, body) = Call::admit(&core, id, "chat", request).await?;
-    // The answer's own, where the caller comes back to it.
-    let id = call.request;
     let asked = call.parse(body, parse_chat).await?;
     let (stream, include_usage) = (asked.generation.stream, asked.generation.include_usage);
     let mut prepared = prepare(&core, call, asked).await?;
     let answer = Answer {
-        id,
+        id: prepared.request,
         created: unix_s(),
         model: prepared.served.name.as_str().to_owned(),
         fingerprint: super::fingerprint(&prepared.served),

@@ -10,15 +10,11 @@ use base::KeyId;
 use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList};
 use wire::openai::RequestError;
 
+use super::accounts::{failed, note};
 use crate::bootstrap::create_key;
 use crate::clock::unix_s;
 use crate::core::Core;
 use crate::problem::Problem;
-
-fn failed(error: &store::StoreError) -> Problem {
-    tracing::error!(%error, "the store failed");
-    Problem::Store { detail: error.to_string() }
-}
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
@@ -43,10 +39,33 @@ pub(super) async fn create(
         let message = "'name' must have 1 to 200 bytes and no control characters".to_owned();
         return Err(RequestError { message, param: Some("name".to_owned()), code: "invalid_value" }.into());
     }
-    let created = create_key(core.store.as_ref(), asked.name, asked.account, asked.admin)
+    let created = create_key(core.store.as_ref(), asked.name, asked.account, asked.admin, asked.terms)
         .await
         .map_err(|error| failed(&error))?;
-    tracing::info!(by = %by.id, key = %created.key.id, admin = created.key.admin, "a key was created");
+    let terms = serde_json::to_string(&created.key.terms).unwrap_or_default();
+    let detail = format!("account {} admin {} terms {terms}", created.key.account, created.key.admin);
+    note(&core, &by, "key.create", created.key.id.to_string(), detail).await?;
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// A new secret in place of a key's: the same account, name and terms. The old one ends at once.
+pub(super) async fn rotate(
+    State(core): State<Arc<Core>>,
+    uri: Uri,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<(StatusCode, Json<CreatedKey>), Problem> {
+    let by = super::auth::operator(&core, &headers).await?;
+    let id = super::part(path, &uri)?;
+    let missing = || Problem::Missing { what: "active key", id: id.chars().take(100).collect() };
+    let key: KeyId = id.parse().map_err(|_| missing())?;
+    let keys = core.store.keys().await.map_err(|error| failed(&error))?;
+    let old = keys.into_iter().find(|k| k.id == key && k.revoked_unix.is_none()).ok_or_else(missing)?;
+    let created = create_key(core.store.as_ref(), old.name, Some(old.account), old.admin, old.terms)
+        .await
+        .map_err(|error| failed(&error))?;
+    core.store.revoke_key(key, unix_s()).await.map_err(|error| failed(&error))?;
+    note(&core, &by, "key.rotate", key.to_string(), format!("to {}", created.key.id)).await?;
     Ok((StatusCode::CREATED, Json(created)))
 }
 
@@ -62,6 +81,6 @@ pub(super) async fn revoke(
     let key: KeyId = id.parse().map_err(|_| missing())?;
     let revoked = core.store.revoke_key(key, unix_s()).await.map_err(|error| failed(&error))?;
     let revoked = revoked.ok_or_else(missing)?;
-    tracing::info!(by = %by.id, key = %revoked.id, "a key was revoked");
+    note(&core, &by, "key.revoke", revoked.id.to_string(), String::new()).await?;
     Ok(Json(revoked))
 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use base::{ModelName, Tokens};
+use axum::http::{HeaderName, HeaderValue};
+use base::{ModelName, RequestId, Tokens};
 use fleet::Refusal;
 use model::kit::OpenKit;
 use serde_json::{Value, json};
+use store::KeyInfo;
 use tokio::sync::mpsc;
 use wire::RequestError;
 use wire::job::{Ask, Constraint, Sampling};
@@ -20,16 +22,19 @@ use super::stream::Said;
 use super::tools::{Form, Manner};
 use crate::core::Core;
 use crate::dispatch::{Event, Work, serve};
+use crate::limits::Wanted;
 use crate::pools::{KitOf, Served};
 use crate::problem::Problem;
 use crate::segments::Segment;
-use crate::streams::Keep;
+use crate::streams::{Keep, Named};
 
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
 /// A request whose every answer is ready to be served.
 pub(super) struct Prepared {
+    /// The first answer's: the one that the caller comes back to, where it does.
+    pub(super) request: RequestId,
     pub(super) served: Arc<Served>,
     pub(super) said: Said,
     /// The text of each prompt, where the answers begin with it.
@@ -76,7 +81,13 @@ impl Prepared {
         let events = match core.attach(work.request, work.key.account) {
             Some(attached) => attached.events,
             // It was computed by a coordinator that is no more, or is long forgotten. Computed again it is the same.
-            None if self.repeatable && !core.streams.has(work.request) => serve(core, self.works.remove(0)),
+            None if self.repeatable && !core.streams.has(work.request) => {
+                let key = work.key.clone();
+                match allow(core, &key, &mut self.works) {
+                    Ok(_) => serve(core, self.works.remove(0)),
+                    Err(problem) => failed(problem),
+                }
+            }
             None => {
                 let id = format!("{:032x}", work.request.0);
                 failed(Problem::Missing { what: "answer that could be gone on with and has the id", id })
@@ -113,11 +124,14 @@ pub(super) fn kit_of(served: &Served) -> Result<KitOf, Problem> {
 
 /// Makes work of a call: all of it is looked at before any is served, so that one bad prompt refuses the whole.
 pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) -> Result<Prepared, Problem> {
+    if !may_use(&call.key, &ModelName::new(request.model.as_str())) {
+        return Err(Problem::ModelNotAllowed { model: request.model.chars().take(100).collect() });
+    }
     let served = served(core, &request.model)?;
     let of = kit_of(&served)?;
     let kit = &of.kit;
     let mut generation = request.generation;
-    let resume = call.resume;
+    let (mut resume, idempotency) = (call.resume, call.idempotency.clone());
     let repeatable = generation.seed.is_some() || generation.temperature == Some(0.0);
     // One seed for all answers, so that the header can name it; those after the first count on from it.
     let seed = *generation.seed.get_or_insert_with(|| core.seed());
@@ -155,9 +169,67 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     let said = Said { seed, ignored: std::mem::take(&mut generation.ignored), more: Vec::new() };
     let shared = Shared { core, served: &served, generation, constraint: manner.constraint, vocabulary };
     let special_tokens = manner.special_tokens;
-    let works = shared.works(call, prompts, seed, special_tokens)?;
+    let key = call.key.clone();
+    let mut works = shared.works(call, prompts, seed, special_tokens)?;
+    let mut said = said;
+    if let (Some((name, body)), [work]) = (idempotency, works.as_mut_slice()) {
+        match core.streams.name(key.account, name, body, work.request) {
+            Named::New => drop(work.keep.get_or_insert_with(|| Keep { shape: "".into(), to_the_end: false })),
+            Named::Known(request) => {
+                (work.request, work.ask.request) = (request, request);
+                resume = Resume::Back { from: 0 };
+            }
+            Named::Other => return Err(Problem::IdempotencyReused),
+        }
+    }
+    // Who comes back to an answer took its part when it began; what begins anew takes it then.
+    if !matches!(resume, Resume::Back { .. }) {
+        let allowed = allow(core, &key, &mut works);
+        if allowed.is_err() {
+            works.iter().for_each(|work| core.streams.unname(work.request));
+        }
+        said.more.extend(allowed?);
+    }
     let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
-    Ok(Prepared { served, said, echo, prompt_tokens, works, reading: manner.reading, resume, repeatable })
+    let request = works.first().map_or(RequestId(0), |work| work.request);
+    Ok(Prepared {
+        served,
+        request,
+        said,
+        echo,
+        prompt_tokens,
+        works,
+        reading: manner.reading,
+        resume,
+        repeatable,
+    })
+}
+
+/// Takes from the key what the works may use; gives what the header says of the rest.
+fn allow(
+    core: &Arc<Core>,
+    key: &KeyInfo,
+    works: &mut [Work],
+) -> Result<Vec<(HeaderName, HeaderValue)>, Problem> {
+    let wanted: Vec<Wanted> = works
+        .iter()
+        .map(|work| Wanted {
+            prompt_tokens: u32::try_from(work.prompt.len()).unwrap_or(u32::MAX),
+            max_tokens: work.ask.max_tokens,
+            price: work.price,
+        })
+        .collect();
+    let taken = core.limits().take(key, core.clock.now(), &wanted);
+    let (allowances, headers) = taken.map_err(Problem::Limited)?;
+    for (work, allowance) in works.iter_mut().zip(allowances) {
+        work.allowance = Some(allowance);
+    }
+    Ok(headers)
+}
+
+/// Whether a key may ask a model.
+pub(super) fn may_use(key: &KeyInfo, model: &ModelName) -> bool {
+    key.terms.models.is_empty() || key.terms.models.contains(model)
 }
 
 /// How many tokens a request's prompt has, as the model would be given it.
@@ -235,6 +307,8 @@ impl Shared<'_> {
             ask,
             prompt,
             vocabulary: self.vocabulary,
+            price: self.core.prices.of(&self.served.name),
+            allowance: None,
             deadline: call.deadline,
             failover: call.failover,
             keep: (call.resume != Resume::Off).then(|| Keep { shape: "".into(), to_the_end: false }),

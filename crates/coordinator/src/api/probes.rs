@@ -25,9 +25,9 @@ pub(super) async fn ready(State(core): State<Arc<Core>>) -> Response {
     if core.draining.is_cancelled() {
         return no("draining");
     }
-    match tokio::time::timeout(Duration::from_secs(1), core.store.setting(store::JOIN_TOKEN)).await {
+    match tokio::time::timeout(Duration::from_secs(1), core.store.writable()).await {
         Ok(Ok(_)) => axum::Json(json!({"ready": true})).into_response(),
-        Ok(Err(_)) => no("the store fails"),
+        Ok(Err(_)) => no("the ledger cannot be written"),
         Err(_) => no("the store does not answer"),
     }
 }

@@ -14,7 +14,7 @@ pub(super) async fn show(
     State(core): State<Arc<Core>>,
     headers: HeaderMap,
 ) -> Result<Json<SegmentReport>, Problem> {
-    super::auth::operator(&core, &headers).await?;
+    super::auth::reader(&core, &headers).await?;
     Ok(Json(core.segments.report()))
 }
 

@@ -14,7 +14,7 @@ pub(super) async fn show(
     State(core): State<Arc<Core>>,
     headers: HeaderMap,
 ) -> Result<Json<FleetStatus>, Problem> {
-    super::auth::operator(&core, &headers).await?;
+    super::auth::reader(&core, &headers).await?;
     Ok(Json(FleetStatus {
         version: crate::VERSION.to_owned(),
         uptime_us: core.clock.now().0,

@@ -38,6 +38,7 @@ impl Open {
             model: work.served.name.clone(),
             prompt_tokens: u32::try_from(work.prompt.len()).unwrap_or(u32::MAX),
             max_tokens: work.ask.max_tokens,
+            price: work.price,
             at_unix_us: unix_us(),
         };
         let store = Arc::clone(&core.store);

@@ -12,20 +12,23 @@ use rusqlite::{Connection, OpenFlags, Row};
 
 use super::SqliteOptions;
 use super::keys::KeyTable;
-use crate::{KeyInfo, OpenError, StoreError};
+use crate::{KeyInfo, KeyTerms, OpenError, StoreError};
 
 /// "PHLX" in the file's header, so that no other program's database is taken for ours.
 const APPLICATION_ID: i64 = 0x5048_4c58;
 
 /// Each brings a file from its index to the next schema. Never changed once released, only added to.
-const MIGRATIONS: [&str; 1] = [concat!(
-    "BEGIN IMMEDIATE;",
-    include_str!("schema.sql"),
-    "PRAGMA application_id = 1346915416; PRAGMA user_version = 1; COMMIT;"
-)];
+const MIGRATIONS: [&str; 2] = [
+    concat!(
+        "BEGIN IMMEDIATE;",
+        include_str!("schema.sql"),
+        "PRAGMA application_id = 1346915416; PRAGMA user_version = 1; COMMIT;"
+    ),
+    concat!("BEGIN IMMEDIATE;", include_str!("accounts.sql"), "PRAGMA user_version = 2; COMMIT;"),
+];
 
 /// Requests that were open when an earlier run ended are over: charged nothing, given back whole.
-const SETTLE_LOST: [&str; 3] = [
+const SETTLE_LOST: [&str; 4] = [
     "INSERT INTO ledger (request, account, key, model, prompt_tokens, generated_tokens, refunded_tokens, outcome,
                          reserved_unix_us, settled_unix_us)
         SELECT request, account, key, model, 0, 0, prompt_tokens + max_tokens, 'lost', reserved_unix_us, ?1
@@ -37,6 +40,9 @@ const SETTLE_LOST: [&str; 3] = [
         FROM (SELECT account, count(*) AS count, sum(prompt_tokens + max_tokens) AS tokens
               FROM reservations GROUP BY account) AS lost
         WHERE lost.account = usage.account",
+    "INSERT INTO key_usage (key, model, account, requests, prompt_tokens, generated_tokens, charged_micros)
+        SELECT key, model, min(account), count(*), 0, 0, 0 FROM reservations WHERE true GROUP BY key, model
+        ON CONFLICT (key, model) DO UPDATE SET requests = requests + excluded.requests",
     "DELETE FROM reservations",
 ];
 
@@ -167,16 +173,18 @@ fn migrate(file: &Path, connection: &Connection) -> Result<(), OpenError> {
 fn settle_lost(connection: &mut Connection, now_unix_us: u64) -> Result<u64, rusqlite::Error> {
     let now = i64::try_from(now_unix_us).unwrap_or(i64::MAX);
     let transaction = connection.transaction()?;
-    let [to_ledger, sums, clear] = SETTLE_LOST;
+    let [to_ledger, sums, key_sums, clear] = SETTLE_LOST;
     let lost = transaction.execute(to_ledger, [now])?;
     transaction.execute(sums, ())?;
+    transaction.execute(key_sums, ())?;
     transaction.execute(clear, ())?;
     transaction.commit()?;
     Ok(lost as u64)
 }
 
 fn load_keys(connection: &Connection) -> Result<KeyTable, rusqlite::Error> {
-    let sql = "SELECT id, account, name, admin, hash, ends_with, created_unix, revoked_unix FROM keys ORDER BY sequence";
+    let sql = "SELECT id, account, name, admin, hash, ends_with, created_unix, revoked_unix, terms
+               FROM keys ORDER BY sequence";
     let mut keys = KeyTable::default();
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query(())?;
@@ -189,10 +197,18 @@ fn load_keys(connection: &Connection) -> Result<KeyTable, rusqlite::Error> {
             ends_with: row.get(5)?,
             created_unix: count(row, 6)?,
             revoked_unix: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
+            terms: terms(row, 8)?,
         };
         keys.insert(key, row.get(4)?);
     }
     Ok(keys)
+}
+
+/// Terms that this build does not know are no terms to go by: the key is not let in with fewer than it was given.
+fn terms(row: &Row<'_>, at: usize) -> Result<KeyTerms, rusqlite::Error> {
+    let text: String = row.get(at)?;
+    serde_json::from_str(&text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(at, Type::Text, Box::new(error)))
 }
 
 /// The identity that a column holds as text.

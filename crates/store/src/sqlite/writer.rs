@@ -6,10 +6,11 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-use base::{AccountId, KeyId, RequestId};
+use base::{AccountId, KeyId, ModelName, RequestId};
 use rusqlite::{Connection, TransactionBehavior, params};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 
 use super::keys::{self, KeyTable};
 use super::open::Writable;
-use crate::{KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError};
+use crate::{AuditEntry, KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError};
 
 /// Rows in one transaction at most: what a group takes stays far below the deadline of who waits behind it.
 const GROUP_MAX: usize = 512;
@@ -35,6 +36,7 @@ pub(super) enum Write {
     CreateKey { key: KeyInfo, hash: [u8; 32], reply: Reply<()> },
     RevokeKey { key: KeyId, unix: u64, reply: Reply<Option<KeyInfo>> },
     PutSetting { name: String, value: Option<String>, reply: Reply<()> },
+    Note { entry: AuditEntry, reply: Reply<()> },
     Close { reply: Reply<()> },
 }
 
@@ -100,6 +102,11 @@ impl Ending {
         self.settlement.generated_tokens.min(self.reservation.max_tokens)
     }
 
+    /// By the prices of its reservation.
+    fn charged_micros(&self) -> u64 {
+        self.reservation.price.of(self.prompt_tokens(), self.generated_tokens())
+    }
+
     fn settled(&self) -> Settled {
         let charged_tokens = u64::from(self.prompt_tokens()) + u64::from(self.generated_tokens());
         Settled { charged_tokens, refunded_tokens: self.reservation.tokens() - charged_tokens }
@@ -121,22 +128,33 @@ struct Change {
     generated: i64,
     refunded: i64,
     reserved: i64,
+    charged: i64,
 }
 
 const RESERVE: &str = "INSERT INTO reservations
-    (request, account, key, model, prompt_tokens, max_tokens, reserved_unix_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    (request, account, key, model, prompt_tokens, max_tokens, reserved_unix_us, prompt_price, generated_price)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
 const RELEASE: &str = "DELETE FROM reservations WHERE request = ?1";
 const ENTER: &str = "INSERT INTO ledger
     (request, account, key, model, prompt_tokens, generated_tokens, refunded_tokens, outcome, reserved_unix_us,
-     settled_unix_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+     settled_unix_us, charged_micros) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 const ADD_UP: &str = "INSERT INTO usage
-    (account, requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+    (account, requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens, charged_micros)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
     ON CONFLICT (account) DO UPDATE SET
         requests = requests + excluded.requests,
         prompt_tokens = prompt_tokens + excluded.prompt_tokens,
         generated_tokens = generated_tokens + excluded.generated_tokens,
         refunded_tokens = refunded_tokens + excluded.refunded_tokens,
-        reserved_tokens = reserved_tokens + excluded.reserved_tokens";
+        reserved_tokens = reserved_tokens + excluded.reserved_tokens,
+        charged_micros = charged_micros + excluded.charged_micros";
+const ADD_UP_KEY: &str = "INSERT INTO key_usage
+    (key, model, account, requests, prompt_tokens, generated_tokens, charged_micros) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+    ON CONFLICT (key, model) DO UPDATE SET
+        requests = requests + excluded.requests,
+        prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+        generated_tokens = generated_tokens + excluded.generated_tokens,
+        charged_micros = charged_micros + excluded.charged_micros";
 
 impl Group {
     fn is_empty(&self) -> bool {
@@ -153,7 +171,10 @@ impl Group {
                 let (request, account, key) =
                     (r.request.to_string(), r.account.to_string(), r.key.to_string());
                 let (model, at) = (r.model.as_str(), whole(r.at_unix_us));
-                reserve.execute(params![request, account, key, model, r.prompt_tokens, r.max_tokens, at])?;
+                let prices = (whole(r.price.prompt_micros), whole(r.price.generated_micros));
+                let (prompt, most) = (r.prompt_tokens, r.max_tokens);
+                reserve
+                    .execute(params![request, account, key, model, prompt, most, at, prices.0, prices.1])?;
             }
             let mut enter = transaction.prepare_cached(ENTER)?;
             let mut release = transaction.prepare_cached(RELEASE)?;
@@ -172,6 +193,7 @@ impl Group {
                     s.outcome.as_str(),
                     whole(r.at_unix_us),
                     whole(s.at_unix_us),
+                    whole(ending.charged_micros()),
                 ])?;
             }
             let mut add_up = transaction.prepare_cached(ADD_UP)?;
@@ -183,8 +205,15 @@ impl Group {
                     c.prompt,
                     c.generated,
                     c.refunded,
-                    c.reserved
+                    c.reserved,
+                    c.charged
                 ])?;
+            }
+            let mut add_up_key = transaction.prepare_cached(ADD_UP_KEY)?;
+            for ((key, model), (account, c)) in self.key_changes() {
+                let (key, account) = (key.to_string(), account.to_string());
+                let sums = (c.requests, c.prompt, c.generated, c.charged);
+                add_up_key.execute(params![key, model.as_str(), account, sums.0, sums.1, sums.2, sums.3])?;
             }
         }
         transaction.commit()
@@ -202,6 +231,21 @@ impl Group {
             change.generated += i64::from(ending.generated_tokens());
             change.refunded += ending.settled().refunded_tokens as i64;
             change.reserved -= ending.reservation.tokens() as i64;
+            change.charged = change.charged.saturating_add(whole(ending.charged_micros()));
+        }
+        changes
+    }
+
+    fn key_changes(&self) -> HashMap<(KeyId, &ModelName), (AccountId, Change)> {
+        let mut changes: HashMap<_, (AccountId, Change)> = HashMap::new();
+        for ending in &self.settled {
+            let r = &ending.reservation;
+            let (_, change) =
+                changes.entry((r.key, &r.model)).or_insert_with(|| (r.account, Change::default()));
+            change.requests += 1;
+            change.prompt += i64::from(ending.prompt_tokens());
+            change.generated += i64::from(ending.generated_tokens());
+            change.charged = change.charged.saturating_add(whole(ending.charged_micros()));
         }
         changes
     }
@@ -213,6 +257,8 @@ pub(super) struct Writer {
     /// Nothing after a failure: the next write connects again, which also ends whatever transaction was left.
     connection: Option<Connection>,
     keys: Arc<RwLock<KeyTable>>,
+    /// Whether the last write failed.
+    failing: Arc<AtomicBool>,
     /// Reservations that are on the disk and not settled: as many as there are requests in flight.
     open: HashMap<RequestId, Reservation>,
     /// Settlements that failed, to be written with the next group. At most one for each reservation on the disk.
@@ -225,12 +271,20 @@ impl Writer {
     pub(super) fn new(
         writable: Writable,
         connection: Connection,
-        keys: Arc<RwLock<KeyTable>>,
+        (keys, failing): (Arc<RwLock<KeyTable>>, Arc<AtomicBool>),
         writes: mpsc::WeakSender<Write>,
         runtime: Handle,
     ) -> Self {
         let way = Arc::new(Way { runtime, writes });
-        Self { writable, connection: Some(connection), keys, open: HashMap::new(), pending: Vec::new(), way }
+        Self {
+            writable,
+            connection: Some(connection),
+            keys,
+            failing,
+            open: HashMap::new(),
+            pending: Vec::new(),
+            way,
+        }
     }
 
     /// Writes until it is told to close, or nobody can ask any more. Blocks.
@@ -355,14 +409,22 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.writable.connect()?,
+            None => match self.writable.connect() {
+                Ok(connection) => connection,
+                Err(error) => {
+                    self.failing.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            },
         };
         match work(&mut connection) {
             Ok(()) => {
+                self.failing.store(false, Ordering::Relaxed);
                 self.connection = Some(connection);
                 Ok(())
             }
             Err(error) => {
+                self.failing.store(true, Ordering::Relaxed);
                 let error = StoreError::from_sqlite(&self.writable.file, &error);
                 tracing::error!(error = &error as &dyn std::error::Error, "a write to the store failed");
                 Err(error)
@@ -381,6 +443,9 @@ impl Writer {
             Write::PutSetting { name, value, reply } => {
                 let _ = reply.send(self.put_setting(name, value));
             }
+            Write::Note { entry, reply } => {
+                let _ = reply.send(self.note(&entry));
+            }
             Write::Reserve { .. } | Write::Settle { .. } | Write::Close { .. } => {
                 unreachable!("taken into the group, or the end of the loop")
             }
@@ -391,12 +456,15 @@ impl Writer {
         if keys::read(&self.keys).has(key.id, &hash) {
             return Err(StoreError::KeyExists);
         }
-        let sql = "INSERT INTO keys (id, account, name, admin, hash, ends_with, created_unix, revoked_unix)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let sql =
+            "INSERT INTO keys (id, account, name, admin, hash, ends_with, created_unix, revoked_unix, terms)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+        let terms = serde_json::to_string(&key.terms).expect("terms have no map keys that JSON lacks");
         self.execute(|connection| {
             let (id, account) = (key.id.to_string(), key.account.to_string());
             let (created, revoked) = (whole(key.created_unix), key.revoked_unix.map(whole));
-            let values = params![id, account, key.name, key.admin, hash, key.ends_with, created, revoked];
+            let values =
+                params![id, account, key.name, key.admin, hash, key.ends_with, created, revoked, terms];
             connection.execute(sql, values).map(drop)
         })?;
         keys::write(&self.keys).insert(key, hash);
@@ -415,6 +483,14 @@ impl Writer {
             key.revoked_unix = Some(unix);
         }
         Ok(Some(key))
+    }
+
+    fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let sql = "INSERT INTO audit (at_unix_us, by_key, act, subject, detail) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.execute(|connection| {
+            let (at, by) = (whole(entry.at_unix_us), entry.by.to_string());
+            connection.execute(sql, params![at, by, entry.act, entry.subject, entry.detail]).map(drop)
+        })
     }
 
     fn put_setting(&mut self, name: String, value: Option<String>) -> Result<(), StoreError> {

@@ -6,8 +6,8 @@ use base::{
     Tokens,
 };
 use wire::admin::{
-    CreateKey, CreatedKey, FleetStatus, InstanceStatus, KeyInfo, KeyList, MachineStatus, PoolStatus,
-    SegmentReport, SegmentStats,
+    CreateKey, CreatedKey, FleetStatus, InstanceStatus, KeyInfo, KeyList, KeyTerms, MachineStatus,
+    PoolStatus, SegmentReport, SegmentStats,
 };
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
 use wire::control::{
@@ -260,11 +260,12 @@ pub(crate) fn key_info() -> KeyInfo {
         created_unix: 1_800_000_000,
         revoked_unix: None,
         ends_with: "wxyz".to_owned(),
+        terms: KeyTerms::default(),
     }
 }
 
 pub(crate) fn create_key() -> CreateKey {
-    CreateKey { name: "laptop".to_owned(), account: Some(ACCOUNT), admin: true }
+    CreateKey { name: "laptop".to_owned(), account: Some(ACCOUNT), admin: true, terms: KeyTerms::default() }
 }
 
 pub(crate) fn created_key() -> CreatedKey {
