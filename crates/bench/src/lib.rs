@@ -6,8 +6,8 @@
 //! [`route::run`].
 
 pub mod engine;
-pub mod group;
 pub mod failover;
+pub mod group;
 mod machine;
 pub mod ranks;
 pub mod route;

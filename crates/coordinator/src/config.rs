@@ -89,6 +89,10 @@ pub struct RequestConfig {
     /// on elsewhere; 0 is not at all. Providers dial again within 0.2 s; a killed process never comes back, and every
     /// moment here is a pause in its answers.
     pub patience_us: Micros,
+    /// How often an answer that has begun may go on elsewhere; 0 is without bound.
+    pub moves_max: u32,
+    /// How long an answer that has begun, and that nobody can go on with, waits for a machine that can.
+    pub stranded_us: Micros,
     /// How long an answer whose caller may come back to it goes on without a reader, and how long it is kept after its
     /// end; 0 is off: every answer ends with its connection.
     pub resume_us: Micros,
@@ -108,6 +112,8 @@ impl Default for RequestConfig {
             keepalive_us: Micros::from_secs(10),
             reader_us_max: Micros::from_secs(60),
             patience_us: Micros::from_millis(500),
+            moves_max: 64,
+            stranded_us: Micros::from_secs(30),
             resume_us: Micros::from_secs(120),
             answer_tokens_default: 0,
             tokenizers_max: 0,

@@ -38,6 +38,13 @@ const EVENTS_WAITING_MAX: usize = 32;
 /// How often a request may be turned away for want of room that its pool believed in, before that counts as failure.
 const BOUNCES_MAX: u32 = 64;
 
+/// Machines in a row that an answer which has begun may be lost on without a single token more: what ends an engine each
+/// time must not end every engine.
+const FRUITLESS_MAX: u32 = 8;
+
+/// Between two looks for a machine that can go on with an answer.
+const STRANDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// A request that is ready to be served. Not `Debug`: it holds a prompt.
 pub(crate) struct Work {
     pub(crate) request: RequestId,
@@ -207,6 +214,9 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             started: false,
             open: None,
             tried: 0,
+            moved: 0,
+            fruitless: 0,
+            stranded: None,
             bounces: 0,
             excluded: Vec::new(),
             away: Vec::new(),
@@ -231,6 +241,11 @@ struct Serving {
     /// From the moment it is worth a write until it is settled.
     open: Option<Open>,
     tried: u32,
+    /// How often the answer went elsewhere after it had begun, and how often in a row for nothing.
+    moved: u32,
+    fruitless: u32,
+    /// Since when nobody can go on with it.
+    stranded: Option<Instant>,
     bounces: u32,
     excluded: Vec<MachineId>,
     /// Those of the excluded that only went away.
@@ -328,13 +343,13 @@ impl Serving {
                 Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _)) if self.forgive() => {
                     continue;
                 }
-                // An answer that has begun is not refused any more: it is lost.
-                Err(Stop::Failed(Problem::Refused(_), _)) if self.started => {
-                    let detail = "its machine was lost, and no other can go on with it";
-                    return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
+                Err(Stop::Failed(Problem::Refused(refusal), _)) if self.started => {
+                    self.strand(&refusal).await?;
+                    continue;
                 }
                 Err(stop) => return Err(stop),
             };
+            self.stranded = None;
             let machine = grant.machine;
             match self.attempt(grant).await {
                 AttemptEnd::Completed(finished) => return Ok(finished),
@@ -342,11 +357,13 @@ impl Serving {
                 AttemptEnd::Again(Avoid::Always) => {
                     self.tried += 1;
                     self.excluded.push(machine);
+                    self.moves()?;
                 }
                 AttemptEnd::Again(Avoid::WhileOthers) => {
                     self.tried += 1;
                     self.excluded.push(machine);
                     self.away.push(machine);
+                    self.moves()?;
                 }
                 AttemptEnd::Again(Avoid::No) => {
                     self.bounces += 1;
@@ -357,6 +374,37 @@ impl Serving {
                 }
             }
         }
+    }
+
+    /// An answer that has begun goes elsewhere, within its budget. One that no machine brings any further, or that takes
+    /// machine after machine along, is not tried on all there are.
+    fn moves(&mut self) -> Result<(), Stop> {
+        if !self.started {
+            return Ok(());
+        }
+        self.moved += 1;
+        self.fruitless = if self.generated() > self.resumed_at { 0 } else { self.fruitless + 1 };
+        let most = self.core.config.requests.moves_max;
+        if self.fruitless <= FRUITLESS_MAX && (most == 0 || self.moved <= most) {
+            return Ok(());
+        }
+        let detail = "it was moved as often as requests.moves_max allows, or no machine brought it further";
+        Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }))
+    }
+
+    /// An answer that has begun is not refused for want of machines: it waits for them a while.
+    async fn strand(&mut self, refusal: &Refusal) -> Result<(), Stop> {
+        let since = *self.stranded.get_or_insert_with(Instant::now);
+        let cured = !matches!(refusal, Refusal::AttemptsFailed { .. } | Refusal::TooLong { .. });
+        if !cured || since.elapsed() >= span(self.core.config.requests.stranded_us) {
+            let detail = "its machine was lost, and no other can go on with it";
+            return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
+        }
+        let pause = tokio::time::sleep(STRANDED_PAUSE);
+        let waited = self.wait(pause, None).await;
+        waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))?;
+        self.forgive();
+        Ok(())
     }
 
     /// Takes back into consideration the machines that only went away; false where there are none.
@@ -380,7 +428,8 @@ impl Serving {
             // It was met: an answer that moves has begun.
             deadline: self.work.deadline.filter(|_| !self.started),
             again: self.tried + self.bounces > 0,
-            tried: self.tried,
+            // An answer that has begun has a budget of its own.
+            tried: if self.started { 0 } else { self.tried },
             prefixes: fleet::prefixes(&self.work.prompt, self.core.affinity_seed),
         }
     }

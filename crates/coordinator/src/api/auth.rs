@@ -6,7 +6,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use store::KeyInfo;
 
-use wire::admin::Scope;
+use wire::admin::{KeyTerms, Scope};
 
 use super::speech::Speech;
 use crate::bootstrap::create_key;
@@ -88,7 +88,8 @@ async fn keyless(core: &Core) -> Result<KeyInfo, Problem> {
         Some(key) if key.revoked_unix.is_some() => Err(Problem::Key),
         Some(key) => Ok(key),
         None => {
-            let made = create_key(core.store.as_ref(), KEYLESS.to_owned(), None, false).await;
+            let made =
+                create_key(core.store.as_ref(), KEYLESS.to_owned(), None, false, KeyTerms::default()).await;
             Ok(made.map_err(failed)?.key)
         }
     }

@@ -23,7 +23,8 @@ use crate::problem::Problem;
 pub(super) async fn list(State(core): State<Arc<Core>>, headers: HeaderMap) -> Result<Response, Problem> {
     let key = caller(&core, Caller::of_headers(&headers)).await?;
     let may = |served: &&Arc<Served>| super::prepare::may_use(&key, &served.name);
-    let data: Vec<ModelCard> = core.pools.all().iter().filter(may).filter_map(|served| card(served)).collect();
+    let data: Vec<ModelCard> =
+        core.pools.all().iter().filter(may).filter_map(|served| card(served)).collect();
     if speaks_anthropic(&headers) {
         let data: Vec<ModelInfo> = data.into_iter().map(info).collect();
         let name = |model: Option<&ModelInfo>| model.map(|model| model.id.clone());
