@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use base::{AccountId, Bytes, KeyId, RequestId};
-use store::{OpenError, Outcome, Reservation, Settlement, SqliteOptions, SqliteStore, Store, StoreError};
+use store::{
+    OpenError, Outcome, Price, Reservation, Settlement, SqliteOptions, SqliteStore, Store, StoreError,
+};
 
 const ACCOUNT: AccountId = AccountId(0xacc);
 
@@ -16,6 +18,7 @@ fn reservation(request: u128) -> Reservation {
         model: "phalanx-mini".into(),
         prompt_tokens: 100,
         max_tokens: 50,
+        price: Price::default(),
         at_unix_us: 1_000,
     }
 }
