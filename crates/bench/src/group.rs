@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use base::{ModelName, Rng};
 use engine::group::{GroupMode, GroupReport, LocalGroup, StepTimes};
-use engine::{Engine, EngineConfig, LoadOptions};
+use engine::{Engine, EngineConfig, LoadOptions, ModelSource};
 
 use crate::engine::run::Bench;
 use crate::group::report::{Point, Report, Split};
@@ -133,6 +133,33 @@ impl Side {
     }
 }
 
+fn start_group(
+    options: &Options,
+    (source, load): (&ModelSource, &LoadOptions),
+    config: EngineConfig,
+    name: &ModelName,
+) -> anyhow::Result<Running> {
+    let (mode, ranks, name) = (options.mode, options.ranks as usize, name.clone());
+    if options.transport == "memory" {
+        unpin();
+        return Ok(Running::Threads(LocalGroup::start(name, (source, load), &config, (mode, ranks))?));
+    }
+    let options = load.clone();
+    let wanted = Wanted { name, source, options, config, mode, ranks, pinned: true };
+    Ok(Running::Processes(ProcessGroup::start(&wanted)?))
+}
+
+/// Where the steps of every rank went; the leader's without those before `before`.
+fn splits(reports: &mut [GroupReport], before: &GroupReport) -> Vec<Split> {
+    reports[0].decode = reports[0].decode.since(&before.decode);
+    reports[0].prefill = reports[0].prefill.since(&before.prefill);
+    let of = |report: &GroupReport| {
+        let split = |times: &StepTimes, phase| Split::of(times, report.rank, phase);
+        [split(&report.decode, "decode"), split(&report.prefill, "prefill")]
+    };
+    reports.iter().flat_map(of).collect()
+}
+
 fn measure(options: &Options) -> anyhow::Result<Report> {
     let machine = Machine::here();
     let source = crate::engine::source_of(&options.model);
@@ -148,22 +175,8 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     let vocabulary = model.spec().vocabulary as u32;
     pin(0);
     let single = Engine::start(name.clone(), model, config.clone()).context("starting one rank alone")?;
-    let (mode, ranks) = (options.mode, options.ranks as usize);
-    let group = match options.transport.as_str() {
-        "memory" => {
-            unpin();
-            Running::Threads(LocalGroup::start(name.clone(), (&source, &load), &config, (mode, ranks))?)
-        }
-        _ => Running::Processes(ProcessGroup::start(&Wanted {
-            name: name.clone(),
-            source: &source,
-            options: load,
-            config,
-            mode,
-            ranks,
-            pinned: true,
-        })?),
-    };
+    let ranks = options.ranks as usize;
+    let group = start_group(options, (&source, &load), config, &name)?;
     let bench = |engine: &Engine| Bench {
         engine: engine.clone(),
         name: name.clone(),
@@ -185,18 +198,9 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     }
     let (same, close) = same_choices(&single, group.engine(), vocabulary)?;
     let mode = group.mode();
-    drop((alone, together));
     single.stop();
     let mut reports = group.stop()?;
-    reports[0].decode = reports[0].decode.since(&before.decode);
-    reports[0].prefill = reports[0].prefill.since(&before.prefill);
-    let split = |times: &StepTimes, rank: usize, phase| Split::of(times, rank, phase);
-    let steps = reports
-        .iter()
-        .flat_map(|report| {
-            [split(&report.decode, report.rank, "decode"), split(&report.prefill, report.rank, "prefill")]
-        })
-        .collect();
+    let steps = splits(&mut reports, &before);
     let (single, group) = (one.point(), all.point());
     let assertions = vec![Assertion::new(
         "the group chooses the tokens that one rank alone chooses",
@@ -218,11 +222,7 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
         decode_tokens_per_s: group.decode_tokens_per_s,
         prefill_tokens_per_s: group.prefill_tokens_per_s,
         batch_tokens_per_s: group.batch_tokens_per_s,
-        ratio: Point {
-            prefill_tokens_per_s: group.prefill_tokens_per_s / single.prefill_tokens_per_s,
-            decode_tokens_per_s: group.decode_tokens_per_s / single.decode_tokens_per_s,
-            batch_tokens_per_s: group.batch_tokens_per_s / single.batch_tokens_per_s,
-        },
+        ratio: group.over(&single),
         single,
         steps,
         allreduce: reduce::table(options.quick)?,

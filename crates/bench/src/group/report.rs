@@ -20,6 +20,17 @@ pub(crate) struct Point {
     pub(crate) batch_tokens_per_s: f64,
 }
 
+impl Point {
+    /// How many times another's.
+    pub(crate) fn over(&self, other: &Self) -> Self {
+        Self {
+            prefill_tokens_per_s: self.prefill_tokens_per_s / other.prefill_tokens_per_s,
+            decode_tokens_per_s: self.decode_tokens_per_s / other.decode_tokens_per_s,
+            batch_tokens_per_s: self.batch_tokens_per_s / other.batch_tokens_per_s,
+        }
+    }
+}
+
 /// Where a rank's steps go, as means.
 #[derive(Debug, Serialize)]
 pub(crate) struct Split {
