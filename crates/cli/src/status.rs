@@ -50,6 +50,7 @@ fn print(status: &FleetStatus) -> anyhow::Result<()> {
     )?;
     say("")?;
     let rows = status.machines.iter().flat_map(|machine| machine_rows(machine, status.uptime_us)).collect();
+    print_groups(status)?;
     say_table(
         &[
             "MACHINE",
@@ -64,6 +65,32 @@ fn print(status: &FleetStatus) -> anyhow::Result<()> {
         ],
         rows,
     )
+}
+
+/// Models that several machines compute together.
+fn print_groups(status: &FleetStatus) -> anyhow::Result<()> {
+    if status.groups.is_empty() {
+        return Ok(());
+    }
+    let rows = status.groups.iter().map(|group| {
+        let ranks = group.ranks.iter().map(|rank| format!("{} {}", rank.name, rank.phase));
+        let why = match (group.detail.is_empty(), group.last_fault.is_empty()) {
+            (false, _) => group.detail.clone(),
+            (true, false) => format!("last fault: {}", group.last_fault),
+            (true, true) => String::new(),
+        };
+        vec![
+            group.instance.to_string(),
+            group.model.to_string(),
+            group.mode.clone(),
+            format!("{} {}", group.phase, span(group.since_us)),
+            group.epoch.0.to_string(),
+            ranks.collect::<Vec<_>>().join(", "),
+            why,
+        ]
+    });
+    say_table(&["GROUP", "MODEL", "MODE", "STATE", "LIFE", "RANKS", "WHY"], rows.collect())?;
+    say("")
 }
 
 /// `now_us` is on the coordinator's clock, as `since_us` is.

@@ -1,6 +1,7 @@
 //! `phalanx up`: a whole fleet on this machine: a coordinator in this process, providers in processes of their own.
 
 mod children;
+mod division;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use wire::admin::FleetStatus;
 
 use self::children::{Children, Plan};
+use self::division::Division;
 use crate::client::Client;
 use crate::coordinator::{Ground, url_of, warn_beyond_loopback};
 use crate::place::DataOption;
@@ -31,6 +33,14 @@ pub(crate) struct Options {
     /// How many providers to start.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     providers: u32,
+    /// Divide each model over so many of the providers, which then compute it together [default: all of them where
+    /// --mode asks for a group, else none].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    ranks: Option<u32>,
+    /// How to divide: `tensor` (slices of every layer), `pipeline` (whole layers), stages x ranks as in `2x2`, `auto`, or
+    /// `single` (not at all: every provider computes it alone) [default: auto with --ranks, else single].
+    #[arg(long)]
+    mode: Option<String>,
     /// Serve this model, as NAME=PATH or `bundled` [default: bundled]. May be repeated.
     #[arg(long = "model", value_name = "MODEL", value_parser = serving::parse_served_model)]
     models: Vec<ServedModel>,
@@ -62,6 +72,7 @@ const READY_MAX: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let config: coordinator::Config = options.settings.read()?;
+    let division = Division::of(options.mode.as_deref(), options.ranks, options.providers)?;
     let ending = shutdown::on_signals()?;
     let folder = options.data.make()?;
     let listener = serving::listen(options.listen).await?;
@@ -75,7 +86,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut children = Children::start(plan(&options, &folder, &url, &ground)?)?;
 
     let outcome = tokio::select! {
-        outcome = attend(&options, &url, &ground, &mut children) => outcome,
+        outcome = attend((&options, division), &url, &ground, &mut children) => outcome,
         () = ending.cancelled() => Ok(()),
     };
     if !options.json {
@@ -92,14 +103,14 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
 /// Waits until the fleet serves, says so, and then keeps its providers running for good.
 async fn attend(
-    options: &Options,
+    (options, division): (&Options, Option<Division>),
     url: &str,
     ground: &Ground,
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let client = Client::new(url, &ground.key);
     let status = tokio::select! {
-        status = await_served(&client, options) => status?,
+        status = await_served(&client, options, division.as_ref()) => status?,
         error = children.keep() => return Err(error),
     };
     let models = status.models.iter().map(|pool| pool.model.to_string()).collect();
@@ -115,7 +126,11 @@ async fn attend(
 }
 
 /// Waits until every provider's instances take requests, or can be seen to fail.
-async fn await_served(client: &Client, options: &Options) -> anyhow::Result<FleetStatus> {
+async fn await_served(
+    client: &Client,
+    options: &Options,
+    division: Option<&Division>,
+) -> anyhow::Result<FleetStatus> {
     let spinner = indicatif::ProgressBar::new_spinner().with_message("loading the model");
     spinner.enable_steady_tick(Duration::from_millis(100));
     let wanted = options.providers as usize * options.models.len().max(1);
@@ -126,6 +141,10 @@ async fn await_served(client: &Client, options: &Options) -> anyhow::Result<Flee
         let status: FleetStatus = client.get("/api/status").await?;
         let instances: Vec<_> = status.machines.iter().flat_map(|m| &m.instances).collect();
         if instances.iter().filter(|i| i.ineligible.is_none()).count() >= wanted {
+            let status = match division {
+                Some(division) => division.carry_out(client, status, deadline).await?,
+                None => status,
+            };
             spinner.finish_and_clear();
             return Ok(status);
         }

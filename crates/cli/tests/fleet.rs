@@ -6,6 +6,8 @@
 mod api;
 #[path = "fleet/chaos.rs"]
 mod chaos;
+#[path = "fleet/groups.rs"]
+mod groups;
 #[path = "fleet/losses.rs"]
 mod losses;
 #[path = "fleet/newcomer.rs"]

@@ -9,6 +9,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod explain;
+mod groups;
 mod keys;
 mod messages;
 mod models;
@@ -91,6 +92,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/api/why/{machine}", get(explain::machine))
         .route("/api/keys", get(keys::list).post(keys::create))
         .route("/api/keys/{id}", delete(keys::revoke))
+        .route("/api/groups", get(groups::list).post(groups::create))
+        .route("/api/groups/{id}", delete(groups::remove))
         .route("/api/segments", get(segments::show).delete(segments::reset))
         .route("/api/keys/{id}/rotate", post(keys::rotate))
         .route("/api/usage", get(accounts::usage))

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use base::{AttemptId, Micros, RequestId, Rng};
+use base::{AttemptId, InstanceId, Micros, RequestId, Rng};
 use parking_lot::Mutex;
 use store::{Store, StoreError};
 use tokio::sync::Semaphore;
@@ -15,6 +15,7 @@ use wire::control::FromCoordinator;
 use crate::api::Responses;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::groups::Groups;
 use crate::limits::Limits;
 use crate::machines::{After, Machines, line};
 use crate::metrics::Metrics;
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) pools: Arc<Pools>,
     pub(crate) kits: Arc<Kits>,
     pub(crate) machines: Machines,
+    pub(crate) groups: Groups,
     pub(crate) metrics: Metrics,
     pub(crate) segments: Segments,
     pub(crate) streams: Streams,
@@ -97,6 +99,7 @@ impl Core {
             pools,
             kits,
             machines,
+            groups: Groups::default(),
             metrics: Metrics::new(),
             segments: Segments::new(),
             streams: Streams::default(),
@@ -126,6 +129,10 @@ impl Core {
 
     pub(crate) fn attempt_id(&self) -> AttemptId {
         AttemptId::random(&mut self.rng.lock())
+    }
+
+    pub(crate) fn instance_id(&self) -> InstanceId {
+        InstanceId::random(&mut self.rng.lock())
     }
 
     pub(crate) fn seed(&self) -> u64 {

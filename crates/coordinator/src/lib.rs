@@ -13,6 +13,7 @@ mod clock;
 mod config;
 mod core;
 mod dispatch;
+mod groups;
 mod limits;
 mod machines;
 mod metrics;

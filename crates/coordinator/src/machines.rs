@@ -172,7 +172,13 @@ impl Machines {
     }
 
     /// A machine says what it is and serves; replaces what it said before.
-    pub(crate) fn register(&self, session: &Arc<Session>, register: Register) -> After {
+    /// `admits` says why an offer is not what the machine was assigned, where it is not (E3, A3).
+    pub(crate) fn register(
+        &self,
+        session: &Arc<Session>,
+        register: Register,
+        admits: impl Fn(&InstanceOffer) -> Result<(), &'static str>,
+    ) -> After {
         let mut after = After::default();
         let mut guard = self.table.lock();
         let table = &mut *guard;
@@ -184,7 +190,15 @@ impl Machines {
             let holder = table.holders.get(&offer.instance);
             let taken = holder.is_some_and(|holder| *holder != session.machine)
                 || new.iter().any(|o: &Offer| o.offer.instance == offer.instance);
-            if let Some(wrong) = self.wrong(&offer).or(taken.then_some("another offer has the same identity"))
+            let stray = admits(&offer).err();
+            if stray.is_some() && offer.ranks > 1 {
+                // It goes on with a group that is over: it must know, or it would for good.
+                let (instance, epoch) = (offer.instance, offer.epoch);
+                let reason = "the coordinator knows no such life of this group".to_owned();
+                after.messages.push(FromCoordinator::UnassignGroup { instance, epoch, reason });
+            }
+            if let Some(wrong) =
+                self.wrong(&offer).or(stray).or(taken.then_some("another offer has the same identity"))
             {
                 after.line(format!("{}: not accepted: {wrong}", shown_name(&offer.model.name)));
                 continue;
@@ -213,6 +227,20 @@ impl Machines {
         table.holders.extend(new.iter().map(|o| (o.offer.instance, session.machine)));
         machine.offers = new;
         self.admit(machine, session.machine, &mut after);
+        after
+    }
+
+    /// What this instance served is lost until it is offered again: its requests move.
+    pub(crate) fn withdraw(&self, instance: InstanceId) -> After {
+        let mut after = After::default();
+        let mut guard = self.table.lock();
+        let table = &mut *guard;
+        let Some(holder) = table.holders.remove(&instance) else { return after };
+        let Some(machine) = table.machines.get_mut(&holder) else { return after };
+        if let Some(at) = machine.offers.iter().position(|o| o.offer.instance == instance) {
+            let offer = machine.offers.remove(at);
+            self.gone(&offer, true, &mut after);
+        }
         after
     }
 

@@ -30,6 +30,22 @@ pub(crate) struct OfModel {
     pub(crate) model: String,
 }
 
+/// Ranks of a model's groups that are equally far.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfRanks {
+    pub(crate) model: String,
+    pub(crate) phase: String,
+}
+
+/// One rank's account. Ranks are few, and their numbers small.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfRank {
+    pub(crate) model: String,
+    pub(crate) group: String,
+    pub(crate) rank: u32,
+    pub(crate) what: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfSegment {
     segment: &'static str,
@@ -55,6 +71,12 @@ pub(crate) struct Metrics {
     pub(crate) uplink_faults: Family<Kind, Counter>,
     /// Providers that were not let in.
     pub(crate) uplink_refusals: Family<Kind, Counter>,
+    /// What happened to groups.
+    pub(crate) group_events: Family<Kind, Counter>,
+    /// Ranks of groups, by model and how far they are. Set when read.
+    pub(crate) group_ranks: Family<OfRanks, Gauge>,
+    /// Where ranks' time went in their groups' present lives, by model and rank. Set when read.
+    pub(crate) group_rank_us: Family<OfRank, Gauge>,
     /// Chunks that broke the rules of an answer.
     pub(crate) chunk_violations: Family<Kind, Counter>,
     /// Tokens of prompts.
@@ -92,6 +114,9 @@ impl Metrics {
             attempts: Family::default(),
             uplink_faults: Family::default(),
             uplink_refusals: Family::default(),
+            group_events: Family::default(),
+            group_ranks: Family::default(),
+            group_rank_us: Family::default(),
             chunk_violations: Family::default(),
             prompt_tokens: Family::default(),
             generated_tokens: Family::default(),
@@ -118,6 +143,10 @@ impl Metrics {
             "Chunks that broke an answer's rules",
             self.chunk_violations.clone(),
         );
+        registry.register("group_events", "What happened to groups", self.group_events.clone());
+        registry.register("group_ranks", "Ranks of groups, by how far they are", self.group_ranks.clone());
+        let help = "Where ranks' time went in their groups' present lives, in microseconds, and bytes sent";
+        registry.register("group_rank", help, self.group_rank_us.clone());
         registry.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
         registry.register("generated_tokens", "Tokens of answers", self.generated_tokens.clone());
         registry.register("machines", "Connected machines", self.machines.clone());
@@ -146,6 +175,33 @@ impl Metrics {
 
     pub(crate) fn of_model(model: &ModelName) -> OfModel {
         OfModel { model: model.as_str().to_owned() }
+    }
+
+    /// Sets what is known of groups, before it is read.
+    pub(crate) fn set_groups(&self, groups: &[wire::admin::group::GroupStatus]) {
+        self.group_ranks.clear();
+        self.group_rank_us.clear();
+        for group in groups {
+            let model = group.model.as_str().to_owned();
+            for (rank, status) in (0u32..).zip(&group.ranks) {
+                let labels = OfRanks { model: model.clone(), phase: status.phase.clone() };
+                self.group_ranks.get_or_create(&labels).inc();
+                let Some(t) = status.telemetry else { continue };
+                let account = [
+                    ("steps", t.steps),
+                    ("compute_us", t.compute_us),
+                    ("seal_us", t.seal_us),
+                    ("wire_us", t.wire_us),
+                    ("wait_us", t.wait_us),
+                    ("bytes_sent", t.bytes_sent),
+                ];
+                for (what, value) in account {
+                    let group = group.instance.to_string();
+                    let labels = OfRank { model: model.clone(), group, rank, what };
+                    self.group_rank_us.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+                }
+            }
+        }
     }
 
     /// In Prometheus' text form.

@@ -97,6 +97,8 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
         Ok(after) => core.carry_out(None, after),
         Err(refused) => return refuse(&core, &mut socket, refused).await,
     }
+    let up = fleet::group::Input::MachineUp { machine: session.machine, incarnation: session.incarnation };
+    core.group_input(None, &up);
     tracing::info!(machine = %session.machine, name = session.name, agent = admitted.hello.agent, "a machine joined");
     let (sink, stream) = socket.split();
     let uplink = &core.config.uplink;
@@ -105,6 +107,9 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
     let left = session::read(&core, &session, stream).await;
     let after = core.machines.disconnect(&session, left.lost);
     core.carry_out(None, after);
+    if core.machines.session(session.machine).is_none() {
+        core.group_input(None, &fleet::group::Input::MachineGone { machine: session.machine });
+    }
     tracing::info!(machine = %session.machine, name = session.name, reason = left.reason, "a machine left");
     if let Some(refused) = left.refused {
         session.lanes.control(FromCoordinator::Refused(refused));

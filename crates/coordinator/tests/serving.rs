@@ -18,9 +18,9 @@ mod losses;
 mod provider;
 #[path = "serving/queueing.rs"]
 mod queueing;
-#[path = "serving/shapes.rs"]
-mod shapes;
 #[path = "serving/returning.rs"]
 mod returning;
+#[path = "serving/shapes.rs"]
+mod shapes;
 #[path = "serving/strangers.rs"]
 mod strangers;

@@ -13,6 +13,7 @@ pub mod affinity;
 pub mod breaker;
 pub mod cost;
 pub mod eligibility;
+pub mod group;
 pub mod instance;
 pub mod policy;
 pub mod pool;

@@ -30,6 +30,9 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// Certificates (PEM) of the only authorities to trust for `https`; the system's where absent.
     pub ca_file: Option<PathBuf>,
+    /// Where to listen for the other ranks of a group; every interface where empty, the loopback alone where the
+    /// coordinator is there.
+    pub group_listen: Vec<std::net::IpAddr>,
     /// How long attempts may take to finish when the provider is asked to leave.
     pub drain_max: Duration,
 }
@@ -64,6 +67,7 @@ impl Config {
             data_dir: data_dir.into(),
             models: Vec::new(),
             ca_file: None,
+            group_listen: Vec::new(),
             drain_max: Duration::from_secs(30),
         }
     }

@@ -1,5 +1,7 @@
 //! What this machine is made of, as far as this process may use it.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use base::Bytes;
 use wire::control::Hardware;
 
@@ -48,4 +50,24 @@ mod tests {
         assert!(!hardware.cpu.is_empty() && !hardware.os.is_empty());
         assert!(!machine_name().is_empty());
     }
+}
+
+/// The addresses of this machine's interfaces, and the system's names of these.
+pub(crate) fn interfaces() -> Vec<(IpAddr, String)> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    interfaces.into_iter().map(|interface| (interface.ip(), interface.name)).collect()
+}
+
+/// Where to listen for the other ranks of a group: as asked for; else on the loopback alone where the coordinator is on
+/// this machine, and on every other interface where it is not.
+pub(crate) fn group_listen(asked: &[IpAddr], is_loopback: bool) -> Vec<IpAddr> {
+    if !asked.is_empty() {
+        return asked.to_vec();
+    }
+    if is_loopback {
+        return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    }
+    // An IPv6 address of a link needs that link's number to be dialled, which another machine does not know.
+    let is_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.segments()[0] & 0xffc0 == 0xfe80);
+    interfaces().into_iter().map(|(ip, _)| ip).filter(|ip| !ip.is_loopback() && !is_local(ip)).collect()
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base::Incarnation;
 use trust::{KeyFileError, MachineKeys};
@@ -78,7 +79,7 @@ fn remedy(error: &std::io::Error) -> String {
 
 /// A data folder that this process alone uses, until this value is dropped.
 pub(crate) struct Identity {
-    pub(crate) keys: MachineKeys,
+    pub(crate) keys: Arc<MachineKeys>,
     /// Greater than that of any earlier start.
     pub(crate) incarnation: Incarnation,
     /// Locked as long as it is open.
@@ -95,7 +96,7 @@ impl Identity {
         let lock = lock(folder)?;
         let keys = keys(folder)?;
         let incarnation = incarnation(folder, now_unix_us)?;
-        Ok(Self { keys, incarnation, _lock: lock })
+        Ok(Self { keys: Arc::new(keys), incarnation, _lock: lock })
     }
 }
 

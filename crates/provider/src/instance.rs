@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{Bytes, Epoch, InstanceId, ModelName, Rng, Tokens};
-use engine::EngineReport;
+use engine::{Engine, EngineReport};
 use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
 
 use crate::attempt::lane::Kit;
+use crate::group::Up;
 use crate::host::Host;
 
 /// What a loading thread says.
@@ -50,6 +51,10 @@ struct Instance {
     kit: Option<Arc<[u8]>>,
     generation: u64,
     began: Instant,
+    /// Which life of a group it is, and of how many ranks; nothing where this machine computes it alone.
+    seat: Option<(Epoch, u32)>,
+    /// This machine is a rank of a group that computes the same model.
+    aside: bool,
 }
 
 enum State {
@@ -78,6 +83,8 @@ impl Instances {
             kit: None,
             generation: 0,
             began: Instant::now(),
+            seat: None,
+            aside: false,
         });
         Self { list: list.collect(), draining: false }
     }
@@ -123,7 +130,10 @@ impl Instances {
 
     /// What serves `model` here.
     pub(crate) fn serving(&self, model: &ModelName) -> Serving {
-        match self.list.iter().find(|instance| instance.model == *model) {
+        // A group's instance comes first: this machine's own stands aside for it.
+        let of_group = |i: &&Instance| i.seat.is_some() && i.model == *model;
+        let found = self.list.iter().find(of_group);
+        match found.or_else(|| self.list.iter().find(|instance| instance.model == *model)) {
             None => Serving::Never,
             Some(Instance { state: State::Ready(engine), .. }) => Serving::Ready(engine.clone()),
             Some(Instance { state: State::Loading, .. }) => {
@@ -154,9 +164,9 @@ impl Instances {
         let offered = self.list.iter_mut().filter(|instance| instance.is_offered());
         let offer = |instance: &mut Instance| InstanceOffer {
             instance: instance.id,
-            epoch: Epoch(0),
+            epoch: instance.seat.map_or(Epoch(0), |(epoch, _)| epoch),
             rank: 0,
-            ranks: 1,
+            ranks: instance.seat.map_or(1, |(_, ranks)| ranks),
             model: instance.descriptor.clone().unwrap_or_else(|| unknown(&instance.model)),
             report: instance.report(draining),
         };
@@ -189,6 +199,52 @@ impl Instances {
         broken
     }
 
+    /// A group whose rank 0 is here takes requests.
+    pub(crate) fn group_up(&mut self, up: Up) {
+        self.list.retain(|instance| instance.id != up.instance);
+        self.list.push(Instance {
+            id: up.instance,
+            model: up.descriptor.name.clone(),
+            state: State::Ready(Host::Engine(up.engine)),
+            descriptor: Some(up.descriptor),
+            kit: Some(up.kit),
+            generation: 0,
+            began: Instant::now(),
+            seat: Some((up.epoch, up.ranks)),
+            aside: false,
+        });
+    }
+
+    /// A group's life is over; whether its instance was offered here.
+    pub(crate) fn group_over(&mut self, id: InstanceId) -> bool {
+        let before = self.list.len();
+        self.list.retain(|instance| instance.id != id || instance.seat.is_none());
+        self.list.len() < before
+    }
+
+    /// This machine's own engine of `model`, where it computes the model alone.
+    pub(crate) fn alone(&self, model: &ModelName) -> Option<Engine> {
+        self.list.iter().find_map(|instance| match &instance.state {
+            State::Ready(Host::Engine(engine)) if instance.seat.is_none() && instance.model == *model => {
+                Some(engine.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Lets own instances stand aside for groups, or come back; those that changed.
+    pub(crate) fn set_aside(&mut self, computed: impl Fn(&ModelName) -> bool) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (index, instance) in self.list.iter_mut().enumerate().filter(|(_, i)| i.seat.is_none()) {
+            let aside = computed(&instance.model);
+            if instance.aside != aside && instance.is_offered() {
+                changed.push(index);
+            }
+            instance.aside = aside;
+        }
+        changed
+    }
+
     /// Takes every engine out, to be stopped.
     pub(crate) fn engines(&mut self) -> Vec<Host> {
         let leave = |instance: &mut Instance| match std::mem::replace(
@@ -213,6 +269,12 @@ impl Instance {
             State::Loading => (InstancePhase::Loading, String::new(), EngineReport::default()),
             State::Failed(detail) => (InstancePhase::Failed, detail.clone(), EngineReport::default()),
             State::Ready(engine) => {
+                let (phase, detail) = match draining {
+                    true => (InstancePhase::Draining, "the provider is leaving".into()),
+                    false if self.aside => {
+                        (InstancePhase::Draining, "its machine is a rank of a group that serves it".into())
+                    }
+                    false => (InstancePhase::Ready, String::new()),
                 let (phase, detail) = match (draining, engine.down()) {
                     (true, _) => (InstancePhase::Draining, "the provider is leaving".into()),
                     (false, Some(detail)) => (InstancePhase::Loading, detail),

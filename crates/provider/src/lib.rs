@@ -10,6 +10,7 @@
 mod attempt;
 mod config;
 mod event;
+mod group;
 mod hardware;
 mod host;
 mod identity;

@@ -133,7 +133,7 @@ fn connect(
     }
 }
 
-fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) -> ModelDescriptor {
+pub(crate) fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) -> ModelDescriptor {
     let spec = loaded.spec();
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     ModelDescriptor {

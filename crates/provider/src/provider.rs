@@ -1,5 +1,7 @@
 //! A provider's life: one task that owns its state, waits for what happens, and does what the uplink decides.
 
+mod ranks;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -17,6 +19,7 @@ use crate::attempt::lane::Load;
 use crate::attempt::table::Table;
 use crate::config::{Config, ConfigError};
 use crate::event::Event;
+use crate::group::{GroupNews, Groups};
 use crate::identity::{Identity, IdentityError};
 use crate::instance::{Change, Instances, News, Step};
 use crate::load::Loaders;
@@ -100,6 +103,7 @@ const KEPT_FOR: Micros = Micros::from_secs(60);
 enum Occurrence {
     Shutdown,
     Step(Step),
+    Rank(GroupNews),
     Dialled(Box<Result<Socket, OpenError>>),
     Heard(Option<Result<Message, tungstenite::Error>>),
     Written(Result<(), tungstenite::Error>),
@@ -124,6 +128,8 @@ struct Provider {
     instances: Instances,
     loaders: Loaders,
     steps: mpsc::Receiver<Step>,
+    groups: Groups,
+    rank_news: mpsc::Receiver<GroupNews>,
     table: Arc<Table>,
     dial: Option<Dial>,
     session: Option<Session>,
@@ -155,6 +161,8 @@ impl Provider {
         }
         let hardware = crate::hardware::probe();
         let (loaders, steps) = Loaders::start(&config.models);
+        let listen = crate::hardware::group_listen(&config.group_listen, target.is_loopback());
+        let (groups, rank_news) = Groups::new(Arc::clone(&identity.keys), listen, config.data_dir.clone());
         let timing = Timing { drain_max: config.drain_max.into(), ..Timing::default() };
         Self {
             uplink: Uplink::new(timing, rng.fork(1)),
@@ -169,6 +177,8 @@ impl Provider {
             instances,
             loaders,
             steps,
+            groups,
+            rank_news,
             table: Arc::new(Table::default()),
             dial: None,
             session: None,
@@ -202,6 +212,7 @@ impl Provider {
                 () = sleep_until(self.uplink.next_deadline(), self.origin) => Occurrence::Due,
                 () = sleep_until(self.kept_until, self.origin) => Occurrence::KeptTooLong,
                 Some(step) = self.steps.recv() => Occurrence::Step(step),
+                Some(news) = self.rank_news.recv() => Occurrence::Rank(news),
                 dialled = dialled(&mut self.dial) => Occurrence::Dialled(Box::new(dialled)),
                 () = self.table.something_ended() => Occurrence::AttemptEnded,
                 ear = Session::listen(&mut self.session) => match ear {
@@ -232,6 +243,7 @@ impl Provider {
                 None
             }
             Occurrence::Step(step) => self.step(step),
+            Occurrence::Rank(news) => self.group_news(news),
             Occurrence::Dialled(dialled) => {
                 self.dial = None;
                 Some(match *dialled {
@@ -392,7 +404,7 @@ impl Provider {
                 if let Some(session) = &mut self.session {
                     session.adopt(&terms);
                 }
-                let closed = self.register().or_else(|| self.offer_kept());
+                let closed = self.register().or_else(|| self.say_ranks_again()).or_else(|| self.offer_kept());
                 self.tell(Event::Joined { url: self.target.url.clone() });
                 closed
             }
@@ -509,6 +521,9 @@ impl Provider {
                     tracing::warn!(kit = clipped(&kit_sha256), "the coordinator wants a kit that is not here")
                 }
             },
+            message @ (FromCoordinator::AssignGroup(_)
+            | FromCoordinator::GroupRoster(_)
+            | FromCoordinator::UnassignGroup { .. }) => self.carry_group(message),
             _ => {}
         }
     }
@@ -530,6 +545,8 @@ impl Provider {
             session.end().await;
         }
         self.steps.close();
+        self.rank_news.close();
+        self.groups.end().await;
         // An engine that was started but not yet announced is in the channel.
         while let Ok(step) = self.steps.try_recv() {
             self.instances.take(step);

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::{self, Message};
 use trust::Registration;
-use wire::control::{CREDIT, FromProvider, Hello, PROTOCOL, REOFFER};
+use wire::control::{CREDIT, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER};
 
 use crate::attempt::lane::Lane;
 use crate::attempt::table::Table;
@@ -26,7 +26,7 @@ const CONTROL_BYTES_FIRST: usize = 64 << 10;
 
 /// What this provider can do beyond protocol 1: go on after tokens that an earlier attempt delivered, report
 /// log-probabilities, keep attempts beyond their connection, and send no more of an answer than it has credit for.
-const CAPABILITIES: [&str; 4] = ["resume", "logprobs", REOFFER, CREDIT];
+const CAPABILITIES: [&str; 5] = ["resume", "logprobs", REOFFER, CREDIT, GROUPS];
 
 /// A connection.
 pub(crate) struct Session {

@@ -1,6 +1,7 @@
 //! The operator's HTTP bodies: what `phalanx status` and `phalanx keys` read and write under `/api`.
 
 pub mod explain;
+pub mod group;
 
 use base::{AccountId, Bytes, InstanceId, KeyId, MachineId, ModelName, Tokens};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,9 @@ pub struct FleetStatus {
     pub machines: Vec<MachineStatus>,
     /// Every model that something serves or served, by name.
     pub models: Vec<PoolStatus>,
+    /// Every group of machines that runs a model together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<group::GroupStatus>,
 }
 
 /// One machine.

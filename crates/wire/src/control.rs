@@ -15,8 +15,15 @@
 //!   heartbeat, instance_changed ---->            until the end
 //! ```
 
+mod group;
+
 use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, MachineId, ModelName, Tokens};
 use serde::{Deserialize, Serialize};
+
+pub use group::{
+    AssignGroup, GROUPS, GroupAddress, GroupMember, GroupPhase, GroupPorts, GroupReport, GroupRoster,
+    GroupTelemetry, RANKS_MAX,
+};
 
 use crate::reader::DecodeError;
 
@@ -69,6 +76,10 @@ pub enum FromProvider {
         /// Each.
         attempts: Vec<KeptAttempt>,
     },
+    /// Where this machine's rank of a group is dialled.
+    GroupPorts(GroupPorts),
+    /// How far this machine's rank has come, or why its group is over.
+    GroupReport(GroupReport),
     /// No new attempts, please: this provider is going. Attempts in flight are finished.
     Draining,
     /// The last message on a connection.
@@ -123,6 +134,19 @@ pub enum FromCoordinator {
     Cancel {
         /// Which.
         attempt: AttemptId,
+    },
+    /// Be a rank of a group.
+    AssignGroup(AssignGroup),
+    /// Where the ranks of a group are dialled.
+    GroupRoster(GroupRoster),
+    /// Be no rank of this group any more.
+    UnassignGroup {
+        /// The group.
+        instance: InstanceId,
+        /// Its life; older ones end too.
+        epoch: Epoch,
+        /// In words.
+        reason: String,
     },
     /// This coordinator is going; connect again after the pause.
     Goodbye {

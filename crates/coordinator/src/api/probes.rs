@@ -43,6 +43,7 @@ pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Response {
             core.metrics.prediction_error.get_or_create(&model).set(error);
         }
     }
+    core.metrics.set_groups(&core.groups.status(core.clock.now()));
     let mut response = core.metrics.text().into_response();
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -20,5 +20,6 @@ pub(super) async fn show(
         uptime_us: core.clock.now().0,
         machines: core.machines.status(),
         models: core.pools.all().iter().map(|served| served.look(|pool, _| pool.status())).collect(),
+        groups: core.groups.status(core.clock.now()),
     }))
 }

@@ -341,7 +341,9 @@ impl Serving {
         if self.started {
             Metrics::count(&self.core.metrics.attempts, "moved");
         }
-        AttemptEnd::Again(if outcome == Outcome::Lost { Avoid::WhileOthers } else { Avoid::Always })
+        // A group's lost rank may be any machine's, and its rank 0 leads the next life too.
+        let returns = outcome == Outcome::Lost || self.core.groups.contains(instance);
+        AttemptEnd::Again(if returns { Avoid::WhileOthers } else { Avoid::Always })
     }
 
     fn ended(&mut self, instance: InstanceId, outcome: Outcome, label: &'static str) -> AttemptEnd {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::Message;
-use base::MachineId;
+use base::{Incarnation, MachineId};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use trust::{PreparedAttempt, TrustError};
-use wire::control::{AttemptRefusal, CREDIT, FromProvider, REOFFER, RefusalCode, Refused, Welcome};
+use wire::control::{AttemptRefusal, CREDIT, FromProvider, GROUPS, REOFFER, RefusalCode, Refused, Welcome};
 use wire::frame::{self, FrameHeader, FrameKind};
 
 use super::attempts::{Attempts, Delivery, FromMachine};
@@ -34,6 +34,12 @@ pub(crate) struct Session {
     pub(crate) reoffers: bool,
     /// Chunks of an attempt that it sends before there is more credit; nothing where it knows none.
     pub(crate) credit: Option<u64>,
+    /// Which start of the provider this is.
+    pub(crate) incarnation: Incarnation,
+    /// The machine's public key, base64: what other ranks of a group pin their links to.
+    pub(crate) signing_key: String,
+    /// Whether it can be a rank of a group.
+    pub(crate) forms_groups: bool,
     sealing_key: Vec<u8>,
     prepared: Mutex<Vec<PreparedAttempt>>,
     /// Kits that it was asked for, by their frames' subject.
@@ -67,6 +73,9 @@ impl Session {
             attempts: Attempts::default(),
             reoffers: has(REOFFER),
             credit: has(CREDIT).then_some(terms.credit_chunks),
+            incarnation: admitted.hello.incarnation,
+            signing_key: admitted.hello.signing_key.clone(),
+            forms_groups: has(GROUPS),
             sealing_key: admitted.sealing_key.clone(),
             prepared: Mutex::default(),
             kits: Mutex::default(),
@@ -188,7 +197,8 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
     match message {
         FromProvider::Hello(_) | FromProvider::Proof { .. } => return Step::Fault("handshake_again"),
         FromProvider::Register(register) => {
-            let after = core.machines.register(session, register);
+            let after =
+                core.machines.register(session, register, |offer| core.groups.admits(session.machine, offer));
             core.carry_out(Some(session), after);
         }
         FromProvider::Heartbeat(heartbeat) => return reports(core, session, heartbeat.instances),
@@ -206,6 +216,8 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
             return delivered(core, session.attempts.deliver(attempt, FromMachine::Failed));
         }
         FromProvider::Kept { attempts } => core.returned(session, &attempts),
+        FromProvider::GroupPorts(ports) => core.group_ports(session.machine, ports),
+        FromProvider::GroupReport(report) => core.group_report(session.machine, report),
         FromProvider::Draining => {
             let after = core.machines.draining(session);
             core.carry_out(Some(session), after);

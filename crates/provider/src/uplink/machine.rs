@@ -284,6 +284,9 @@ impl Uplink {
                 | FromCoordinator::Standing { .. }
                 | FromCoordinator::Resume { .. }
                 | FromCoordinator::Credit { .. }
+                | FromCoordinator::AssignGroup(_)
+                | FromCoordinator::GroupRoster(_)
+                | FromCoordinator::UnassignGroup { .. }
                 | FromCoordinator::Cancel { .. }),
             ) => effects.push(Effect::Carry(message)),
             (_, message) => {
@@ -477,6 +480,8 @@ fn kind_of(message: &FromCoordinator) -> &'static str {
         FromCoordinator::Resume { .. } => "resumption",
         FromCoordinator::Credit { .. } => "credit",
         FromCoordinator::Cancel { .. } => "cancellation",
+        FromCoordinator::AssignGroup(_) | FromCoordinator::GroupRoster(_) => "group's assignment",
+        FromCoordinator::UnassignGroup { .. } => "group's end",
         FromCoordinator::Goodbye { .. } => "goodbye",
         FromCoordinator::Unknown => "message of an unknown type",
     }

@@ -88,6 +88,16 @@ pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
     let changed =
         InstanceReport { phase: InstancePhase::Failed, detail: "out of memory".to_owned(), ..report() };
     vec![
+        (
+            "group_ports",
+            FromProvider::GroupPorts(wire::control::GroupPorts {
+                instance: INSTANCE,
+                epoch: Epoch(3),
+                rank: 1,
+                addresses: vec![group_address()],
+            }),
+        ),
+        ("group_report", FromProvider::GroupReport(group_report())),
         ("hello", FromProvider::Hello(hello())),
         ("proof", FromProvider::Proof { signature: "c2lnbmF0dXJl".to_owned() }),
         ("register", FromProvider::Register(register())),
@@ -119,6 +129,23 @@ pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
 /// Every message of the coordinator, by name.
 pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
     vec![
+        ("assign_group", FromCoordinator::AssignGroup(assign_group())),
+        (
+            "group_roster",
+            FromCoordinator::GroupRoster(wire::control::GroupRoster {
+                instance: INSTANCE,
+                epoch: Epoch(3),
+                addresses: vec![vec![group_address()], Vec::new()],
+            }),
+        ),
+        (
+            "unassign_group",
+            FromCoordinator::UnassignGroup {
+                instance: INSTANCE,
+                epoch: Epoch(3),
+                reason: "rank 1 was lost".to_owned(),
+            },
+        ),
         ("challenge", FromCoordinator::Challenge { nonce: "bm9uY2U=".to_owned() }),
         (
             "welcome",
@@ -311,6 +338,7 @@ pub(crate) fn fleet_status() -> FleetStatus {
         uptime_us: 60_000_000,
         machines: vec![machine],
         models: vec![pool],
+        groups: Vec::new(),
     }
 }
 
@@ -366,5 +394,52 @@ pub(crate) fn link_hello() -> wire::link::LinkHello {
         mode: wire::link::Mode::Tensor,
         dtype: wire::link::WireType::F32,
         control: true,
+    }
+}
+
+pub(crate) fn assign_group() -> wire::control::AssignGroup {
+    let member = wire::control::GroupMember {
+        machine: MACHINE,
+        incarnation: Incarnation(1_700_000_000_000_000),
+        name: "studio".to_owned(),
+        signing_key: "c2lnbmluZw==".to_owned(),
+        speed: 100,
+    };
+    wire::control::AssignGroup {
+        instance: INSTANCE,
+        epoch: Epoch(3),
+        model: ModelName::new("phalanx-mini"),
+        rank: 1,
+        members: vec![member.clone(), member],
+        mode: "tensor".to_owned(),
+        dtype: "f32".to_owned(),
+        form_us_max: 30_000_000,
+        patience_us: 2_000_000,
+    }
+}
+
+pub(crate) fn group_address() -> wire::control::GroupAddress {
+    let address = "192.168.1.5:41000".parse().expect("an address");
+    wire::control::GroupAddress { address, interface: "eth0".to_owned() }
+}
+
+pub(crate) fn group_report() -> wire::control::GroupReport {
+    wire::control::GroupReport {
+        instance: INSTANCE,
+        epoch: Epoch(3),
+        rank: 1,
+        phase: wire::control::GroupPhase::Ended,
+        culprit: Some(0),
+        detail: "its connection closed without a goodbye".to_owned(),
+        telemetry: Some(wire::control::GroupTelemetry {
+            steps: 10,
+            tokens: 20,
+            compute_us: 300,
+            seal_us: 4,
+            wire_us: 5,
+            wait_us: 6,
+            bytes_sent: 7_000,
+            messages_sent: 80,
+        }),
     }
 }

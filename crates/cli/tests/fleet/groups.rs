@@ -1,0 +1,107 @@
+//! Groups of real processes: providers that compute one model together, lose a rank, and come to stand again.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::api::{Api, coordinator, provider, turn};
+
+async fn group(api: &Api) -> Value {
+    let list: Value = api.get("/api/groups").await;
+    list["groups"][0].clone()
+}
+
+async fn await_phase(api: &Api, phase: &str, life: u64) -> Value {
+    let deadline = std::time::Instant::now() + testkit::PATIENCE;
+    let mut pace = tokio::time::interval(std::time::Duration::from_millis(20));
+    loop {
+        pace.tick().await;
+        let group = group(api).await;
+        if group["phase"] == phase && group["epoch"].as_u64().unwrap_or(0) >= life {
+            return group;
+        }
+        assert!(std::time::Instant::now() < deadline, "not {phase} in life {life}: {group:#}");
+    }
+}
+
+async fn answer(api: &Api) -> String {
+    let mut body = turn("Tell me a short story about a fox.", 48);
+    body["temperature"] = 0.into();
+    let answer: Value = api.post("/v1/chat/completions", &body).await.json().await.unwrap();
+    answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{answer:#}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_answers_as_one_machine_does_and_stands_again_after_each_rank_was_killed() {
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let mut providers =
+        vec![provider(&api.url, token, "one", &[]).start(), provider(&api.url, token, "two", &[]).start()];
+    api.await_eligible(2).await;
+    let alone = answer(&api).await;
+
+    let asked = json!({"model": "phalanx-bundled", "machines": ["one", "two"], "mode": "tensor"});
+    let made = api.post("/api/groups", &asked).await;
+    assert_eq!(made.status(), 201);
+    let stands = await_phase(&api, "ready", 1).await;
+    assert_eq!(stands["ranks"].as_array().unwrap().len(), 2);
+    // Both machines' own instances stand aside: the group alone takes requests, and only through rank 0.
+    api.await_eligible(1).await;
+    assert_eq!(answer(&api).await, alone, "two ranks choose what one machine does");
+
+    for (rank, name) in [(1usize, "two"), (0, "one")] {
+        let life = group(&api).await["epoch"].as_u64().unwrap();
+        let stopped = providers.remove(rank).kill();
+        // Whether the group is down or the next one stands: the service goes on.
+        assert_eq!(answer(&api).await, alone);
+        providers.insert(rank, provider(&api.url, token, name, &[]).in_folder_of(stopped).start());
+        let stands = await_phase(&api, "ready", life + 1).await;
+        assert!(stands["last_fault"].as_str().unwrap().contains(&format!("rank {rank}")), "{stands:#}");
+        assert_eq!(answer(&api).await, alone);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_rank_is_named_and_the_service_goes_on() {
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let _one = provider(&api.url, token, "one", &[]).start();
+    let two = provider(&api.url, token, "two", &[]).start();
+    api.await_eligible(2).await;
+    let alone = answer(&api).await;
+    let asked = json!({"model": "phalanx-bundled", "machines": ["one", "two"], "mode": "tensor", "patience_ms": 1500});
+    assert_eq!(api.post("/api/groups", &asked).await.status(), 201);
+    await_phase(&api, "ready", 1).await;
+    two.signal(Signal::STOP);
+    assert_eq!(answer(&api).await, alone);
+    let fault = group(&api).await["last_fault"].as_str().unwrap().to_owned();
+    assert!(fault.contains("rank 1"), "{fault}");
+    two.signal(Signal::CONT);
+    await_phase(&api, "ready", 2).await;
+    assert_eq!(answer(&api).await, alone);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_group_is_refused_with_the_reason() {
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let _one = provider(&api.url, token, "one", &[]).start();
+    api.await_eligible(1).await;
+    let wrong = [
+        (json!({"model": "m", "machines": ["one"]}), "2 to 64 machines"),
+        (json!({"model": "m", "machines": ["one", "one"]}), "named twice"),
+        (json!({"model": "m", "machines": ["one", "nobody"]}), "no machine"),
+        (json!({"model": "m", "machines": ["one", "two"], "mode": "magic"}), "none of tensor"),
+        (json!({"model": "m", "machines": ["one", "two"], "mode": "2x2"}), "is for 4 machines"),
+        (json!({"model": "m", "machines": ["one", "two"], "dtype": "int4"}), "none of f32"),
+        (json!({"model": "m", "machines": ["one", "two"], "speed": 3}), "unknown field"),
+    ];
+    for (body, reason) in wrong {
+        let refused = api.post("/api/groups", &body).await;
+        assert_eq!(refused.status(), 400);
+        let refused: Value = refused.json().await.unwrap();
+        assert!(refused["error"]["message"].as_str().unwrap().contains(reason), "{refused:#}");
+    }
+}

@@ -1,0 +1,371 @@
+//! One life of a rank, from its assignment to its end: files, ports, roster, links, weights, self-test, steps.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use engine::group::{
+    Following, GroupEnd, GroupMode, GroupReport as Account, GroupSeat, Member as Weight, ShardMap,
+};
+use engine::{Engine, LoadOptions, LoadedModel};
+use link::{
+    Candidate, FormError, Gathering, LinkType, Listener, Member, Place, Purpose, Stopper, Telemetry, Timing,
+};
+use wire::control::{
+    AssignGroup, GroupAddress, GroupPhase, GroupPorts, GroupReport, GroupRoster, GroupTelemetry,
+};
+use wire::link::{Mode, WireType};
+
+use super::{Ending, Ground, GroupNews, Up, reference};
+use crate::config::ModelConfig;
+use crate::load::{chain, describe};
+
+/// How often a life looks at what it waits for, and at whether it is to end.
+const LOOK: Duration = Duration::from_millis(10);
+/// How often it says where its time goes.
+const ACCOUNT: Duration = Duration::from_secs(1);
+
+/// What a life works with.
+pub(super) struct Work {
+    pub(super) ground: Arc<Ground>,
+    pub(super) model: ModelConfig,
+    pub(super) alone: Option<Engine>,
+    pub(super) assign: AssignGroup,
+    pub(super) rosters: Receiver<GroupRoster>,
+    pub(super) ending: Ending,
+    /// Threads of lives before this one: their memory must be free first.
+    pub(super) before: Vec<JoinHandle<()>>,
+}
+
+/// Why a life ended: who is to blame, and for what.
+struct End {
+    culprit: Option<u32>,
+    detail: String,
+}
+
+impl From<GroupEnd> for End {
+    fn from(end: GroupEnd) -> Self {
+        Self { culprit: end.culprit.and_then(|rank| u32::try_from(rank).ok()), detail: end.reason }
+    }
+}
+
+/// Lives it; whatever happens, its last words are a report and that it is over.
+pub(super) fn live(mut work: Work) {
+    for thread in std::mem::take(&mut work.before) {
+        // A panic there has been said by the panic hook.
+        let _ = thread.join();
+    }
+    // A panic must not leave the coordinator with a rank that nobody lives.
+    let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.run()));
+    let end = end.unwrap_or_else(|_| work.own_fault("its thread broke down; see its provider's log"));
+    work.tell(GroupNews::Report(work.report(GroupPhase::Ended, Some(&end), None)));
+    let (instance, epoch) = (work.assign.instance, work.assign.epoch);
+    work.tell(GroupNews::Over { instance, epoch });
+}
+
+impl Work {
+    fn tell(&self, news: GroupNews) {
+        // A provider that is gone needs no news.
+        let _ = self.ground.news.blocking_send(news);
+    }
+
+    fn own_fault(&self, detail: impl Into<String>) -> End {
+        End { culprit: Some(self.assign.rank), detail: detail.into() }
+    }
+
+    fn report(&self, phase: GroupPhase, end: Option<&End>, telemetry: Option<GroupTelemetry>) -> GroupReport {
+        GroupReport {
+            instance: self.assign.instance,
+            epoch: self.assign.epoch,
+            rank: self.assign.rank,
+            phase,
+            culprit: end.and_then(|end| end.culprit),
+            detail: end.map(|end| end.detail.chars().take(500).collect()).unwrap_or_default(),
+            telemetry,
+        }
+    }
+
+    fn ended_from_outside(&self) -> End {
+        End { culprit: None, detail: "it was told to end".to_owned() }
+    }
+
+    /// Until its end.
+    fn run(&mut self) -> End {
+        match self.stand() {
+            Ok(end) | Err(end) => end,
+        }
+    }
+
+    fn stand(&mut self) -> Result<End, End> {
+        let listener = Listener::bind(&self.ground.listen).map_err(|e| {
+            self.own_fault(format!("cannot listen for other ranks on {:?}: {e}", self.ground.listen))
+        })?;
+        self.tell(GroupNews::Ports(GroupPorts {
+            instance: self.assign.instance,
+            epoch: self.assign.epoch,
+            rank: self.assign.rank,
+            addresses: addresses(&listener),
+        }));
+        self.tell(GroupNews::Report(self.report(GroupPhase::Forming, None, None)));
+        let loaded = engine::load(&self.model.source, &LoadOptions::default())
+            .map_err(|e| self.own_fault(chain(&e)))?;
+        let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
+        let mut descriptor = describe(&self.model, &loaded, &kit);
+        let map = self.divide(&loaded)?;
+        let roster = self.await_roster()?;
+        let group = self.form(&listener, &roster, &map, &descriptor.weights_sha256)?;
+        let (stopper, telemetry) = (group.transport().stopper(), group.transport().telemetry());
+        self.ending.hold(stopper.clone());
+        // Between forming and this line it may have been told to end.
+        if self.ending.cancel.is_cancelled() {
+            return Err(self.ended_from_outside());
+        }
+        self.tell(GroupNews::Report(self.report(GroupPhase::Loading, None, None)));
+        let mut config = self.model.engine.clone();
+        config.group_patience_us = base::Micros(self.assign.patience_us);
+        let seat = GroupSeat { map, communicator: Box::new(group) };
+        if self.assign.rank > 0 {
+            return Ok(self.follow(loaded, config, seat, &stopper, &telemetry));
+        }
+        let vocabulary = descriptor.vocabulary as usize;
+        let (tell, told) = channel();
+        let on_end = move |end| {
+            // A life that has returned knows how it ended.
+            let _ = tell.send(end);
+        };
+        let engine =
+            Engine::start_group(self.model.name.clone(), loaded, config, seat, on_end).map_err(|error| {
+                told.try_recv().map_or_else(|_| blamed(&stopper, self.own_fault(chain(&error))), End::from)
+            })?;
+        descriptor.context = engine.load_now().context;
+        let folder = self.ground.folder.clone();
+        if let Err(detail) = reference::check(
+            &engine,
+            self.alone.take().as_ref(),
+            &folder,
+            &descriptor.weights_sha256,
+            vocabulary,
+        ) {
+            engine.stop();
+            return Err(blamed(&stopper, self.own_fault(format!("the self-test: {detail}"))));
+        }
+        self.tell(GroupNews::Up(Box::new(Up {
+            instance: self.assign.instance,
+            epoch: self.assign.epoch,
+            ranks: u32::try_from(self.assign.members.len()).unwrap_or(u32::MAX),
+            engine: engine.clone(),
+            descriptor,
+            kit,
+        })));
+        let account = || engine.load_now().group;
+        let end = self.watch(&stopper, &telemetry, account, || told.try_recv().ok());
+        // Whatever still waits inside fails, and goes elsewhere.
+        engine.stop();
+        Ok(end)
+    }
+
+    /// How the model is divided: a function of what the coordinator said and of the model, so every rank finds the same;
+    /// the hello on each link compares.
+    fn divide(&self, loaded: &LoadedModel) -> Result<ShardMap, End> {
+        let mode: GroupMode = self.assign.mode.parse().map_err(|e: String| self.own_fault(e))?;
+        let members: Vec<Weight> =
+            self.assign.members.iter().map(|m| Weight { speed: m.speed.max(1), memory: None }).collect();
+        loaded.divide(mode, &members).map_err(|e| self.own_fault(chain(&e)))
+    }
+
+    fn await_roster(&self) -> Result<GroupRoster, End> {
+        let started = Instant::now();
+        let wait = Duration::from_micros(self.assign.form_us_max);
+        loop {
+            match self.rosters.recv_timeout(LOOK) {
+                Ok(roster) => return Ok(roster),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended_from_outside()),
+                Err(RecvTimeoutError::Timeout) if self.ending.cancel.is_cancelled() => {
+                    return Err(self.ended_from_outside());
+                }
+                Err(RecvTimeoutError::Timeout) if started.elapsed() > wait => {
+                    let detail = format!("the coordinator sent no roster within {} s", wait.as_secs());
+                    return Err(End { culprit: None, detail });
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn form(
+        &self,
+        listener: &Listener,
+        roster: &GroupRoster,
+        map: &ShardMap,
+        weights_sha256: &str,
+    ) -> Result<collective::Group<link::Links>, End> {
+        let assign = &self.assign;
+        let members = assign.members.iter().enumerate().map(|(rank, member)| {
+            let key = BASE64.decode(&member.signing_key).ok().and_then(|key| key.try_into().ok());
+            let key = key.ok_or_else(|| self.own_fault(format!("rank {rank}'s key cannot be read")))?;
+            let addresses = in_order(roster.addresses.get(rank).map_or(&[], Vec::as_slice));
+            Ok(Member { machine: member.machine, incarnation: member.incarnation, key, addresses })
+        });
+        let members = members.collect::<Result<Vec<Member>, End>>()?;
+        let place = Place {
+            instance: assign.instance,
+            epoch: assign.epoch,
+            rank: assign.rank as usize,
+            model: trust::unhex(weights_sha256).and_then(|h| h.try_into().ok()).unwrap_or([0; 32]),
+            shard_map: trust::sha256(map.encode().as_bytes()),
+            mode: mode_of(map),
+            dtype: WireType::named(&assign.dtype)
+                .ok_or_else(|| self.own_fault(format!("sums cannot travel as {:?}", assign.dtype)))?,
+        };
+        let timing = Timing {
+            total: Duration::from_micros(assign.form_us_max),
+            patience: Duration::from_micros(assign.patience_us),
+            ..Timing::default()
+        };
+        let cancel = &self.ending.cancel;
+        let keys = &self.ground.keys;
+        link::form(&Gathering { listener, keys, place: &place, roster: &members, timing, cancel }).map_err(
+            |error| {
+                let culprit = match &error {
+                    FormError::Missing { missing, .. } => missing.first().map(|m| m.rank),
+                    FormError::Refused { rank, .. } => Some(*rank),
+                    FormError::Unverified(fault) => fault.culprit,
+                    FormError::Cancelled => None,
+                    FormError::Roster(_) | FormError::System { .. } => Some(assign.rank as usize),
+                };
+                End { culprit: culprit.and_then(|rank| u32::try_from(rank).ok()), detail: error.to_string() }
+            },
+        )
+    }
+
+    /// A rank above 0: computes what rank 0 says, in a thread of its own, while this one watches.
+    fn follow(
+        &self,
+        loaded: LoadedModel,
+        config: engine::EngineConfig,
+        seat: GroupSeat,
+        stopper: &Stopper,
+        telemetry: &Telemetry,
+    ) -> End {
+        let following = Following::new();
+        let (seen, (tell, told)) = (following.clone(), channel());
+        let body = move || {
+            // A life that has returned knows how it ended.
+            let _ = tell.send(engine::group::follow(&loaded, &config, seat, &seen));
+        };
+        let thread = std::thread::Builder::new().name(format!("follow-{}", self.assign.rank)).spawn(body);
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(error) => return self.own_fault(format!("no thread for the rank: {error}")),
+        };
+        let left = || GroupEnd { culprit: None, reason: "rank 0 said goodbye".to_owned() };
+        let account = || following.is_ready().then(|| following.report());
+        let end = self.watch(stopper, telemetry, account, || match told.try_recv() {
+            Ok(ended) => Some(ended.err().unwrap_or_else(left)),
+            Err(std::sync::mpsc::TryRecvError::Empty) => None,
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                let culprit = Some(self.assign.rank as usize);
+                Some(GroupEnd { culprit, reason: "its thread broke down; see its provider's log".to_owned() })
+            }
+        });
+        following.stop();
+        stopper.stop("this rank's life is over");
+        // A panic there has been said by the panic hook, and above.
+        let _ = thread.join();
+        end
+    }
+
+    /// Says when the rank is ready, and where its time goes, until it ends or is to end.
+    fn watch(
+        &self,
+        stopper: &Stopper,
+        telemetry: &Telemetry,
+        account: impl Fn() -> Option<Account>,
+        ended: impl Fn() -> Option<GroupEnd>,
+    ) -> End {
+        let mut said: Option<Instant> = None;
+        loop {
+            if let Some(end) = ended() {
+                return blamed(stopper, end.into());
+            }
+            if self.ending.cancel.is_cancelled() {
+                return self.ended_from_outside();
+            }
+            // The links know of a lost rank before an idle engine does.
+            if let Some(fault) = stopper.fault() {
+                let culprit = fault.culprit.and_then(|rank| u32::try_from(rank).ok());
+                return End { culprit, detail: fault.cause.to_string() };
+            }
+            if said.is_none_or(|at| at.elapsed() >= ACCOUNT)
+                && let Some(account) = account()
+            {
+                said = Some(Instant::now());
+                let report = self.report(GroupPhase::Ready, None, Some(sum(&account, telemetry)));
+                self.tell(GroupNews::Report(report));
+            }
+            if self.ending.cancel.wait(LOOK) {
+                return self.ended_from_outside();
+            }
+        }
+    }
+}
+
+/// The links' word of who is to blame, where they have one, before this rank's own.
+fn blamed(stopper: &Stopper, own: End) -> End {
+    match stopper.fault() {
+        Some(fault) if fault.culprit.is_some() => End {
+            culprit: fault.culprit.and_then(|r| u32::try_from(r).ok()),
+            detail: fault.cause.to_string(),
+        },
+        _ => own,
+    }
+}
+
+fn sum(account: &Account, telemetry: &Telemetry) -> GroupTelemetry {
+    let us = |ns: u64| ns / 1_000;
+    let (decode, prefill) = (&account.decode, &account.prefill);
+    let traffic = telemetry.traffic();
+    GroupTelemetry {
+        steps: decode.steps + prefill.steps,
+        tokens: decode.tokens + prefill.tokens,
+        compute_us: us(decode.compute_ns() + prefill.compute_ns()),
+        seal_us: us(decode.seal_ns + prefill.seal_ns),
+        wire_us: us(decode.wire_ns + prefill.wire_ns),
+        wait_us: us(decode.wait_ns + prefill.wait_ns),
+        bytes_sent: traffic.bytes_sent,
+        messages_sent: traffic.messages_sent,
+    }
+}
+
+fn mode_of(map: &ShardMap) -> Mode {
+    match (map.stages(), map.ranks()) {
+        (_, 1) => Mode::Single,
+        (1, _) => Mode::Tensor,
+        (stages, ranks) if stages == ranks => Mode::Pipeline,
+        _ => Mode::Grid,
+    }
+}
+
+fn addresses(listener: &Listener) -> Vec<GroupAddress> {
+    let interfaces = crate::hardware::interfaces();
+    let of = |address: SocketAddr| {
+        let interface = interfaces.iter().find(|(ip, _)| *ip == address.ip());
+        GroupAddress { address, interface: interface.map(|(_, name)| name.clone()).unwrap_or_default() }
+    };
+    listener.addresses().into_iter().map(of).collect()
+}
+
+/// The addresses to try, best first (T5).
+fn in_order(addresses: &[GroupAddress]) -> Vec<SocketAddr> {
+    let candidate = |a: &GroupAddress| {
+        let is_loopback = a.address.ip().is_loopback();
+        let link = if is_loopback { LinkType::Loopback } else { LinkType::of_interface(&a.interface) };
+        Candidate { address: a.address, link, round_trip: None }
+    };
+    let candidates: Vec<Candidate> = addresses.iter().map(candidate).collect();
+    link::in_order(&candidates, Purpose::Bulk).into_iter().map(|c| c.address).collect()
+}
