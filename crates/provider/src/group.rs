@@ -183,8 +183,10 @@ impl Groups {
         let Some(model) = models.iter().find(|model| model.name == assign.model && model.upstream.is_none())
         else {
             self.desk.handle(Input::Ended { instance: assign.instance, epoch: assign.epoch });
-            let detail =
-                format!("this machine has no model {} that it computes itself: start its provider with --model", assign.model);
+            let detail = format!(
+                "this machine has no model {} that it computes itself: start its provider with --model",
+                assign.model
+            );
             return Some(refused(detail));
         };
         let (instance, epoch, rank) = (assign.instance, assign.epoch, assign.rank);

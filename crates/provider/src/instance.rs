@@ -269,15 +269,12 @@ impl Instance {
             State::Loading => (InstancePhase::Loading, String::new(), EngineReport::default()),
             State::Failed(detail) => (InstancePhase::Failed, detail.clone(), EngineReport::default()),
             State::Ready(engine) => {
-                let (phase, detail) = match draining {
-                    true => (InstancePhase::Draining, "the provider is leaving".into()),
-                    false if self.aside => {
-                        (InstancePhase::Draining, "its machine is a rank of a group that serves it".into())
-                    }
-                    false => (InstancePhase::Ready, String::new()),
                 let (phase, detail) = match (draining, engine.down()) {
                     (true, _) => (InstancePhase::Draining, "the provider is leaving".into()),
                     (false, Some(detail)) => (InstancePhase::Loading, detail),
+                    (false, None) if self.aside => {
+                        (InstancePhase::Draining, "its machine is a rank of a group that serves it".into())
+                    }
                     (false, None) => (InstancePhase::Ready, String::new()),
                 };
                 (phase, detail, engine.load_now())
