@@ -225,9 +225,6 @@ pub(super) async fn show(
     let Query(look) =
         look.map_err(|_| query("'stream' is true or false, and 'starting_after' a number of an event"))?;
     if !look.stream.unwrap_or(false) {
-        if look.starting_after.is_some() {
-            return Err(query("'starting_after' is only allowed when 'stream' is true"));
-        }
         return Ok(Json(kept.body()).into_response());
     }
     let from = look.starting_after.map_or(0, |after| after.saturating_add(1));
