@@ -188,7 +188,8 @@ impl Instances {
     /// The instances whose engine broke down since the last call.
     pub(crate) fn broken(&mut self) -> Vec<(usize, String)> {
         let mut broken = Vec::new();
-        for (index, instance) in self.list.iter_mut().enumerate() {
+        // A group's engine ends with its life, which says so itself: the group forms anew, so it is no failed instance.
+        for (index, instance) in self.list.iter_mut().enumerate().filter(|(_, i)| i.seat.is_none()) {
             if let State::Ready(engine) = &instance.state
                 && let Some(detail) = engine.load_now().failed
             {

@@ -11,7 +11,7 @@ async fn group(api: &Api) -> Value {
 }
 
 async fn await_phase(api: &Api, phase: &str, life: u64) -> Value {
-    let deadline = std::time::Instant::now() + testkit::PATIENCE;
+    let deadline = std::time::Instant::now() + testkit::program::PATIENCE;
     let mut pace = tokio::time::interval(std::time::Duration::from_millis(20));
     loop {
         pace.tick().await;
