@@ -93,8 +93,6 @@ pub(crate) enum Event {
 /// More of an answer. Not `Debug`.
 #[derive(Clone)]
 pub(crate) struct Delta {
-    /// Which of the answer's tokens its first is.
-    pub(crate) first_index: u32,
     /// How many tokens it has.
     pub(crate) tokens: u32,
     pub(crate) text: String,

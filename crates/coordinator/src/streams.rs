@@ -145,15 +145,4 @@ impl Core {
         let events = tape.play(&self.tasks, span(config.keepalive_us), span(config.reader_us_max));
         Some(Attached { events, shape: Arc::clone(&tape.shape) })
     }
-
-    /// Gives up an answer that is kept; false where there is none of this account that still runs.
-    pub(crate) fn cancel_stream(&self, request: RequestId, account: AccountId) -> bool {
-        match self.streams.tape(request, account) {
-            Some(tape) if !tape.is_over() => {
-                tape.cancelled.cancel();
-                true
-            }
-            _ => false,
-        }
-    }
 }

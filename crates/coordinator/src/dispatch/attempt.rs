@@ -260,11 +260,10 @@ impl Serving {
                 return Some(self.stop(flight, finish.is_some(), stop));
             }
         }
-        let (first_index, tokens) = (self.generated(), u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX));
+        let tokens = u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX);
         self.journal.extend_from_slice(&chunk.tokens);
         if !chunk.tokens.is_empty() || !chunk.text.is_empty() {
             let delta = Delta {
-                first_index,
                 tokens,
                 text: chunk.text,
                 logprobs: chunk.logprobs.filter(|_| self.work.ask.logprobs.is_some()),

@@ -104,17 +104,6 @@ impl Tape {
         self.state.lock().bytes
     }
 
-    /// Whether nothing more will come.
-    pub(crate) fn is_over(&self) -> bool {
-        let state = self.state.lock();
-        state.settled.is_some() || state.failed.is_some()
-    }
-
-    /// The pieces so far.
-    pub(crate) fn pieces(&self) -> Vec<Delta> {
-        self.state.lock().pieces.clone()
-    }
-
     /// Returns once nobody has read it for `patience`, or its caller cancelled it.
     pub(crate) async fn left(&self, patience: Option<Duration>) {
         let alone = async {
@@ -221,8 +210,8 @@ mod tests {
 
     use super::*;
 
-    fn piece(first_index: u32, text: &str) -> Event {
-        Event::Delta(Delta { first_index, tokens: 1, text: text.to_owned(), logprobs: None })
+    fn piece(text: &str) -> Event {
+        Event::Delta(Delta { tokens: 1, text: text.to_owned(), logprobs: None })
     }
 
     async fn text(mut from: mpsc::Receiver<Event>) -> (String, bool) {
@@ -244,15 +233,14 @@ mod tests {
         let (beat, most) = (Duration::from_secs(60), Duration::from_secs(60));
         let early = tokio::spawn(text(tape.play(&tasks, beat, most)));
         tape.record(Event::Started(Timings::default()));
-        tape.record(piece(0, "one "));
+        tape.record(piece("one "));
         let middle = tokio::spawn(text(tape.play(&tasks, beat, most)));
-        tape.record(piece(1, "two"));
+        tape.record(piece("two"));
         tape.record(Event::Settled(Timings::default()));
         let late = tape.play(&tasks, beat, most);
         for reader in [early.await.unwrap(), middle.await.unwrap(), text(late).await] {
             assert_eq!(reader, ("one two".to_owned(), true));
         }
-        assert!(tape.is_over() && tape.pieces().len() == 2);
     }
 
     #[tokio::test]
@@ -272,7 +260,7 @@ mod tests {
     #[test]
     fn a_tape_is_bounded() {
         let tape = Tape::new(AccountId(1), "".into());
-        assert!(tape.record(piece(0, &"x".repeat(TAPE_BYTES_MAX / 2))));
-        assert!(!tape.record(piece(1, &"x".repeat(TAPE_BYTES_MAX / 2))));
+        assert!(tape.record(piece(&"x".repeat(TAPE_BYTES_MAX / 2))));
+        assert!(!tape.record(piece(&"x".repeat(TAPE_BYTES_MAX / 2))));
     }
 }
