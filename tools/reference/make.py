@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["tiny", "templates", "tokenizers", "quants", "bundled"]
+PARTS = ["tiny", "templates", "tokenizers", "quants", "quantised", "bundled"]
 
 
 def main() -> int:
@@ -38,6 +38,10 @@ def main() -> int:
         import quants
 
         quants.make(model / "quants")
+    if "quantised" in chosen:
+        import quantised
+
+        quantised.make(engine / "quantised")
     if "bundled" in chosen:
         import bundled
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use engine::{EngineConfig, LoadOptions, ModelSource, load};
+use engine::{EngineConfig, LoadOptions, ModelSource, WeightFormat, load};
 use model::checkpoint::SafetensorsFile;
 use serde_json::Value;
 use wire::job::Sampling;
@@ -140,4 +140,27 @@ fn fnv1a64(bytes: &[u8]) -> String {
         .iter()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     format!("{hash:016x}")
+}
+
+/// Quantised weights are used as what they stand for. Where kernels quantise activations too, as all fast ones do, a logit
+/// moves by what eight bits of each group of them leave.
+const TOLERANCE_QUANTISED: f32 = 0.05;
+
+const QUANTISED: [(&str, &[&str]); 3] = [
+    ("llama-gguf", &["BF16", "F16", "F32", "MXFP4", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]),
+    ("qwen3-gguf-k", &["F32", "Q4_K", "Q5_K", "Q6_K"]),
+    ("qwen3-mlx", &["F16", "MLX 4-bit", "MLX 8-bit"]),
+];
+
+#[test]
+fn quantised_checkpoints_answer_as_what_their_weights_stand_for() {
+    for (name, formats) in QUANTISED {
+        let folder = fixtures().join("quantised").join(name);
+        let (_, cases) = cases(&folder.join("expected.json"), &folder.join("expected.safetensors"));
+        let source = ModelSource::Folder(folder.clone());
+        assert_eq!(load(&source, &LoadOptions::default()).unwrap().formats(), formats, "{name}");
+        check(&source, config(), TOLERANCE_QUANTISED, &cases, false);
+        let in_f32 = EngineConfig { weights: WeightFormat::F32, ..config() };
+        check(&source, in_f32, TOLERANCE, &cases, true);
+    }
 }
