@@ -409,7 +409,7 @@ impl Batch {
                     && !s.in_flight
                     && !next_time.contains(order)
                     && !s.paused()
-                    && !(s.decodes() && planned(order))
+                    && (!s.decodes() || !planned(order))
             })
             .map(|(&order, _)| order)
             .collect();

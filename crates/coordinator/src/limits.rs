@@ -112,6 +112,9 @@ impl Wanted {
     }
 }
 
+/// What was taken, to be given back or charged, and what the answer's headers say.
+type Taken = (Vec<Allowance>, Vec<(HeaderName, HeaderValue)>);
+
 impl Limits {
     /// With what keys have spent so far.
     pub(crate) fn new(usage: &[KeyUsage]) -> Arc<Self> {
@@ -129,7 +132,7 @@ impl Limits {
         key: &KeyInfo,
         now: Micros,
         wanted: &[Wanted],
-    ) -> Result<(Vec<Allowance>, Vec<(HeaderName, HeaderValue)>), Limited> {
+    ) -> Result<Taken, Limited> {
         let terms = &key.terms;
         let count = wanted.len() as u64;
         let tokens: u64 = wanted.iter().map(Wanted::tokens).sum();

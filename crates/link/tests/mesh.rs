@@ -1,5 +1,7 @@
 //! Real sockets: groups that form exactly as asked, sum over sealed links, and end with the culprit's name.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -98,6 +98,9 @@ impl Peers for Summing<'_> {
     }
 }
 
+/// A rank that is ready, what the group has room for, and what its owner should know.
+type Opened = (Rank, GroupCapacity, Option<String>);
+
 /// Loads this rank's part, agrees with the others how much memory for keys and values there is, and takes it.
 pub(super) fn open(
     model: &LoadedModel,
@@ -105,7 +108,7 @@ pub(super) fn open(
     map: &ShardMap,
     mut communicator: Box<dyn Communicator>,
     settings: &GroupSettings,
-) -> Result<(Rank, GroupCapacity, Option<String>), (GroupError, Box<dyn Communicator>)> {
+) -> Result<Opened, (GroupError, Box<dyn Communicator>)> {
     match load(model, config, map, communicator.as_mut(), settings) {
         Ok((loaded, capacity, notice)) => {
             let Loaded { neighbours, team, decoder, kv, bounds, report } = loaded;

@@ -24,7 +24,7 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * rest + 8.333_452e-3;
     p = p * rest + 4.166_579_6e-2;
     p = p * rest + 1.666_666_5e-1;
-    p = p * rest + 5.000_000_1e-1;
+    p = p * rest + 0.5;
     let fraction = p * rest * rest + rest + 1.0;
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { fraction * scale }

@@ -171,7 +171,7 @@ impl ShardMap {
             Division::Pipeline => ranks,
             Division::Both { stages } => stages,
         };
-        if stages == 0 || ranks % stages != 0 {
+        if stages == 0 || !ranks.is_multiple_of(stages) {
             return Err(ShardError::Uneven { ranks, stages });
         }
         let groups: Vec<&[Member]> = members.chunks(ranks / stages).collect();
