@@ -74,7 +74,7 @@ pub struct GroupPorts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupAddress {
     /// Address and port.
-    pub address: std::net::SocketAddr,
+    pub address: core::net::SocketAddr,
     /// The interface that it is on, by the system's name; empty where unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub interface: String,
