@@ -83,12 +83,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let machine = Machine::here();
     let source = options.source();
     let name = ModelName::new("bench");
-    let config = EngineConfig {
-        threads: options.threads.map(|threads| threads as usize),
-        batch_max: options.batch.max(EngineConfig::default().batch_max),
-        activations: if options.exact { ActivationFormat::F32 } else { ActivationFormat::Int8 },
-        ..EngineConfig::default()
-    };
+    let config = config(options);
     let begun = Instant::now();
     let model =
         engine::load(&source, &LoadOptions::default()).with_context(|| format!("loading {source}"))?;
@@ -155,6 +150,15 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         pass: assertions.iter().all(|assertion| assertion.pass),
         assertions,
     })
+}
+
+fn config(options: &Options) -> EngineConfig {
+    EngineConfig {
+        threads: options.threads.map(|threads| threads as usize),
+        batch_max: options.batch.max(EngineConfig::default().batch_max),
+        activations: if options.exact { ActivationFormat::F32 } else { ActivationFormat::Int8 },
+        ..EngineConfig::default()
+    }
 }
 
 fn decode_sweep(bench: &mut Bench, options: &Options) -> anyhow::Result<Vec<BatchPoint>> {

@@ -1,6 +1,8 @@
 //! The collectives over memory: the same bits on every rank, whatever the way they were summed, and one culprit when a
 //! rank is lost at any message.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -4,6 +4,7 @@
 //! API the caller speaks; when the caller's end of the channel is gone, the task gives up the attempt and settles.
 
 mod attempt;
+mod event;
 mod gate;
 mod ledger;
 mod out;
@@ -17,9 +18,7 @@ use base::{MachineId, Micros, RequestId, Tokens};
 use fleet::{Ask, Enqueue, Priority, Refusal};
 use store::{KeyInfo, Outcome, Price};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use wire::chunk::{FinishReason, TokenLogprob};
 use wire::job;
-use wire::openai::response::Usage;
 
 use crate::core::{Core, span};
 use crate::limits::Allowance;
@@ -28,6 +27,8 @@ use crate::pools::{Decision, Grant, Served};
 use crate::problem::Problem;
 use crate::segments::{Segment, Timings};
 use crate::streams::Keep;
+use event::Interrupt;
+pub(crate) use event::{Delta, Event, Finished, Stop};
 use ledger::Open;
 use out::{Out, Unsent};
 
@@ -71,96 +72,6 @@ pub(crate) struct Work {
     pub(crate) arrived: Instant,
     /// Its place among the requests that may be here.
     pub(crate) _place: OwnedSemaphorePermit,
-}
-
-/// What a request's caller is told, in this order: `Waiting` any number of times, `Started`, `Delta`s, and then
-/// `Finished` and `Settled`, or at any point `Failed`, which is the last.
-pub(crate) enum Event {
-    /// It has waited long, and waits still.
-    Waiting,
-    /// The first token came: from here on there is a status line.
-    Started(Timings),
-    /// More of the answer.
-    Delta(Delta),
-    /// The answer is whole.
-    Finished(Finished),
-    /// And settled: every segment is known.
-    Settled(Timings),
-    /// There will be no (more) answer.
-    Failed(Problem),
-}
-
-/// More of an answer. Not `Debug`.
-#[derive(Clone)]
-pub(crate) struct Delta {
-    /// How many tokens it has.
-    pub(crate) tokens: u32,
-    pub(crate) text: String,
-    pub(crate) logprobs: Option<Vec<TokenLogprob>>,
-}
-
-impl Delta {
-    /// About what it takes in memory.
-    pub(crate) fn bytes(&self) -> usize {
-        let logprobs = self.logprobs.iter().flatten();
-        let entries =
-            logprobs.map(|l| 64 + l.bytes.len() + l.top.iter().map(|t| 48 + t.1.len()).sum::<usize>());
-        std::mem::size_of::<Self>() + self.text.len() + entries.sum::<usize>()
-    }
-}
-
-/// How an answer ended.
-#[derive(Clone)]
-pub(crate) struct Finished {
-    pub(crate) reason: FinishReason,
-    /// The stop text that ended it, where one did.
-    pub(crate) stop_text: Option<String>,
-    pub(crate) usage: Usage,
-}
-
-/// Why a request ends without its whole answer.
-pub(crate) enum Stop {
-    /// Its caller is told.
-    Failed(Problem, Outcome),
-    /// Its caller is gone.
-    CallerGone,
-}
-
-impl Stop {
-    fn failed(problem: Problem) -> Self {
-        let outcome = match &problem {
-            Problem::Refused(_) | Problem::Constraint { .. } | Problem::Busy { .. } | Problem::Draining => {
-                Outcome::Refused
-            }
-            Problem::Expired => Outcome::Expired,
-            Problem::SlowReader { .. } => Outcome::Cancelled,
-            _ => Outcome::Failed,
-        };
-        Self::Failed(problem, outcome)
-    }
-}
-
-/// Why a wait ended before what it waited for.
-enum Interrupt {
-    CallerGone,
-    /// The coordinator ends.
-    Ending,
-    /// The whole time of the request is over.
-    Expired,
-    /// The limit of this wait is over.
-    Limit,
-}
-
-impl Interrupt {
-    /// As the request's end; `limit` says what the wait's own limit means.
-    fn stop(&self, limit: impl FnOnce() -> Stop) -> Stop {
-        match self {
-            Self::CallerGone => Stop::CallerGone,
-            Self::Ending => Stop::failed(Problem::Draining),
-            Self::Expired => Stop::failed(Problem::Expired),
-            Self::Limit => limit(),
-        }
-    }
 }
 
 /// Whether a request that goes on avoids the machine that it was on.

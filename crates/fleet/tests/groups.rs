@@ -145,7 +145,7 @@ fn whatever_happens_in_whatever_order_the_group_comes_to_stand_again() {
         for _ in 0..rng.below(60) {
             let rank = rng.below(ranks as u64) as usize;
             let epoch = Epoch(rng.below(world.group.epoch().0 + 3));
-            world.now = world.now + Micros(rng.below(3_000_000));
+            world.now += Micros(rng.below(3_000_000));
             match rng.below(10) {
                 0 => world.connect(rank, false),
                 1 => world.connect(rank, true),
@@ -221,7 +221,7 @@ fn a_lost_rank_is_named_everybody_is_told_and_pauses_grow_until_a_life_was_healt
     }
     assert_eq!(pauses[..3], [100_000, 200_000, 400_000]);
     assert_eq!(pauses[11], 30_000_000);
-    world.now = world.now + Micros::from_secs(60);
+    world.now += Micros::from_secs(60);
     let epoch = world.group.epoch();
     let report = report(epoch, 0, GroupPhase::Ended, Some(1));
     world.give(Input::Report { machine: machine(0), report });
@@ -260,7 +260,7 @@ fn a_machine_whose_connection_breaks_for_a_moment_keeps_its_rank_and_one_that_st
     world.providers[1].connected = false;
     world.give(Input::MachineGone { machine: machine(1) });
     assert_eq!((world.group.phase_name(), world.group.epoch()), ("degraded", epoch));
-    world.now = world.now + Micros::from_secs(2);
+    world.now += Micros::from_secs(2);
     world.connect(1, false);
     assert_eq!((world.group.phase_name(), world.group.epoch()), ("ready", epoch));
 

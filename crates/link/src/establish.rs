@@ -185,25 +185,7 @@ fn establish(
         .set_nonblocking(false)
         .and_then(|()| socket.stream.set_nodelay(true))
         .map_err(|e| socket.broken(&e))?;
-    let mut out = Vec::new();
-    loop {
-        out.clear();
-        handshake.outgoing(&mut out);
-        if !out.is_empty() {
-            socket.write(&out)?;
-        }
-        if handshake.is_done() {
-            break;
-        }
-        let record = socket.record()?;
-        if let Err(error) = handshake.record(&record) {
-            // The alert tells the other side why; whether it still listens does not matter.
-            out.clear();
-            handshake.outgoing(&mut out);
-            let _ = socket.write(&out);
-            return Err(error.into());
-        }
-    }
+    shake(&mut socket, &mut handshake)?;
     let link = handshake.finish()?;
     // A key that comes twice on the roster is the same machine twice: the hello says which of its ranks this is.
     let (mut sealer, mut opener) = (link.sealer, link.opener);
@@ -247,6 +229,29 @@ fn establish(
         return Err(LinkError::Refused(String::from_utf8_lossy(&theirs).into_owned()));
     }
     Ok(Established { rank, control, stream: socket.stream, sealer, opener })
+}
+
+/// Carries the handshake's records both ways until it is done, or one side refuses.
+fn shake(socket: &mut Timed, handshake: &mut LinkHandshake) -> Result<(), LinkError> {
+    let mut out = Vec::new();
+    loop {
+        out.clear();
+        handshake.outgoing(&mut out);
+        if !out.is_empty() {
+            socket.write(&out)?;
+        }
+        if handshake.is_done() {
+            return Ok(());
+        }
+        let record = socket.record()?;
+        if let Err(error) = handshake.record(&record) {
+            // The alert tells the other side why; whether it still listens does not matter.
+            out.clear();
+            handshake.outgoing(&mut out);
+            let _ = socket.write(&out);
+            return Err(error.into());
+        }
+    }
 }
 
 /// Who says `bytes`, and on which lane; or why that cannot be.

@@ -37,21 +37,6 @@ pub(crate) fn machine_name() -> String {
     if name.is_empty() { "machine".to_owned() } else { name }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_probe_reports_numbers_that_hang_together() {
-        let hardware = probe();
-        assert!(hardware.cores >= 1);
-        assert!(hardware.memory_total > Bytes(64 << 20), "{}", hardware.memory_total);
-        assert!(hardware.memory_available <= hardware.memory_total);
-        assert!(!hardware.cpu.is_empty() && !hardware.os.is_empty());
-        assert!(!machine_name().is_empty());
-    }
-}
-
 /// The addresses of this machine's interfaces, and the system's names of these.
 pub(crate) fn interfaces() -> Vec<(IpAddr, String)> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
@@ -70,4 +55,19 @@ pub(crate) fn group_listen(asked: &[IpAddr], is_loopback: bool) -> Vec<IpAddr> {
     // An IPv6 address of a link needs that link's number to be dialled, which another machine does not know.
     let is_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.segments()[0] & 0xffc0 == 0xfe80);
     interfaces().into_iter().map(|(ip, _)| ip).filter(|ip| !ip.is_loopback() && !is_local(ip)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_reports_numbers_that_hang_together() {
+        let hardware = probe();
+        assert!(hardware.cores >= 1);
+        assert!(hardware.memory_total > Bytes(64 << 20), "{}", hardware.memory_total);
+        assert!(hardware.memory_available <= hardware.memory_total);
+        assert!(!hardware.cpu.is_empty() && !hardware.os.is_empty());
+        assert!(!machine_name().is_empty());
+    }
 }

@@ -1,5 +1,7 @@
 //! Links between machines: who may open one, and that no record can be changed, lost, repeated or moved.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use trust::{
     HandshakeError, LinkHandshake, MachineKeys, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, SealedLink,
     TrustError, record_bytes,

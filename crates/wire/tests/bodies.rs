@@ -95,7 +95,7 @@ fn odd(rng: &mut Rng) -> Value {
 
 /// Changes one place of a value: another value, a field gone, a field more, a list longer.
 fn changed(value: &mut Value, rng: &mut Rng) {
-    let deeper = rng.next_u64() % 4 != 0;
+    let deeper = !rng.next_u64().is_multiple_of(4);
     match value {
         Value::Object(map) if deeper && !map.is_empty() => {
             let at = (rng.next_u64() % map.len() as u64) as usize;
@@ -107,14 +107,14 @@ fn changed(value: &mut Value, rng: &mut Rng) {
             let at = (rng.next_u64() % list.len() as u64) as usize;
             changed(&mut list[at], rng);
         }
-        Value::Object(map) if rng.next_u64() % 2 == 0 => {
+        Value::Object(map) if rng.next_u64().is_multiple_of(2) => {
             let names: Vec<String> = map.keys().cloned().collect();
             match names.get((rng.next_u64() % (names.len() as u64 + 1)) as usize) {
                 Some(name) => drop(map.remove(name)),
                 None => drop(map.insert("unheard_of".to_owned(), odd(rng))),
             }
         }
-        Value::Array(list) if rng.next_u64() % 2 == 0 => list.push(odd(rng)),
+        Value::Array(list) if rng.next_u64().is_multiple_of(2) => list.push(odd(rng)),
         other => *other = odd(rng),
     }
 }

@@ -59,8 +59,7 @@ impl Division {
             let standing = |group: &GroupStatus| {
                 let taking =
                     |i: &wire::admin::InstanceStatus| i.instance == group.instance && i.ineligible.is_none();
-                group.phase == "ready"
-                    && status.machines.iter().flat_map(|m| &m.instances).any(|i| taking(&i))
+                group.phase == "ready" && status.machines.iter().flat_map(|m| &m.instances).any(taking)
             };
             if status.groups.iter().all(standing) {
                 return Ok(status);

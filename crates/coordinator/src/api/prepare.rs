@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::http::{HeaderName, HeaderValue};
-use base::{ModelName, RequestId, Tokens};
+use base::{AccountId, ModelName, RequestId, Tokens};
 use fleet::Refusal;
 use model::kit::OpenKit;
 use serde_json::{Value, json};
@@ -172,15 +172,10 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     let key = call.key.clone();
     let mut works = shared.works(call, prompts, seed, special_tokens)?;
     let mut said = said;
-    if let (Some((name, body)), [work]) = (idempotency, works.as_mut_slice()) {
-        match core.streams.name(key.account, name, body, work.request) {
-            Named::New => drop(work.keep.get_or_insert_with(|| Keep { shape: "".into(), to_the_end: false })),
-            Named::Known(request) => {
-                (work.request, work.ask.request) = (request, request);
-                resume = Resume::Back { from: 0 };
-            }
-            Named::Other => return Err(Problem::IdempotencyReused),
-        }
+    if let (Some(named), [work]) = (idempotency, works.as_mut_slice())
+        && let Some(back) = named_before(core, key.account, named, work)?
+    {
+        resume = back;
     }
     // Who comes back to an answer took its part when it began; what begins anew takes it then.
     if !matches!(resume, Resume::Back { .. }) {
@@ -203,6 +198,26 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
         resume,
         repeatable,
     })
+}
+
+/// Gives a work the caller's own name; where that name was used for the same body before, the way back to its answer.
+fn named_before(
+    core: &Arc<Core>,
+    account: AccountId,
+    (name, body): (String, [u8; 32]),
+    work: &mut Work,
+) -> Result<Option<Resume>, Problem> {
+    match core.streams.name(account, name, body, work.request) {
+        Named::New => {
+            work.keep.get_or_insert_with(|| Keep { shape: "".into(), to_the_end: false });
+            Ok(None)
+        }
+        Named::Known(request) => {
+            (work.request, work.ask.request) = (request, request);
+            Ok(Some(Resume::Back { from: 0 }))
+        }
+        Named::Other => Err(Problem::IdempotencyReused),
+    }
 }
 
 /// Takes from the key what the works may use; gives what the header says of the rest.

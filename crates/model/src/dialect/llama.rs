@@ -68,28 +68,7 @@ impl Llama {
                 }
                 Expected::No => self.no_call("", out),
             },
-            At::Call(call) => {
-                let Some(letter) = held.next() else { return false };
-                let told = call.told();
-                let progress = call.push(letter, out);
-                if call.told() && !told {
-                    self.index += 1;
-                    self.raw.clear();
-                    self.prose.call();
-                }
-                match progress {
-                    Progress::More => {}
-                    Progress::Done => self.at = At::Tail,
-                    Progress::NoCall => {
-                        let raw = call.raw();
-                        self.no_call(&raw, out);
-                    }
-                    Progress::Broken => {
-                        held.unread(letter.encode_utf8(&mut [0; 4]));
-                        self.at = At::Prose;
-                    }
-                }
-            }
+            At::Call(_) => return self.read_call(held, out),
             At::Tail => {
                 held.trim();
                 match held.expect(&[";", TAG, "{"], end) {
@@ -117,6 +96,31 @@ impl Llama {
                     return false;
                 }
             },
+        }
+        true
+    }
+
+    fn read_call(&mut self, held: &mut Held, out: &mut Pieces) -> bool {
+        let At::Call(call) = &mut self.at else { return true };
+        let Some(letter) = held.next() else { return false };
+        let told = call.told();
+        let progress = call.push(letter, out);
+        if call.told() && !told {
+            self.index += 1;
+            self.raw.clear();
+            self.prose.call();
+        }
+        match progress {
+            Progress::More => {}
+            Progress::Done => self.at = At::Tail,
+            Progress::NoCall => {
+                let raw = call.raw();
+                self.no_call(&raw, out);
+            }
+            Progress::Broken => {
+                held.unread(letter.encode_utf8(&mut [0; 4]));
+                self.at = At::Prose;
+            }
         }
         true
     }

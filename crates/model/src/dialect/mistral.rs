@@ -71,10 +71,7 @@ impl Mistral {
                     self.raw.push('[');
                     self.at = At::List;
                 }
-                Some('{') => {
-                    held.unread("{");
-                    self.at = At::Call(Box::new(JsonCall::new(self.index, Strictness::Marked)));
-                }
+                Some('{') => self.begin_call(held),
                 Some(letter) => {
                     held.unread(letter.encode_utf8(&mut [0; 4]));
                     self.name.clear();
@@ -110,36 +107,42 @@ impl Mistral {
                 None => return false,
                 Some(letter) if letter.is_whitespace() || letter == ',' => self.raw.push(letter),
                 Some(']') if self.index > 0 => self.at = At::Prose,
-                Some('{') => {
-                    held.unread("{");
-                    self.at = At::Call(Box::new(JsonCall::new(self.index, Strictness::Marked)));
-                }
+                Some('{') => self.begin_call(held),
                 Some(letter) => self.no_call(letter.encode_utf8(&mut [0; 4]), out),
             },
-            At::Call(call) => {
-                let Some(letter) = held.next() else { return false };
-                let told = call.told();
-                let progress = call.push(letter, out);
-                if call.told() && !told {
-                    self.index += 1;
-                    self.raw.clear();
-                    self.prose.call();
-                }
-                match progress {
-                    Progress::More => {}
-                    Progress::Done => {
-                        self.raw.clear();
-                        self.at = At::List;
-                    }
-                    Progress::NoCall => {
-                        let raw = call.raw();
-                        self.no_call(&raw, out);
-                    }
-                    Progress::Broken => {
-                        held.unread(letter.encode_utf8(&mut [0; 4]));
-                        self.at = At::Prose;
-                    }
-                }
+            At::Call(_) => return self.read_call(held, out),
+        }
+        true
+    }
+
+    fn begin_call(&mut self, held: &mut Held) {
+        held.unread("{");
+        self.at = At::Call(Box::new(JsonCall::new(self.index, Strictness::Marked)));
+    }
+
+    fn read_call(&mut self, held: &mut Held, out: &mut Pieces) -> bool {
+        let At::Call(call) = &mut self.at else { return true };
+        let Some(letter) = held.next() else { return false };
+        let told = call.told();
+        let progress = call.push(letter, out);
+        if call.told() && !told {
+            self.index += 1;
+            self.raw.clear();
+            self.prose.call();
+        }
+        match progress {
+            Progress::More => {}
+            Progress::Done => {
+                self.raw.clear();
+                self.at = At::List;
+            }
+            Progress::NoCall => {
+                let raw = call.raw();
+                self.no_call(&raw, out);
+            }
+            Progress::Broken => {
+                held.unread(letter.encode_utf8(&mut [0; 4]));
+                self.at = At::Prose;
             }
         }
         true

@@ -154,15 +154,7 @@ impl QwenXml {
             At::Function => match self.name(held, end) {
                 None => return false,
                 Some(Err(())) => self.no_call(out),
-                Some(Ok(name)) => {
-                    self.prose.call();
-                    out.push(Piece::ToolCall { index: self.index, name: name.clone() });
-                    self.arguments("{", out);
-                    self.name = name;
-                    self.parameters = 0;
-                    self.raw.clear();
-                    self.at = At::Body;
-                }
+                Some(Ok(name)) => self.begin_call(name, out),
             },
             At::Body => {
                 held.trim();
@@ -202,6 +194,16 @@ impl QwenXml {
             }
         }
         true
+    }
+
+    fn begin_call(&mut self, name: String, out: &mut Pieces) {
+        self.prose.call();
+        out.push(Piece::ToolCall { index: self.index, name: name.clone() });
+        self.arguments("{", out);
+        self.name = name;
+        self.parameters = 0;
+        self.raw.clear();
+        self.at = At::Body;
     }
 
     fn value(&mut self, held: &mut Held, end: bool, out: &mut Pieces) -> bool {

@@ -1,3 +1,5 @@
+//! Shards of small models: every part of every tensor lies on exactly one rank, and what cannot be divided is refused.
+
 use std::collections::HashMap;
 
 use base::Rng;
