@@ -99,8 +99,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let limits = bench.engine.load_now();
     // Room for the answer beside the prompt.
     let prompt = options.prompt.min(limits.context.0.saturating_sub(options.tokens + 1)).max(1);
-    let prefills: Vec<f64> =
-        (0..options.runs).map(|_| bench.prefill(prompt)).collect::<anyhow::Result<_>>()?;
+    let prefills = prefills(&mut bench, options.runs, prompt)?;
     let batches = decode_sweep(&mut bench, options)?;
     let equal = bench.equal_at_any_batch(options.batch, options.tokens)?;
     let mixed = mixed(&mut bench, options)?;
@@ -110,7 +109,6 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let peak_rss_bytes = measure::peak_rss_bytes();
     let threads = options.threads.map_or(machine.cores, |threads| threads as usize);
     let ceilings = engine::machine::ceilings(threads, if options.quick { 16 << 20 } else { 512 << 20 });
-    let read_bandwidth_bytes_per_s = ceilings.read_bytes_per_s;
     let prefill_tokens_per_s = median(&prefills);
     // Every weight but the embedding, which is looked up, meets every token of a prompt; all but a head that is needed
     // for the last one only. Counting them all overstates by less than a tenth for models of a billion parameters.
@@ -141,12 +139,12 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         context: limits.context.0,
         kv_tokens: limits.kv_tokens,
         peak_rss_bytes,
-        read_bandwidth_bytes_per_s,
+        read_bandwidth_bytes_per_s: ceilings.read_bytes_per_s,
         f32_multiply_adds_per_s: ceilings.f32_per_s,
         int8_multiply_adds_per_s: ceilings.int8_per_s,
         prefill_f32_part: products_per_s / ceilings.f32_per_s,
         prefill_int8_part: products_per_s / ceilings.int8_per_s,
-        decode_bandwidth_part: decode_tokens_per_s * weight_bytes as f64 / read_bandwidth_bytes_per_s,
+        decode_bandwidth_part: decode_tokens_per_s * weight_bytes as f64 / ceilings.read_bytes_per_s,
         pass: assertions.iter().all(|assertion| assertion.pass),
         assertions,
     })
@@ -159,6 +157,10 @@ fn config(options: &Options) -> EngineConfig {
         activations: if options.exact { ActivationFormat::F32 } else { ActivationFormat::Int8 },
         ..EngineConfig::default()
     }
+}
+
+fn prefills(bench: &mut Bench, runs: usize, prompt: usize) -> anyhow::Result<Vec<f64>> {
+    (0..runs).map(|_| bench.prefill(prompt)).collect()
 }
 
 fn decode_sweep(bench: &mut Bench, options: &Options) -> anyhow::Result<Vec<BatchPoint>> {

@@ -150,11 +150,7 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     for one in asked {
         let chat = matches!(one, Asked::Chat(_));
         if generation.echo {
-            echo.push(match &one {
-                Asked::Text(Prompt::Text(text)) => text.clone(),
-                Asked::Text(Prompt::Tokens(tokens)) => kit.tokenizer.decode(tokens, false),
-                Asked::Chat(_) => String::new(),
-            });
+            echo.push(text_of(kit, &one));
         }
         let prompt = tokens(core, &of, &served.name, one).await?;
         let max_tokens = limit(core, kit, &served, &generation, (chat, prompt.len()))?;
@@ -166,12 +162,11 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
         (Some(form), Some((prompt, _))) => form.manner(kit, &of.dialect, &generation.format, prompt),
         _ => Manner::of_texts(&generation.format),
     };
-    let said = Said { seed, ignored: std::mem::take(&mut generation.ignored), more: Vec::new() };
+    let mut said = Said { seed, ignored: std::mem::take(&mut generation.ignored), more: Vec::new() };
     let shared = Shared { core, served: &served, generation, constraint: manner.constraint, vocabulary };
     let special_tokens = manner.special_tokens;
     let key = call.key.clone();
     let mut works = shared.works(call, prompts, seed, special_tokens)?;
-    let mut said = said;
     if let (Some(named), [work]) = (idempotency, works.as_mut_slice())
         && let Some(back) = named_before(core, key.account, named, work)?
     {
@@ -198,6 +193,15 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
         resume,
         repeatable,
     })
+}
+
+/// A prompt as its caller may have it back.
+fn text_of(kit: &OpenKit, asked: &Asked) -> String {
+    match asked {
+        Asked::Text(Prompt::Text(text)) => text.clone(),
+        Asked::Text(Prompt::Tokens(tokens)) => kit.tokenizer.decode(tokens, false),
+        Asked::Chat(_) => String::new(),
+    }
 }
 
 /// Gives a work the caller's own name; where that name was used for the same body before, the way back to its answer.

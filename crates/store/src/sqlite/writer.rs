@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-use base::{AccountId, KeyId, ModelName, RequestId};
-use rusqlite::{Connection, TransactionBehavior, params};
+use base::{KeyId, RequestId};
+use rusqlite::{Connection, params};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::keys::{self, KeyTable};
 use super::open::Writable;
 use crate::{AuditEntry, KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError};
-use group::{Ending, Group, RELEASE, whole};
+use group::{Ending, Group, whole};
 
 /// Rows in one transaction at most: what a group takes stays far below the deadline of who waits behind it.
 const GROUP_MAX: usize = 512;
