@@ -53,8 +53,12 @@ async fn bad_requests_are_refused_in_the_callers_shape_with_the_parameter_named(
     let cases = [
         (with("model", json!("nobody")), 404, "model"),
         (with("temperature", json!("warm")), 400, "temperature"),
-        (with("tools", json!([{"type": "function", "function": {"name": "f"}}])), 400, "tools"),
-        (with("response_format", json!({"type": "json_object"})), 400, "response_format"),
+        (
+            with("tools", json!([{"type": "function", "function": {"name": ""}}])),
+            400,
+            "tools[0].function.name",
+        ),
+        (with("response_format", json!({"type": "yaml"})), 400, "response_format.type"),
         (with("max_tokens", json!(-1)), 400, "max_tokens"),
         (with("logprobs", json!(3)), 400, "logprobs"),
     ];

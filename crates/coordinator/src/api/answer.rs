@@ -28,6 +28,44 @@ pub(super) enum Part {
     CallEnd { index: usize },
 }
 
+impl Part {
+    /// How much it says: bytes of text; for the beginning and the end of a call one each.
+    fn weight(&self) -> u64 {
+        match self {
+            Self::Content(text) | Self::Reasoning(text) | Self::Arguments { text, .. } => text.len() as u64,
+            Self::Call { .. } | Self::CallEnd { .. } => 1,
+        }
+    }
+
+    /// In two, after so many bytes; a character that a caller named the middle of goes with the rest.
+    fn split(self, bytes: usize) -> (Self, Self) {
+        let cut = |mut text: String| {
+            let mut at = bytes.min(text.len());
+            while !text.is_char_boundary(at) {
+                at -= 1;
+            }
+            let rest = text.split_off(at);
+            (text, rest)
+        };
+        match self {
+            Self::Content(text) => {
+                let (had, rest) = cut(text);
+                (Self::Content(had), Self::Content(rest))
+            }
+            Self::Reasoning(text) => {
+                let (had, rest) = cut(text);
+                (Self::Reasoning(had), Self::Reasoning(rest))
+            }
+            Self::Arguments { index, text } => {
+                let (had, rest) = cut(text);
+                (Self::Arguments { index, text: had }, Self::Arguments { index, text: rest })
+            }
+            // They are one and have no middle.
+            whole @ (Self::Call { .. } | Self::CallEnd { .. }) => (Self::Content(String::new()), whole),
+        }
+    }
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
@@ -48,6 +86,8 @@ pub(super) enum Told {
     Started(Timings),
     /// A piece of a choice.
     Part { choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>> },
+    /// A piece of a choice that its caller, who came back, has already.
+    Had { choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>> },
     /// A choice is whole.
     End { choice: u32, end: End, stop_text: Option<String> },
     /// All are.
@@ -64,8 +104,6 @@ struct Lane {
     reader: Reader,
     usage: Option<Usage>,
     settled: bool,
-    /// Bytes of its text so far, as the model wrote it.
-    bytes: u64,
 }
 
 /// A call's answers on their way. Dropped, they are cancelled.
@@ -78,14 +116,15 @@ pub(super) struct Answering {
     over: bool,
     /// Whether its caller is told where it is, to come back there.
     marked: bool,
-    /// Bytes of text that the caller has already.
+    /// How much has been said, as [`Part::weight`] counts. The same for the same answer, however its text was cut.
+    said: u64,
+    /// How much of it the caller has already.
     has: u64,
 }
 
 impl Answering {
     pub(super) fn new(events: Vec<mpsc::Receiver<Event>>, reading: &Reading) -> Self {
-        let lane =
-            |events| Lane { events, reader: Reader::new(reading), usage: None, settled: false, bytes: 0 };
+        let lane = |events| Lane { events, reader: Reader::new(reading), usage: None, settled: false };
         Self {
             lanes: events.into_iter().map(lane).collect(),
             told: VecDeque::new(),
@@ -93,6 +132,7 @@ impl Answering {
             next: 0,
             over: false,
             marked: false,
+            said: 0,
             has: 0,
         }
     }
@@ -102,7 +142,7 @@ impl Answering {
         Self { marked, ..self }
     }
 
-    /// Leaves out what the caller has: so many bytes of the model's text.
+    /// Leaves out what the caller has: everything up to a mark.
     pub(super) fn after(self, has: u64) -> Self {
         Self { has, ..self }
     }
@@ -112,11 +152,9 @@ impl Answering {
         self.has > 0
     }
 
-    /// Where the caller is once it has read all that was told; nothing in the middle of a piece, and where nobody
-    /// wants to know.
+    /// Where the caller is once it has read all that was told; nothing where nobody wants to know.
     pub(super) fn mark(&self) -> Option<u64> {
-        let lane = self.lanes.first().filter(|_| self.marked && self.told.is_empty())?;
-        Some(lane.bytes)
+        self.marked.then_some(self.said)
     }
 
     /// How many there are.
@@ -141,7 +179,7 @@ impl Answering {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Told>> {
         loop {
             if let Some(told) = self.told.pop_front() {
-                return Poll::Ready(Some(told));
+                return Poll::Ready(Some(self.had(told)));
             }
             if self.over {
                 return Poll::Ready(None);
@@ -164,6 +202,26 @@ impl Answering {
             let event = event.unwrap_or(Event::Failed(Problem::Internal("the request's task ended")));
             self.take(at, event);
         }
+    }
+
+    /// Tells what the caller has already from what it does not.
+    fn had(&mut self, told: Told) -> Told {
+        let Told::Part { choice, part, logprobs } = told else { return told };
+        let had = self.has.saturating_sub(self.said);
+        let weight = part.weight();
+        if had == 0 {
+            self.said += weight;
+            return Told::Part { choice, part, logprobs };
+        }
+        if had >= weight {
+            self.said += weight;
+            return Told::Had { choice, part, logprobs };
+        }
+        let (part, rest) = part.split(usize::try_from(had).unwrap_or(usize::MAX));
+        self.said += part.weight();
+        self.has = self.said;
+        self.told.push_front(Told::Part { choice, part: rest, logprobs });
+        Told::Had { choice, part, logprobs: None }
     }
 
     fn take(&mut self, at: usize, event: Event) {
@@ -192,24 +250,8 @@ impl Answering {
         }
     }
 
-    fn delta(&mut self, at: usize, mut delta: Delta) {
+    fn delta(&mut self, at: usize, delta: Delta) {
         let choice = u32::try_from(at).unwrap_or(u32::MAX);
-        let lane = &mut self.lanes[at];
-        let had = usize::try_from(self.has.saturating_sub(lane.bytes)).unwrap_or(usize::MAX);
-        lane.bytes += delta.text.len() as u64;
-        if had > 0 {
-            // The reader sees it all, the caller only what it does not have.
-            let mut cut = had.min(delta.text.len());
-            while !delta.text.is_char_boundary(cut) {
-                cut -= 1;
-            }
-            let rest = delta.text.split_off(cut);
-            let _had = lane.reader.push(&delta.text, delta.tokens);
-            if rest.is_empty() {
-                return;
-            }
-            delta = Delta { text: rest, tokens: 0, ..delta };
-        }
         let parts = self.lanes[at].reader.push(&delta.text, delta.tokens);
         let silent = parts.is_empty();
         let mut logprobs = delta.logprobs;
@@ -313,7 +355,9 @@ pub(super) async fn collect(mut answering: Answering) -> Result<Whole, Problem> 
     while let Some(told) = answering.next().await {
         match told {
             Told::Waiting | Told::Started(_) => {}
-            Told::Part { choice, part, logprobs } => choices[choice as usize].add(part, logprobs),
+            Told::Part { choice, part, logprobs } | Told::Had { choice, part, logprobs } => {
+                choices[choice as usize].add(part, logprobs);
+            }
             Told::End { choice, end, stop_text } => {
                 choices[choice as usize].end = end;
                 choices[choice as usize].stop_text = stop_text;

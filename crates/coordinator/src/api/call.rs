@@ -26,12 +26,12 @@ const FAILOVER: &str = "x-phalanx-failover";
 
 /// `on`: the caller may come back to this answer. An answer's id: it comes back, with the same body, and with the header
 /// `last-event-id` where it has some of the answer already.
-const RESUME: &str = "x-phalanx-resume";
+pub(super) const RESUME: &str = "x-phalanx-resume";
 
 /// A retry with the same one, and the same body, gets the first one's answer and is not charged again.
 const IDEMPOTENCY: &str = "idempotency-key";
 
-const LAST_EVENT: &str = "last-event-id";
+pub(super) const LAST_EVENT: &str = "last-event-id";
 
 /// What becomes of an answer whose caller goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) enum Resume {
     Off,
     /// Its caller may come back.
     On,
-    /// Its caller is back, and has so many bytes of its text.
+    /// Its caller is back, and has what was said up to this mark (see [`super::answer::Answering::mark`]).
     Back { from: u64 },
 }
 
@@ -163,15 +163,15 @@ fn resume(fresh: RequestId, headers: &HeaderMap) -> Result<(RequestId, Resume), 
     let id = std::str::from_utf8(asked).ok().and_then(answer_id);
     let detail = "expected on, off or the id of an answer, such as chatcmpl- and 32 hexadecimal digits";
     let id = id.ok_or(Problem::Header { name: RESUME, detail })?;
-    let from = match headers.get(LAST_EVENT) {
-        None => 0,
-        Some(value) => {
-            let from = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-            let detail = "expected the id of the last event that came, a number";
-            from.ok_or(Problem::Header { name: LAST_EVENT, detail })?
-        }
-    };
-    Ok((id, Resume::Back { from }))
+    Ok((id, Resume::Back { from: last_event(headers)?.unwrap_or(0) }))
+}
+
+/// The last event that a caller who comes back has.
+pub(super) fn last_event(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get(LAST_EVENT) else { return Ok(None) };
+    let from = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let detail = "expected the id of the last event that came, a number";
+    from.ok_or(Problem::Header { name: LAST_EVENT, detail }).map(Some)
 }
 
 fn idempotency(headers: &HeaderMap) -> Result<Option<(String, [u8; 32])>, Problem> {
@@ -182,8 +182,8 @@ fn idempotency(headers: &HeaderMap) -> Result<Option<(String, [u8; 32])>, Proble
     Ok(Some((name.to_owned(), [0; 32])))
 }
 
-/// The request behind an answer's id, whichever API gave it.
-fn answer_id(text: &str) -> Option<RequestId> {
+/// The request behind an answer's id, whichever API gave it, or behind its `x-request-id`.
+pub(super) fn answer_id(text: &str) -> Option<RequestId> {
     let digits = text.rsplit(['-', '_']).next()?;
     let whole = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     whole.then(|| u128::from_str_radix(digits, 16).ok()).flatten().map(RequestId)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Uri};
+use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use base::RequestId;
 use bytes::BytesMut;
@@ -21,7 +21,7 @@ use wire::openai::response::{
 
 use super::answer::{Answering, Choice, End, Part, Whole, collect};
 use super::auth::{Caller, caller};
-use super::call::Call;
+use super::call::{Call, answer_id, last_event};
 use super::prepare::prepare;
 use super::reader::Reading;
 use super::stream::{Said, Shape, put_event, respond, whole};
@@ -35,7 +35,6 @@ pub(super) async fn create(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let resumable = resumable(request.headers())?;
     let (mut call, body) = Call::admit(&core, id, "chat", request).await?;
     let asked = call.parse(body, parse_chat).await?;
     let (stream, include_usage) = (asked.generation.stream, asked.generation.include_usage);
@@ -46,17 +45,8 @@ pub(super) async fn create(
         model: prepared.served.name.as_str().to_owned(),
         fingerprint: super::fingerprint(&prepared.served),
         include_usage,
-        numbers: (stream && resumable).then(Numbers::default),
     };
-    if answer.numbers.is_some() {
-        if prepared.answers() > 1 {
-            return Err(Problem::Header {
-                name: RESUME,
-                detail: "a stream of several answers cannot be resumed",
-            });
-        }
-        prepared.keep(&answer.kept());
-    }
+    prepared.keep(&answer.kept(prepared.said.seed));
     let said = prepared.take_said();
     let answering = prepared.begin(&core);
     if stream {
@@ -67,24 +57,14 @@ pub(super) async fn create(
     Ok(whole(&answer.whole(got), &said, &timings))
 }
 
-/// `on`: a caller that loses its connection may come back for the rest of its stream.
-const RESUME: &str = "x-phalanx-resume";
-
-fn resumable(headers: &HeaderMap) -> Result<bool, Problem> {
-    match headers.get(RESUME).map(HeaderValue::as_bytes) {
-        None | Some(b"off") => Ok(false),
-        Some(b"on") => Ok(true),
-        Some(_) => Err(Problem::Header { name: RESUME, detail: "expected on or off" }),
-    }
-}
-
 /// From which event on a stream is read again.
 #[derive(Deserialize)]
 pub(super) struct From {
     starting_after: Option<u64>,
 }
 
-/// The rest of a stream that was asked for as one that can be resumed.
+/// The rest of an answer that was asked for as one that can be come back to, or all of it: for a caller that does not have
+/// the body of its request any more.
 pub(super) async fn resume(
     State(core): State<Arc<Core>>,
     uri: Uri,
@@ -100,8 +80,9 @@ pub(super) async fn resume(
         Problem::Request(RequestError { message, param, code: "invalid_value" })
     })?;
     let missing =
-        || Problem::Missing { what: "stream that can be resumed", id: name.chars().take(100).collect() };
-    let id = request_of(&name).ok_or_else(missing)?;
+        || Problem::Missing { what: "answer that can be come back to", id: name.chars().take(100).collect() };
+    let id = answer_id(&name).ok_or_else(missing)?;
+    let from = from.starting_after.or(last_event(&headers)?).unwrap_or(0);
     let attached = core.attach(id, key.account).ok_or_else(missing)?;
     let kept: Value = serde_json::from_str(&attached.shape).map_err(|_| missing())?;
     let model = kept["shape"]["model"].as_str().unwrap_or_default();
@@ -109,30 +90,11 @@ pub(super) async fn resume(
     let dialect = super::prepare::kit_of(&served)?.dialect;
     let tail = kept["reading"]["tail"].as_str().unwrap_or_default().to_owned();
     let reading = Reading::of(&dialect, kept["reading"]["tools"].clone(), tail);
-    let answer = Answer {
-        numbers: Some(Numbers { next: 0, after: from.starting_after }),
-        ..Answer::again(id, &kept["shape"])
-    };
+    let answer = Answer::again(id, &kept["shape"]);
     let said =
         Said { seed: kept["shape"]["seed"].as_u64().unwrap_or(0), ignored: Vec::new(), more: Vec::new() };
-    respond(Answering::new(vec![attached.events], &reading), said, answer).await
-}
-
-/// The request that an answer's name, or its header, names.
-fn request_of(name: &str) -> Option<RequestId> {
-    match name.strip_prefix("chatcmpl-") {
-        Some(hex) if hex.len() == 32 => u128::from_str_radix(hex, 16).ok().map(RequestId),
-        Some(_) => None,
-        None => name.parse().ok(),
-    }
-}
-
-/// Numbers of events, for a caller that comes back.
-#[derive(Default)]
-struct Numbers {
-    next: u64,
-    /// The last one that the caller has.
-    after: Option<u64>,
+    let answering = Answering::new(vec![attached.events], &reading).marked(true).after(from);
+    respond(answering, said, answer).await
 }
 
 /// What all pieces of one answer have.
@@ -142,8 +104,6 @@ struct Answer {
     model: String,
     fingerprint: String,
     include_usage: bool,
-    /// Where the stream can be read again.
-    numbers: Option<Numbers>,
 }
 
 /// A call's name for its result to refer to: the same however often the answer is read.
@@ -161,10 +121,10 @@ fn finish_reason(end: End) -> &'static str {
 
 impl Answer {
     /// What [`Answer::again`] needs.
-    fn kept(&self) -> Value {
+    fn kept(&self, seed: u64) -> Value {
         json!({
             "created": self.created, "model": self.model, "fingerprint": self.fingerprint,
-            "include_usage": self.include_usage,
+            "include_usage": self.include_usage, "seed": seed,
         })
     }
 
@@ -176,21 +136,7 @@ impl Answer {
             model: text("model"),
             fingerprint: text("fingerprint"),
             include_usage: kept["include_usage"].as_bool().unwrap_or(false),
-            numbers: None,
         }
-    }
-
-    /// Writes an event, but for those that the caller has.
-    fn put(&mut self, event: &ChatChunk, out: &mut BytesMut) {
-        if let Some(numbers) = &mut self.numbers {
-            let number = numbers.next;
-            numbers.next += 1;
-            if numbers.after.is_some_and(|after| number <= after) {
-                return;
-            }
-            out.extend_from_slice(format!("id: {number}\n").as_bytes());
-        }
-        put_event(out, event);
     }
 
     fn whole(self, got: Whole) -> ChatCompletion {
@@ -282,26 +228,26 @@ impl Shape for Answer {
             let role = Some("assistant".to_owned());
             let delta = ChatDelta { role, content: Some(String::new()), ..ChatDelta::default() };
             let piece = self.piece(choice, delta, None, None);
-            self.put(&piece, out);
+            put_event(out, &piece);
         }
     }
 
     fn part(&mut self, choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>>, out: &mut BytesMut) {
         if let Some(delta) = self.delta(choice, part) {
             let piece = self.piece(choice, delta, logprobs.map(chat_logprobs), None);
-            self.put(&piece, out);
+            put_event(out, &piece);
         }
     }
 
     fn end(&mut self, choice: u32, end: End, _: Option<String>, out: &mut BytesMut) {
         let piece = self.piece(choice, ChatDelta::default(), None, Some(end));
-        self.put(&piece, out);
+        put_event(out, &piece);
     }
 
     fn complete(&mut self, usage: Usage, out: &mut BytesMut) {
         if self.include_usage {
             let last = self.chunk(Vec::new(), Some(usage));
-            self.put(&last, out);
+            put_event(out, &last);
         }
     }
 

@@ -15,7 +15,7 @@ use wire::job::{Ask, Constraint, Sampling};
 use wire::request::{Generation, Prompt, Request, Source};
 
 use super::answer::Answering;
-use super::call::{Call, Resume};
+use super::call::{Call, RESUME, Resume};
 use super::prompt::{Asked, tokens};
 use super::reader::Reading;
 use super::stream::Said;
@@ -58,17 +58,13 @@ impl Prepared {
         }
     }
 
-    /// Keeps its one answer for a caller that comes back, with what its API needs to write it again.
+    /// Where its one answer is kept: with what its API needs to write it again.
     pub(super) fn keep(&mut self, shape: &Value) {
-        let shape = json!({"reading": self.reading.kept(), "shape": shape}).to_string();
-        if let [work] = self.works.as_mut_slice() {
-            work.keep = Some(Keep { shape: shape.into(), to_the_end: false });
+        if let [work] = self.works.as_mut_slice()
+            && let Some(keep) = &mut work.keep
+        {
+            keep.shape = json!({"reading": self.reading.kept(), "shape": shape}).to_string().into();
         }
-    }
-
-    /// How many answers there will be.
-    pub(super) fn answers(&self) -> usize {
-        self.works.len()
     }
 
     /// Serves it, or comes back to it.
@@ -284,14 +280,16 @@ impl Shared<'_> {
         special_tokens: bool,
     ) -> Result<Vec<Work>, Problem> {
         let choices = self.generation.choices.max(1);
-        let mut calls = Vec::with_capacity(prompts.len() * choices as usize);
-        for _ in 1..prompts.len() * choices as usize {
-            calls.push(first.another(self.core)?);
-        }
-        let mut first = first;
-        if !calls.is_empty() {
+        let count = prompts.len() * choices as usize;
+        if count > 1 && first.resume != Resume::Off {
             // Choices interleave as they come: there is no place in them to come back to.
-            first.resume = Resume::Off;
+            let detail =
+                "an answer of several choices or prompts cannot be come back to: ask for one, or say off";
+            return Err(Problem::Header { name: RESUME, detail });
+        }
+        let mut calls = Vec::with_capacity(count);
+        for _ in 1..count {
+            calls.push(first.another(self.core)?);
         }
         calls.insert(0, first);
         let mut calls = calls.into_iter();

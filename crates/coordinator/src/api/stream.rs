@@ -17,6 +17,8 @@ use crate::segments::Timings;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const IGNORED: HeaderName = HeaderName::from_static("x-phalanx-ignored-parameters");
+/// Only these streams have a place for marks.
+const EVENTS: &str = "text/event-stream";
 const SEED: HeaderName = HeaderName::from_static("x-phalanx-seed");
 
 /// How one API writes a streamed answer.
@@ -119,9 +121,8 @@ pub(super) async fn respond<S: Shape>(
         _ => None,
     };
     let choices = answering.choices();
-    // Who comes back has the beginning.
-    let begun = answering.is_resumed();
-    let writing = Writing { choices, answering, shape, pending: VecDeque::from([first]), begun, over: false };
+    let pending = VecDeque::from([first]);
+    let writing = Writing { choices, answering, shape, pending, begun: false, over: false };
     let body = Body::from_stream(futures_util::stream::unfold(writing, Writing::next));
     Ok(streaming(body, S::CONTENT_TYPE, |headers| said.put(headers, timings.as_ref())))
 }
@@ -175,17 +176,24 @@ impl<S: Shape> Writing<S> {
     /// Writes one thing; true where it was the last.
     fn write(&mut self, told: Told, out: &mut BytesMut) -> bool {
         if !matches!(told, Told::Waiting | Told::Failed(_)) && !std::mem::replace(&mut self.begun, true) {
-            self.shape.begin(self.choices, out);
+            // Who comes back has the beginning.
+            let mut had = BytesMut::new();
+            let to = if self.answering.is_resumed() { &mut had } else { &mut *out };
+            self.shape.begin(self.choices, to);
         }
         match told {
             Told::Waiting => self.shape.waiting(out),
             Told::Started(_) => {}
             Told::Part { choice, part, logprobs } => {
-                if let Some(mark) = self.answering.mark() {
+                if let Some(mark) = self.answering.mark().filter(|_| S::CONTENT_TYPE.starts_with(EVENTS)) {
                     // Part of the event that follows: what a client that comes back names.
                     out.extend_from_slice(format!("id: {mark}\n").as_bytes());
                 }
                 self.shape.part(choice, part, logprobs, out);
+            }
+            // The shape has to know where it is.
+            Told::Had { choice, part, logprobs } => {
+                self.shape.part(choice, part, logprobs, &mut BytesMut::new());
             }
             Told::End { choice, end, stop_text } => self.shape.end(choice, end, stop_text, out),
             Told::Complete(usage) => self.shape.complete(usage, out),

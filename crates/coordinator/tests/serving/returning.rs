@@ -201,3 +201,41 @@ async fn usage_is_told_by_key_and_model_and_a_rotated_key_keeps_its_terms() {
     let old = house.http.get(house.url("/v1/models")).bearer_auth(secret).send().await.unwrap();
     assert_eq!(old.status(), 401);
 }
+
+#[tokio::test]
+async fn who_comes_back_to_a_message_goes_on_in_the_block_that_was_open() {
+    let house = House::open().await;
+    let provider = Provider::join(&house).await;
+    let script = ["one", " two", " three"].iter().zip(0..).map(|(text, at)| Act::Send(token(at, text)));
+    provider.next(script.chain([Act::Send(end(3, FinishReason::Stop))]).collect());
+    let said = json!([{"role": "user", "content": "count"}]);
+    let body = json!({"model": "small", "max_tokens": 9, "messages": said, "stream": true});
+    let asked = house.post("/v1/messages", &body).header("x-phalanx-resume", "on");
+    let whole = asked.send().await.unwrap().text().await.unwrap();
+    let id = streamed_events(&whole)[0]["message"]["id"].as_str().unwrap().to_owned();
+    // Wherever it was cut: what came before and what comes after are the whole.
+    for (has, rest) in [(1, "ne two three"), (3, " two three"), (5, "wo three"), (13, "")] {
+        let back = house.post("/v1/messages", &body).header("x-phalanx-resume", &id);
+        let got = back.header("last-event-id", has.to_string()).send().await.unwrap().text().await.unwrap();
+        let events = streamed_events(&got);
+        let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+        assert!(!kinds.contains(&"message_start") && !kinds.contains(&"content_block_start"), "{got}");
+        assert!(kinds.ends_with(&["content_block_stop", "message_delta", "message_stop"]), "{got}");
+        let text: String = events.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
+        assert_eq!(text, rest);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_several_choices_cannot_be_come_back_to_and_says_so() {
+    let house = House::open().await;
+    let _provider = Provider::join(&house).await;
+    for stream in [true, false] {
+        let body = chat_body(json!({"stream": stream, "n": 2}));
+        let asked = house.post("/v1/chat/completions", &body).header("x-phalanx-resume", "on");
+        let refused = asked.send().await.unwrap();
+        assert_eq!(refused.status(), 400);
+        let body: serde_json::Value = refused.json().await.unwrap();
+        assert_eq!(body["error"]["param"], "x-phalanx-resume", "{body}");
+    }
+}

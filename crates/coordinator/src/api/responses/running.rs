@@ -95,7 +95,7 @@ impl Writer {
                     self.whole_event("response.in_progress");
                 }
             }
-            Told::Part { part, logprobs, .. } => self.part(part, logprobs),
+            Told::Part { part, logprobs, .. } | Told::Had { part, logprobs, .. } => self.part(part, logprobs),
             Told::End { end, .. } => {
                 self.end = end;
                 self.close(end == End::Length);
