@@ -159,7 +159,7 @@ fn config(options: &Options) -> EngineConfig {
     }
 }
 
-fn prefills(bench: &mut Bench, runs: usize, prompt: usize) -> anyhow::Result<Vec<f64>> {
+fn prefills(bench: &mut Bench, runs: u32, prompt: u32) -> anyhow::Result<Vec<f64>> {
     (0..runs).map(|_| bench.prefill(prompt)).collect()
 }
 

@@ -6,10 +6,9 @@
 #[path = "conformance/sums.rs"]
 mod sums;
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use base::{AccountId, KeyId, RequestId, Rng};
+use base::{AccountId, KeyId, RequestId};
 use store::{
     AuditEntry, JOIN_TOKEN, KeyInfo, KeyTerms, LedgerEntry, Outcome, Price, Reservation, Settled, Settlement,
     SqliteOptions, SqliteStore, Store, StoreError, Usage,

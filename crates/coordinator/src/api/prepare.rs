@@ -153,16 +153,16 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
         prompts.push((prompt, max_tokens));
     }
     call.timings.since(Segment::Tokenize, start);
-    let prompt_tokens = prompts.iter().map(|(prompt, _)| prompt.len()).max().unwrap_or(0);
+    let longest = prompts.iter().map(|(prompt, _)| prompt.len()).max().unwrap_or(0);
+    let prompt_tokens = u32::try_from(longest).unwrap_or(u32::MAX);
     let manner = match (form, prompts.first()) {
         (Some(form), Some((prompt, _))) => form.manner(kit, &of.dialect, &generation.format, prompt),
         _ => Manner::of_texts(&generation.format),
     };
     let mut said = Said { seed, ignored: std::mem::take(&mut generation.ignored), more: Vec::new() };
     let shared = Shared { core, served: &served, generation, constraint: manner.constraint, vocabulary };
-    let special_tokens = manner.special_tokens;
     let key = call.key.clone();
-    let mut works = shared.works(call, prompts, seed, special_tokens)?;
+    let mut works = shared.works(call, prompts, seed, manner.special_tokens)?;
     if let (Some(named), [work]) = (idempotency, works.as_mut_slice())
         && let Some(back) = named_before(core, key.account, named, work)?
     {
@@ -176,7 +176,6 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
         }
         said.more.extend(allowed?);
     }
-    let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
     let request = works.first().map_or(RequestId(0), |work| work.request);
     Ok(Prepared {
         served,
