@@ -156,6 +156,10 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, 
         LoadedModel { source: source.clone(), kit, open, spec, layout, files, weight_bytes: Bytes::ZERO };
     let stored = Tensors::check(&model.layout, &model.named_files(), &model.spec, &model.kit)
         .map_err(|source| LoadError::Checkpoint { folder, source: Box::new(source) })?;
+    // One truth about the model, wherever it is asked for.
+    if let Some(open) = &mut model.open {
+        open.spec = stored.spec.clone();
+    }
     (model.spec, model.weight_bytes) = (stored.spec, Bytes(stored.bytes));
     Ok(model)
 }

@@ -152,6 +152,12 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
+    /// Whether norms' weights are stored as they multiply, in families that elsewhere store their difference from one: so
+    /// MLX writes the hybrids.
+    pub fn has_plain_norms(&self) -> bool {
+        stored::is_sanitised(&self.files)
+    }
+
     /// How many bytes all tensors take.
     pub fn tensor_bytes(&self) -> u64 {
         self.files.iter().map(SafetensorsFile::tensor_bytes).sum()

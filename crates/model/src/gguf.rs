@@ -15,7 +15,7 @@ mod value;
 mod writer;
 
 pub use architecture::kit;
-pub(crate) use architecture::writable as gguf_architecture;
+pub(crate) use architecture::of_family as gguf_architecture;
 pub(crate) use names::written as gguf_name;
 pub use reader::{GgufFile, is_gguf};
 pub use tensors::{GgufCheckpoint, as_stored};

@@ -1,24 +1,21 @@
 //! Synthetic models: checkpoints of any shape with seeded random weights, for benches and tests. They answer nonsense at
 //! the true speed.
 
+mod config;
+mod layout;
+mod metadata;
 mod stored;
 mod vocabulary;
 mod weights;
 
-use std::fmt::Write;
-
 use crate::checkpoint::DType;
 use crate::family::{self, ConfigError};
-use crate::gguf::gguf_architecture;
 use crate::kit::Kit;
 use crate::spec::ModelSpec;
 use stored::Piece;
 
 pub use vocabulary::VOCABULARY_MIN;
 pub use weights::TensorChunks;
-
-/// The base of rope's frequencies.
-const ROPE_THETA: f32 = 500_000.0;
 
 /// What a synthetic model is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +62,12 @@ pub struct SynthRequest {
     pub kv_heads: usize,
     /// D; hidden size / heads where absent.
     pub head_dim: Option<usize>,
-    /// F.
+    /// F, of a dense feed-forward and of each expert.
     pub feed_forward: usize,
+    /// X; eight where absent, in families that are all experts.
+    pub experts: Option<usize>,
+    /// How many of them a token has; two where absent.
+    pub experts_per_token: Option<usize>,
     /// V, at least [`VOCABULARY_MIN`].
     pub vocabulary: usize,
     /// The longest context, in tokens.
@@ -94,6 +95,8 @@ impl Default for SynthRequest {
             kv_heads: 4,
             head_dim: None,
             feed_forward: 704,
+            experts: None,
+            experts_per_token: None,
             vocabulary: 1024,
             context: 4096,
             format: SynthFormat::Safetensors,
@@ -131,11 +134,13 @@ pub enum SynthError {
         /// As asked for.
         format: &'static str,
     },
-    /// A family that is not written as GGUF.
-    #[error("synthetic models of family {family:?} are not written as gguf; llama, qwen2 and qwen3 are")]
-    NoGguf {
+    /// Experts for a family that has none.
+    #[error("models of family {family:?} have no experts; {with} have")]
+    NoExperts {
         /// As asked for.
         family: String,
+        /// Those that have.
+        with: String,
     },
     /// Sizes that make no model.
     #[error("these sizes make no model")]
@@ -164,11 +169,12 @@ impl Synth {
         if request.vocabulary < VOCABULARY_MIN {
             return Err(SynthError::VocabularyTooSmall { found: request.vocabulary });
         }
-        let config = config(request, architecture, model_type);
-        let spec = family::spec_from_config(config.as_bytes(), None).map_err(SynthError::Sizes)?;
-        if request.format == SynthFormat::Gguf && gguf_architecture(&request.family).is_none() {
-            return Err(SynthError::NoGguf { family: request.family.clone() });
+        if request.experts.is_some() && !config::has_experts(&request.family) {
+            let with: Vec<_> = family::names().into_iter().filter(|name| config::has_experts(name)).collect();
+            return Err(SynthError::NoExperts { family: request.family.clone(), with: with.join(", ") });
         }
+        let config = config::text(request, architecture, model_type);
+        let spec = family::spec_from_config(config.as_bytes(), None).map_err(SynthError::Sizes)?;
         let pieces = stored::pieces(request, &spec)?;
         Ok(Self { request: request.clone(), spec, config, pieces })
     }
@@ -207,45 +213,6 @@ impl Synth {
         let piece = &self.pieces[index];
         weights::chunks(&piece.fill, piece.padding, self.request.seed, index as u64)
     }
-}
-
-fn config(request: &SynthRequest, architecture: &str, model_type: &str) -> String {
-    let dtype = match request.dtype {
-        DType::F32 => "float32",
-        DType::F16 => "float16",
-        _ => "bfloat16",
-    };
-    let mut text =
-        format!("{{\n  \"architectures\": [\"{architecture}\"],\n  \"model_type\": \"{model_type}\"");
-    let mut field = |name: &str, value: &dyn std::fmt::Display| {
-        let _ = write!(text, ",\n  \"{name}\": {value}");
-    };
-    field("hidden_size", &request.hidden);
-    field("num_hidden_layers", &request.layers);
-    field("num_attention_heads", &request.heads);
-    field("num_key_value_heads", &request.kv_heads);
-    match request.head_dim {
-        Some(head_dim) => field("head_dim", &head_dim),
-        None if request.heads > 0 && request.hidden.is_multiple_of(request.heads) => {
-            field("head_dim", &(request.hidden / request.heads));
-        }
-        // Left to the family, which knows what is wrong with it.
-        None => {}
-    }
-    field("intermediate_size", &request.feed_forward);
-    field("vocab_size", &request.vocabulary);
-    field("max_position_embeddings", &request.context);
-    field("rms_norm_eps", &"1e-6");
-    field("rope_theta", &format_args!("{ROPE_THETA:.1}"));
-    field("hidden_act", &"\"silu\"");
-    field("tie_word_embeddings", &request.tied);
-    field("eos_token_id", &format_args!("[{}, {}]", vocabulary::END_OF_TEXT, vocabulary::END_OF_TURN));
-    field("dtype", &format_args!("\"{dtype}\""));
-    if let Some(quantization) = stored::quantization(request) {
-        field("quantization", &quantization);
-    }
-    text.push_str("\n}\n");
-    text
 }
 
 #[cfg(test)]

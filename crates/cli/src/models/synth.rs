@@ -14,7 +14,7 @@ use crate::terminal::{say, say_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The model family: llama or qwen3.
+    /// The model family: gemma2, gemma3, gemma4, gpt_oss, llama, mistral, qwen2, qwen3, qwen3_moe, qwen3_5 or qwen3_5_moe.
     #[arg(long, default_value = "llama")]
     family: String,
     /// E: width of the residual stream.
@@ -35,6 +35,12 @@ pub(crate) struct Options {
     /// F: width of the feed-forward [default: four times hidden].
     #[arg(long)]
     feed_forward: Option<usize>,
+    /// X: experts, each as wide as the feed-forward [default: 8, in families that have them].
+    #[arg(long)]
+    experts: Option<usize>,
+    /// How many of them a token has [default: 2].
+    #[arg(long)]
+    experts_per_token: Option<usize>,
     /// V: different tokens.
     #[arg(long, default_value_t = 1024)]
     vocabulary: usize,
@@ -129,6 +135,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         kv_heads: options.kv_heads.unwrap_or(options.heads),
         head_dim: options.head_dim,
         feed_forward: options.feed_forward.unwrap_or(options.hidden.saturating_mul(4)),
+        experts: options.experts,
+        experts_per_token: options.experts_per_token,
         vocabulary: options.vocabulary,
         context: options.context,
         format: options.format(),

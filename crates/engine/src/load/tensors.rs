@@ -67,6 +67,9 @@ impl<'a> Tensors<'a> {
             Self::Gguf(checkpoint) => checkpoint.tensor_bytes(),
             Self::Safetensors(checkpoint) => {
                 spec.tied_head &= !checkpoint.has_own_head();
+                if checkpoint.has_plain_norms() {
+                    gguf::as_stored(&mut spec);
+                }
                 checkpoint.verify(&spec)?;
                 checkpoint.tensor_bytes()
             }

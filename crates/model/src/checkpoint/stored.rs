@@ -35,6 +35,27 @@ pub(super) struct Orders {
     odd: Vec<u32>,
 }
 
+/// How a delta net's convolution is called in every checkpoint.
+const CONVOLUTION: &str = ".linear_attn.conv1d.weight";
+
+/// `shape` of the tensor called `name`; MLX has the taps of a convolution before its side of one, which is the same
+/// numbers in the same order.
+fn shape_of(name: &str, shape: &[usize]) -> Vec<usize> {
+    match *shape {
+        [channels, taps, 1] if name.ends_with(CONVOLUTION) => vec![channels, 1, taps],
+        _ => shape.to_vec(),
+    }
+}
+
+/// Whether the checkpoint went through MLX, which turns convolutions and adds one to the norms beside them.
+pub(super) fn is_sanitised(files: &[SafetensorsFile<'_>]) -> bool {
+    let names = |file: &SafetensorsFile<'_>| {
+        let place = file.names().position(|name| name.ends_with(CONVOLUTION))?;
+        Some(matches!(*file.raw(place).1, [_, taps, 1] if taps != 1))
+    };
+    files.iter().find_map(names).unwrap_or(false)
+}
+
 /// Every tensor by its usual name, and the orders that their parts need.
 pub(super) fn collect(
     files: &[SafetensorsFile<'_>],
@@ -65,7 +86,7 @@ pub(super) fn collect(
             "U32" => mlx(files, name, place, quantisation, beside)?,
             "U8" if name.ends_with("_blocks") => blocks(files, name, place, beside)?,
             _ => Stored::new(place, files[place.0].view(place.1).ok().map(|view| view.dtype), {
-                files[place.0].raw(place.1).1.to_vec()
+                shape_of(name, files[place.0].raw(place.1).1)
             }),
         };
         if name.contains(".experts.gate_up_proj") || name.contains(".experts.down_proj") {

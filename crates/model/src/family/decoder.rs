@@ -139,11 +139,12 @@ pub(super) fn width(fields: &Fields<'_>, field: &str) -> Result<usize, ConfigErr
     fields.required(field, 1, FEED_FORWARD_MAX)
 }
 
-/// How many experts there are, and how many a token has.
+/// How many experts there are, and how many a token has. Of the two names for the first, exporters use either.
 pub(super) fn experts(
     fields: &Fields<'_>,
-    (all, per_token): (&str, &str),
+    (all, per_token): ([&str; 2], &str),
 ) -> Result<(usize, usize), ConfigError> {
+    let all = if fields.has(all[0]) { all[0] } else { all[1] };
     let experts = fields.required(all, 1, EXPERTS_MAX)?;
     Ok((experts, fields.required(per_token, 1, experts)?))
 }

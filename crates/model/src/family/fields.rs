@@ -167,6 +167,16 @@ impl<'a> Fields<'a> {
         self.object.iter().filter(|(_, value)| value.is_object()).map(|(name, _)| name.as_str()).collect()
     }
 
+    /// The names of all fields.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.object.keys().map(String::as_str)
+    }
+
+    /// Whether `other` has the same values.
+    pub(super) fn is_same(&self, other: &Fields<'_>) -> bool {
+        self.object == other.object
+    }
+
     pub(super) fn missing(&self, field: &str) -> ConfigError {
         ConfigError::Missing { file: self.file, field: self.path(field) }
     }

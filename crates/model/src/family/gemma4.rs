@@ -33,6 +33,9 @@ const SIZES: SizeDefaults = SizeDefaults {
     context: Some(131_072),
 };
 const GLOBAL_HEAD_DIM: usize = 512;
+const KV_HEADS: &str = "num_global_key_value_heads";
+/// Far above any model: of heads and of their size.
+const HEADS_MAX: usize = 1 << 14;
 const WINDOW_DEFAULT: usize = 512;
 const PATTERN: usize = 6;
 const STOP_TOKEN_DEFAULT: u32 = 1;
@@ -60,7 +63,7 @@ fn read(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     })?;
     // The last layer sees everything, whatever is said.
     types[sizes.layers - 1] = 0;
-    let kinds = [global(fields, &sizes)?, local(fields, &sizes)?];
+    let kinds = [global(fields, &sizes, &types)?, local(fields, &sizes)?];
     let shared = fields.whole("num_kv_shared_layers", 0, sizes.layers - 1)?.unwrap_or(0);
     let own = sizes.layers - shared;
     let norm = norm(fields)?;
@@ -116,13 +119,21 @@ fn refuse_what_is_not_text(fields: &Fields<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn global(fields: &Fields<'_>, sizes: &Sizes) -> Result<Kind, ConfigError> {
-    let head_dim = fields.whole("global_head_dim", 1, usize::MAX)?.unwrap_or(GLOBAL_HEAD_DIM);
-    check_head_dim(fields, "global_head_dim", head_dim)?;
+fn global(fields: &Fields<'_>, sizes: &Sizes, types: &[usize]) -> Result<Kind, ConfigError> {
     let key_is_value = fields.flag("attention_k_eq_v")?;
-    let field = "num_global_key_value_heads";
-    let kv_heads = fields.whole(field, 1, sizes.heads)?.filter(|_| key_is_value).unwrap_or(sizes.kv_heads);
-    check_groups(fields, field, (sizes.heads, kv_heads))?;
+    let (head_dim, kv_heads) = match overrides(fields, types)? {
+        Some(own) => {
+            let own = |field: &str| own.map_or(Ok(None), |own| own.whole(field, 1, HEADS_MAX));
+            (own("head_dim")?.unwrap_or(sizes.head_dim), own("num_key_value_heads")?)
+        }
+        None => (
+            fields.whole("global_head_dim", 1, usize::MAX)?.unwrap_or(GLOBAL_HEAD_DIM),
+            fields.whole(KV_HEADS, 1, sizes.heads)?.filter(|_| key_is_value),
+        ),
+    };
+    check_head_dim(fields, "global_head_dim", head_dim)?;
+    let kv_heads = kv_heads.unwrap_or(sizes.kv_heads);
+    check_groups(fields, KV_HEADS, (sizes.heads, kv_heads))?;
     let parameters = rope::of_type(fields, ("full_attention", "rope_parameters.full_attention."))?;
     let mut rope = rope::for_layers(fields, parameters, (head_dim, sizes.context), &GLOBAL)?;
     if !fields.has("rope_parameters") {
@@ -130,6 +141,41 @@ fn global(fields: &Fields<'_>, sizes: &Sizes) -> Result<Kind, ConfigError> {
     }
     let kv = if key_is_value { KvSource::KeyIsValue } else { KvSource::Own };
     Ok(Kind { kv_heads, head_dim, rope, window: None, kv })
+}
+
+/// What transformers since 5.2x writes of the layers without a window, where it writes `per_layer_config` in place of
+/// `global_head_dim` and `num_global_key_value_heads`; nothing inside where it is as in the other layers.
+fn overrides<'a>(fields: &Fields<'a>, types: &[usize]) -> Result<Option<Option<Fields<'a>>>, ConfigError> {
+    let field = "per_layer_config";
+    if !fields.has(field) {
+        return Ok(None);
+    }
+    let Some(all) = fields.object(field, "per_layer_config.")? else { return Ok(Some(None)) };
+    let wrong =
+        |what: &str| Err(fields.unsupported(field, format!("it may differ by type of layer: {what}")));
+    let mut found: Vec<Option<Fields<'a>>> = vec![None; types.len()];
+    for number in all.nested() {
+        let Some(layer) = number.parse().ok().filter(|&layer: &usize| layer < types.len()) else {
+            return wrong("its keys are numbers of layers");
+        };
+        found[layer] = all.object(number, "per_layer_config.N.")?;
+    }
+    let mut global = types.iter().zip(&found).filter(|(kind, _)| **kind == 0).map(|(_, own)| own);
+    let local = types.iter().zip(&found).filter(|(kind, _)| **kind != 0).map(|(_, own)| own);
+    let Some(first) = global.next() else { return Ok(Some(None)) };
+    let known =
+        |own: &Fields<'_>| own.names().all(|name| ["head_dim", "num_key_value_heads"].contains(&name));
+    if first.as_ref().is_some_and(|own| !known(own)) {
+        return wrong("in head_dim and num_key_value_heads");
+    }
+    let same = |other: &Option<Fields<'_>>| match (first, other) {
+        (Some(a), Some(b)) => a.is_same(b),
+        (a, b) => a.is_none() && b.is_none(),
+    };
+    if !global.all(same) || local.into_iter().any(Option::is_some) {
+        return wrong("all full_attention layers are alike, and others as config.json says");
+    }
+    Ok(Some(*first))
 }
 
 fn local(fields: &Fields<'_>, sizes: &Sizes) -> Result<Kind, ConfigError> {
@@ -162,7 +208,7 @@ fn experts_beside(
     if !fields.flag("enable_moe_block")? {
         return Ok(None);
     }
-    let (experts, per_token) = experts(fields, ("num_experts", "top_k_experts"))?;
+    let (experts, per_token) = experts(fields, (["num_local_experts", "num_experts"], "top_k_experts"))?;
     let expert = GatedSpec { width: width(fields, "moe_intermediate_size")?, activation, bias: false };
     let router = RouterSpec {
         scoring: Scoring::SoftmaxThenTopK { normalise: true },

@@ -57,7 +57,8 @@ fn read(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
 }
 
 fn chosen(fields: &Fields<'_>, sizes: &Sizes) -> Result<ExpertsSpec, ConfigError> {
-    let (experts, per_token) = experts(fields, ("num_local_experts", "num_experts_per_tok"))?;
+    let (experts, per_token) =
+        experts(fields, (["num_experts", "num_local_experts"], "num_experts_per_tok"))?;
     if fields.has("hidden_act") && fields.text("hidden_act")? != "silu" {
         return Err(fields.unsupported("hidden_act", "its experts have a clamped silu".to_owned()));
     }

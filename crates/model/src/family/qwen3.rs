@@ -52,7 +52,8 @@ fn read_with_experts(fields: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
 
 /// Experts as Qwen has them.
 pub(super) fn chosen(fields: &Fields<'_>, normalise: bool) -> Result<ExpertsSpec, ConfigError> {
-    let (experts, per_token) = experts(fields, ("num_experts", "num_experts_per_tok"))?;
+    let (experts, per_token) =
+        experts(fields, (["num_local_experts", "num_experts"], "num_experts_per_tok"))?;
     let activation = activation(fields, "hidden_act", Activation::Silu)?;
     Ok(ExpertsSpec {
         experts,

@@ -18,11 +18,18 @@ const ARCHITECTURES: &[(&str, &str, &str)] = &[
     ("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
     ("qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text"),
     ("qwen35moe", "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text"),
+    ("gemma2", "Gemma2ForCausalLM", "gemma2"),
     ("gemma3", "Gemma3ForCausalLM", "gemma3_text"),
     ("gemma4", "Gemma4ForCausalLM", "gemma4_text"),
     ("gpt-oss", "GptOssForCausalLM", "gpt_oss"),
 ];
 
+/// Gemma 2 sees all of the context in every second layer, and so much in the others, where the file does not say otherwise.
+const GEMMA2_PATTERN: u64 = 2;
+const GEMMA2_WINDOW: u64 = 4096;
+/// Layers of the largest models.
+const GEMMA2_27B_LAYERS: u64 = 46;
+const GEMMA3_27B_LAYERS: u64 = 62;
 /// Gemma 3 sees all of the context in every sixth layer, where the file does not say otherwise.
 const GEMMA3_PATTERN: u64 = 6;
 /// gpt-oss in every second.
@@ -30,9 +37,10 @@ const GPT_OSS_PATTERN: u64 = 2;
 /// Gemma 3's window layers turn by it, where the file does not say otherwise.
 const GEMMA_THETA_LOCAL: f64 = 10_000.0;
 
-/// How GGUF spells the family called `name`, of those whose metadata say no more than sizes.
-pub(crate) fn writable(name: &str) -> Option<&'static str> {
-    ["llama", "qwen2", "qwen3"].into_iter().find(|known| *known == name)
+/// How GGUF spells the family called `name`. Mistral's is Llama's: what sets it apart, a window, is in no file.
+pub(crate) fn of_family(name: &str) -> Option<&'static str> {
+    let name = if name == "mistral" { "llama" } else { name };
+    ARCHITECTURES.iter().find(|known| known.2.trim_end_matches("_text") == name).map(|known| known.0)
 }
 
 /// The kit of the model whose (first) file is `file`. Its tokenizer is empty where the file has none.
@@ -149,6 +157,10 @@ impl<'f, 'a> Reading<'f, 'a> {
         }
     }
 
+    fn any_ends(&self, part: &str) -> bool {
+        self.file.names().any(|name| name.starts_with("blk.") && name.ends_with(part))
+    }
+
     fn has(&self, tensor: &str) -> bool {
         self.file.names().any(|name| name == tensor)
     }
@@ -195,7 +207,8 @@ impl<'f, 'a> Reading<'f, 'a> {
         set("vocab_size", json!(self.vocabulary()?));
         set("rms_norm_eps", json!(self.number("attention.layer_norm_rms_epsilon")?));
         set("tie_word_embeddings", json!(!self.has("output.weight")));
-        set("attention_bias", json!(self.has("blk.0.attn_q.bias")));
+        set("attention_bias", json!(self.any_ends(".attn_q.bias")));
+        set("mlp_bias", json!(self.any_ends(".ffn_up.bias")));
         let head_dim = match self.whole("attention.key_length")? {
             Some(length) => Some(length),
             None if self.architecture == "llama" => self.whole("rope.dimension_count")?,
@@ -227,6 +240,8 @@ impl<'f, 'a> Reading<'f, 'a> {
             }
             Some("yarn") => {
                 scaling.insert("rope_type".to_owned(), json!("yarn"));
+                // No file says it; the family's ramps begin and end between dimensions.
+                scaling.insert("truncate".to_owned(), json!(self.architecture != "gpt-oss"));
             }
             Some(other) => {
                 let shown: String = other.chars().take(32).collect();
@@ -267,7 +282,8 @@ impl<'f, 'a> Reading<'f, 'a> {
             ]);
         }
         if let (Some(dims), Some(head_dim)) = (self.whole("rope.dimension_count")?, head_dim)
-            && dims != head_dim
+            // Qwen 3.5 turns a quarter where nothing is said.
+            && (dims != head_dim || self.architecture.starts_with("qwen35"))
             && head_dim > 0
             && self.architecture != "gemma4"
         {
@@ -299,6 +315,15 @@ impl<'f, 'a> Reading<'f, 'a> {
                 set("norm_topk_prob", json!(true));
             }
             "qwen35" | "qwen35moe" => self.qwen35(&mut set, layers)?,
+            "gemma2" => {
+                let window = self.whole("attention.sliding_window")?.unwrap_or(GEMMA2_WINDOW);
+                set("sliding_window", json!(window));
+                set("layer_types", self.layer_types(layers, Some(GEMMA2_PATTERN))?);
+                set("attn_logit_softcapping", json!(self.number("attn_logit_softcapping")?));
+                set("final_logit_softcapping", json!(self.number("final_logit_softcapping")?));
+                set("hidden_activation", json!("gelu_pytorch_tanh"));
+                set("query_pre_attn_scalar", json!(self.query_scalar(layers == GEMMA2_27B_LAYERS)?));
+            }
             "gemma3" => {
                 let window = self.whole("attention.sliding_window")?;
                 set("sliding_window", json!(window));
@@ -309,13 +334,7 @@ impl<'f, 'a> Reading<'f, 'a> {
                 );
                 set("final_logit_softcapping", json!(self.number("final_logit_softcapping")?));
                 set("hidden_activation", json!("gelu_pytorch_tanh"));
-                // The 27B model alone scales by the width of its residual stream.
-                let heads = self.required("attention.head_count")?.max(1);
-                let scalar = match layers {
-                    62 => self.required("embedding_length")? / heads,
-                    _ => self.whole("attention.key_length")?.unwrap_or(256),
-                };
-                set("query_pre_attn_scalar", json!(scalar));
+                set("query_pre_attn_scalar", json!(self.query_scalar(layers == GEMMA3_27B_LAYERS)?));
             }
             "gemma4" => self.gemma4(&mut set, layers)?,
             "gpt-oss" => {
@@ -331,14 +350,26 @@ impl<'f, 'a> Reading<'f, 'a> {
         Ok(())
     }
 
+    /// What queries are divided by the root of. Only the largest models, known by their layers, scale by the width of their
+    /// residual stream.
+    fn query_scalar(&self, largest: bool) -> Result<u64, CheckpointError> {
+        if largest {
+            return Ok(self.required("embedding_length")? / self.required("attention.head_count")?.max(1));
+        }
+        Ok(self.whole("attention.key_length")?.unwrap_or(256))
+    }
+
     fn qwen35(&self, set: &mut impl FnMut(&str, Json), layers: u64) -> Result<(), CheckpointError> {
         let value_heads = self.required("ssm.time_step_rank")?;
         let inner = self.required("ssm.inner_size")?;
         let interval = self.whole("full_attention_interval")?.unwrap_or(4).max(1);
-        let kind = |layer: u64| match (layer + 1) % interval {
-            0 => "full_attention",
-            _ => "linear_attention",
+        // Listed for every block, those that guess ahead included.
+        let listed = self.per_layer("attention.recurrent_layers", self.required("block_count")?)?;
+        let recurrent = |layer: u64| match &listed {
+            Some(listed) => listed[layer as usize] != 0,
+            None => !(layer + 1).is_multiple_of(interval),
         };
+        let kind = |layer| if recurrent(layer) { "linear_attention" } else { "full_attention" };
         set("layer_types", json!((0..layers).map(kind).collect::<Vec<_>>()));
         set("full_attention_interval", json!(interval));
         set("linear_conv_kernel_dim", json!(self.required("ssm.conv_kernel")?));

@@ -38,9 +38,10 @@ pub(super) fn places(architecture: &str, role: TensorRole) -> Vec<Stored> {
     }
 }
 
-/// The name of the tensor for `role`, where it is one of its own.
+/// The name of the tensor that `role` is written in: one of its own, or a stack of all experts'.
 pub(crate) fn written(architecture: &str, role: TensorRole) -> Option<String> {
-    places(architecture, role).into_iter().find(|stored| stored.part == Part::Whole).map(|stored| stored.name)
+    let mut places = places(architecture, role).into_iter();
+    places.find(|stored| matches!(stored.part, Part::Whole | Part::Of(_))).map(|stored| stored.name)
 }
 
 fn of_layer(architecture: &str, tensor: LayerTensor) -> Vec<(&'static str, Part)> {

@@ -41,6 +41,12 @@ impl GgufWriter {
         self.metadata.push(u8::from(value));
     }
 
+    /// Adds a list of flags.
+    pub fn flags(&mut self, key: &str, values: impl ExactSizeIterator<Item = bool>) {
+        self.begin_array(key, 7, values.len());
+        self.metadata.extend(values.map(u8::from));
+    }
+
     /// Adds a list of texts.
     pub fn texts<'t>(&mut self, key: &str, values: impl ExactSizeIterator<Item = &'t str>) {
         self.begin_array(key, TEXT, values.len());

@@ -13,6 +13,17 @@ pub enum FeedForwardSpec {
     DenseAndExperts(Box<DenseAndExpertsSpec>),
 }
 
+impl FeedForwardSpec {
+    /// Its experts, if it has any.
+    pub fn experts(&self) -> Option<&ExpertsSpec> {
+        match self {
+            Self::Gated(_) => None,
+            Self::Experts(experts) => Some(experts),
+            Self::DenseAndExperts(both) => Some(&both.experts),
+        }
+    }
+}
+
 /// `down(act(gate(x), up(x)))`: `gate: [F, E]`, `up: [F, E]`, `down: [E, F]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GatedSpec {

@@ -2,11 +2,12 @@
 
 use serde_json::json;
 
-use super::vocabulary;
-use super::weights::{Fill, spread};
+use super::layout::{self, Written};
+use super::metadata;
+use super::weights::{Fill, Spread, spread};
 use super::{SynthError, SynthFormat, SynthRequest};
 use crate::checkpoint::{DType, StoredTensor, expected_tensors, safetensors_file_header};
-use crate::gguf::{GgufWriter, gguf_architecture, gguf_name};
+use crate::gguf::{GgufWriter, as_stored};
 use crate::spec::{LayerTensor, ModelSpec, TensorRole};
 
 /// One tensor of the file.
@@ -40,12 +41,18 @@ pub(super) fn pieces(request: &SynthRequest, spec: &ModelSpec) -> Result<Vec<Pie
     if !fits {
         return Err(SynthError::Format { dtype: request.dtype, format: request.format.name() });
     }
+    let mut stored = spec.clone();
+    if request.format == SynthFormat::Gguf || (request.format == SynthFormat::Mlx && spec.is_recurrent()) {
+        as_stored(&mut stored);
+    }
     let mut pieces = Vec::new();
     for (role, name, shape) in expected_tensors(spec) {
-        match request.format {
-            SynthFormat::Safetensors => pieces.push(plain(spec, role, name, request.dtype, shape)),
-            SynthFormat::Gguf => pieces.push(gguf(request, spec, role, shape)?),
-            SynthFormat::Mlx => mlx(request, spec, (role, name, shape), &mut pieces),
+        for Written { name, shape } in layout::written(request, spec, (role, name, shape)) {
+            match request.format {
+                SynthFormat::Safetensors => pieces.push(plain(&stored, role, name, request.dtype, shape)),
+                SynthFormat::Gguf => pieces.push(gguf(request, &stored, role, (name, shape))),
+                SynthFormat::Mlx => mlx(request, &stored, (role, name, shape), &mut pieces),
+            }
         }
     }
     Ok(pieces)
@@ -60,21 +67,35 @@ fn gguf(
     request: &SynthRequest,
     spec: &ModelSpec,
     role: TensorRole,
-    shape: Vec<usize>,
-) -> Result<Piece, SynthError> {
-    let Some(name) = gguf_name(gguf_architecture(&request.family).unwrap_or_default(), role) else {
-        return Err(SynthError::NoGguf { family: request.family.clone() });
-    };
+    (name, shape): (String, Vec<usize>),
+) -> Piece {
     let columns = shape.last().copied().unwrap_or(0);
-    let wanted = if shape.len() < 2 { DType::F32 } else { mixed(request, spec, role) };
+    // llama.cpp holds these to f32, whatever the rest is.
+    let exact = matches!(
+        role,
+        TensorRole::Layer(
+            _,
+            LayerTensor::Router
+                | LayerTensor::SharedOutputGate
+                | LayerTensor::DeltaConvolution
+                | LayerTensor::ExpertGateBias(_)
+                | LayerTensor::ExpertUpBias(_)
+                | LayerTensor::ExpertDownBias(_)
+        )
+    );
+    let wanted = if shape.len() < 2 || exact { DType::F32 } else { mixed(request, spec, role) };
     // As llama.cpp falls back where rows are no whole blocks.
     let dtype = [wanted, DType::Q8_0, DType::F16]
         .into_iter()
         .find(|dtype| dtype.row_bytes(columns).is_some())
         .expect("floats have no blocks");
     let mut piece = plain(spec, role, name, dtype, shape);
+    if let TensorRole::Layer(_, LayerTensor::DeltaLogA) = role {
+        // Stored as what it is for: -exp(x).
+        piece.fill = Fill::new(dtype, Spread::Constant(-1.0), piece.shape.iter().product());
+    }
     piece.padding = GgufWriter::padding(piece.bytes());
-    Ok(piece)
+    piece
 }
 
 /// The type of one matrix: in mixes, values and what narrows get more bits in some layers, and the head everywhere.
@@ -100,7 +121,9 @@ fn mlx(
     pieces: &mut Vec<Piece>,
 ) {
     let DType::Mlx { bits, group } = request.dtype else { return };
-    let quantised = shape.len() == 2 && shape[1].is_multiple_of(usize::from(group).max(32));
+    let columns = shape.last().copied().unwrap_or(0);
+    let vector = shape.len() < 2 || layout::is_small(role);
+    let quantised = !vector && columns.is_multiple_of(usize::from(group).max(32));
     let Some(stem) = name.strip_suffix(".weight").filter(|_| quantised) else {
         pieces.push(plain(spec, role, name, DType::BF16, shape));
         return;
@@ -109,13 +132,15 @@ fn mlx(
     let codes = f32::from(u16::MAX >> (16 - bits));
     // Codes are uniform: they deviate by their number over the root of twelve.
     let scale = deviation / ((codes + 1.0) / 12f32.sqrt());
-    let (rows, columns) = (shape[0], shape[1]);
+    let outer = &shape[..shape.len() - 1];
+    let rows: usize = outer.iter().product();
     let groups = columns / usize::from(group);
+    let with = |last: usize| [outer, &[last]].concat();
     pieces.push(Piece {
         name: name.clone(),
         dtype: request.dtype,
         spelled: Some("U32"),
-        shape: vec![rows, columns * usize::from(bits) / 32],
+        shape: with(columns * usize::from(bits) / 32),
         fill: Fill::random(rows * columns * usize::from(bits) / 8),
         padding: 0,
     });
@@ -124,8 +149,8 @@ fn mlx(
             name: format!("{stem}.{part}"),
             dtype: DType::BF16,
             spelled: None,
-            shape: vec![rows, groups],
-            fill: Fill::new(DType::BF16, super::weights::Spread::Constant(value), rows * groups),
+            shape: with(groups),
+            fill: Fill::new(DType::BF16, Spread::Constant(value), rows * groups),
             padding: 0,
         });
     }
@@ -134,7 +159,7 @@ fn mlx(
 /// What the file begins with, and how long it will be.
 pub(super) fn header(request: &SynthRequest, spec: &ModelSpec, pieces: &[Piece]) -> (Vec<u8>, u64) {
     if request.format == SynthFormat::Gguf {
-        return gguf_header(request, spec, pieces);
+        return metadata::header(request, spec, pieces);
     }
     let tensors: Vec<StoredTensor<'_>> = pieces
         .iter()
@@ -146,49 +171,6 @@ pub(super) fn header(request: &SynthRequest, spec: &ModelSpec, pieces: &[Piece])
         })
         .collect();
     safetensors_file_header(&tensors)
-}
-
-/// Metadata of a family that [`super::Synth::new`] has accepted.
-fn gguf_header(request: &SynthRequest, spec: &ModelSpec, pieces: &[Piece]) -> (Vec<u8>, u64) {
-    let architecture = gguf_architecture(&request.family).unwrap_or_default();
-    let mut writer = GgufWriter::default();
-    writer.text("general.architecture", architecture);
-    writer.text("general.name", "synthetic");
-    let key = |name: &str| format!("{architecture}.{name}");
-    let head_dim = request.head_dim.unwrap_or(request.hidden / request.heads.max(1));
-    for (name, number) in [
-        ("context_length", request.context),
-        ("embedding_length", request.hidden),
-        ("block_count", request.layers),
-        ("feed_forward_length", request.feed_forward),
-        ("attention.head_count", request.heads),
-        ("attention.head_count_kv", request.kv_heads),
-        ("attention.key_length", head_dim),
-        ("attention.value_length", head_dim),
-        ("rope.dimension_count", head_dim),
-        ("vocab_size", request.vocabulary),
-    ] {
-        writer
-            .unsigned(&key(name), u32::try_from(number).expect("sizes were checked against limits below it"));
-    }
-    writer.float(&key("attention.layer_norm_rms_epsilon"), spec.final_norm.epsilon);
-    writer.float(&key("rope.freq_base"), super::ROPE_THETA);
-    let tokens = vocabulary::tokens(request.vocabulary);
-    writer.text("tokenizer.ggml.model", "gpt2");
-    writer.text("tokenizer.ggml.pre", "gpt-2");
-    writer.texts("tokenizer.ggml.tokens", tokens.iter().map(String::as_str));
-    let kinds: Vec<i32> =
-        (0..tokens.len() as u32).map(|token| if vocabulary::is_mark(token) { 3 } else { 1 }).collect();
-    writer.signeds("tokenizer.ggml.token_type", kinds.into_iter());
-    writer.texts("tokenizer.ggml.merges", [].into_iter());
-    writer.unsigned("tokenizer.ggml.eos_token_id", vocabulary::END_OF_TURN);
-    writer.unsigned("tokenizer.ggml.padding_token_id", vocabulary::END_OF_TEXT);
-    writer.flag("tokenizer.ggml.add_bos_token", false);
-    writer.text("tokenizer.chat_template", vocabulary::CHATML);
-    for piece in pieces {
-        writer.tensor(&piece.name, piece.dtype, &piece.shape);
-    }
-    writer.finish()
 }
 
 /// What `config.json` says of MLX's codes.

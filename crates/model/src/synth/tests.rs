@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::checkpoint::{Checkpoint, SafetensorsFile, TensorSource};
+use crate::checkpoint::{Checkpoint, Quantisation, SafetensorsFile, TensorSource, expected_tensors};
+use crate::gguf::{self, GgufCheckpoint, GgufFile};
 use crate::spec::{LayerTensor, TensorRole};
 use crate::template::ChatExtra;
 
@@ -38,6 +39,58 @@ fn every_family_and_type_makes_a_checkpoint_that_verifies_and_a_kit_that_opens()
                 assert_eq!((&open.spec, open.spec.family), (synth.spec(), family));
                 assert_eq!(checkpoint.tensor(TensorRole::FinalNorm).unwrap().dtype, dtype);
             }
+        }
+    }
+}
+
+#[test]
+fn every_family_is_written_as_gguf_that_says_the_same_model() {
+    for family in family::names() {
+        for dtype in [DType::F32, DType::Q8_0, DType::Q4K, DType::Mxfp4] {
+            let (hidden, heads) = if dtype == DType::Q4K { (256, 8) } else { (64, 4) };
+            let sizes = SynthRequest { hidden, heads, kv_heads: 2, ..request() };
+            let request = SynthRequest {
+                family: family.to_owned(),
+                dtype,
+                format: SynthFormat::Gguf,
+                head_dim: Some(32),
+                ..sizes
+            };
+            let synth = Synth::new(&request).unwrap();
+            let bytes = file(&synth);
+            let parsed = GgufFile::parse("model.gguf", &bytes).unwrap();
+            let open = gguf::kit(&parsed).unwrap().open().unwrap();
+            // Mistral is Llama there, and what is said of ropes comes in other words.
+            let mut expected = synth.spec().clone();
+            expected.family = if family == "mistral" { "llama" } else { expected.family };
+            expected.stop_tokens = open.spec.stop_tokens.clone();
+            assert_eq!(open.spec, expected, "{family} {dtype}");
+            let mut stored = open.spec.clone();
+            gguf::as_stored(&mut stored);
+            let checkpoint = GgufCheckpoint::new(vec![parsed], &stored).unwrap();
+            for (role, ..) in expected_tensors(&stored) {
+                checkpoint.tensor(role).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_family_is_written_with_mlx_codes() {
+    for family in family::names() {
+        for (bits, group) in [(4, 32), (4, 64), (8, 128), (8, 32)] {
+            let dtype = DType::Mlx { bits, group };
+            let (format, hidden) = (SynthFormat::Mlx, 128);
+            let sizes = SynthRequest { hidden, head_dim: Some(32), feed_forward: 64, ..request() };
+            let request = SynthRequest { family: family.to_owned(), dtype, format, ..sizes };
+            let synth = Synth::new(&request).unwrap();
+            let bytes = file(&synth);
+            let parsed = SafetensorsFile::parse("model.safetensors", &bytes).unwrap();
+            let kit = synth.kit();
+            let quantisation = Quantisation::from_config(&kit.config).unwrap();
+            let checkpoint = Checkpoint::quantised(vec![parsed], &quantisation).unwrap();
+            checkpoint.verify(&kit.open().unwrap().spec).unwrap();
+            assert_eq!(checkpoint.tensor(TensorRole::Embedding).unwrap().dtype, dtype);
         }
     }
 }
@@ -91,11 +144,12 @@ fn a_request_that_makes_no_model_is_refused_by_what_is_wrong() {
         let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         format!("{error}: {source}")
     };
-    assert!(error(|r| r.family = "gpt".to_owned()).contains("llama, qwen3"));
+    assert!(error(|r| r.family = "gpt".to_owned()).contains("llama, mistral"));
     assert!(error(|r| r.vocabulary = 258).contains("259"));
     assert!(error(|r| r.heads = 0).contains("num_attention_heads"));
     assert!(error(|r| r.kv_heads = 3).contains("num_key_value_heads"));
     assert!(error(|r| r.hidden = 65).contains("hidden_size"));
     assert!(error(|r| r.layers = usize::MAX).contains("num_hidden_layers"));
     assert!(error(|r| r.head_dim = Some(7)).contains("head_dim"));
+    assert!(error(|r| r.experts = Some(4)).contains("gemma4, gpt_oss, qwen3_moe, qwen3_5_moe have"));
 }

@@ -4,7 +4,7 @@ use base::Rng;
 use half::{bf16, f16};
 
 use crate::checkpoint::DType;
-use crate::spec::{LayerTensor, ModelSpec, TensorRole};
+use crate::spec::{LayerSpec, LayerTensor, MixerSpec, ModelSpec, TensorRole};
 
 /// Large enough that writing is not the bound, small enough that any machine holds a few.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -23,14 +23,14 @@ pub(super) fn spread(spec: &ModelSpec, role: TensorRole, shape: &[usize]) -> Spr
     // The head's rows dotted with a normed state: logits then deviate by 2.
     let head = 2.0 / inputs.sqrt();
     match role {
-        TensorRole::FinalNorm => Spread::Constant(1.0),
+        TensorRole::FinalNorm => Spread::Constant(1.0 - spec.final_norm.weight_offset),
         TensorRole::Head => Spread::Deviation(head),
         TensorRole::Embedding if spec.tied_head => Spread::Deviation(head),
         TensorRole::Embedding => Spread::Deviation(1.0),
         TensorRole::LayerInputEmbedding => Spread::Deviation(1.0),
         TensorRole::LayerInputModelProjection => Spread::Deviation(1.0),
         TensorRole::LayerInputModelNorm => Spread::Constant(1.0),
-        TensorRole::Layer(_, tensor) => match tensor {
+        TensorRole::Layer(layer, tensor) => match tensor {
             // What is added to the residual grows with the layers: each adds its share.
             LayerTensor::Output
             | LayerTensor::DeltaOutput
@@ -44,10 +44,22 @@ pub(super) fn spread(spec: &ModelSpec, role: TensorRole, shape: &[usize]) -> Spr
             // With a time of about one half a step forgets a third.
             LayerTensor::DeltaLogA => Spread::Constant(0.0),
             LayerTensor::DeltaConvolution => Spread::Deviation(0.5),
+            // Stacked.
+            LayerTensor::ExpertGateBias(_)
+            | LayerTensor::ExpertUpBias(_)
+            | LayerTensor::ExpertDownBias(_) => Spread::Deviation(0.02),
             _ if shape.len() > 1 => Spread::Deviation(inputs.sqrt().recip()),
-            norm if is_norm(norm) => Spread::Constant(1.0),
+            norm if is_norm(norm) => Spread::Constant(1.0 - offset(&spec.layers[layer], norm)),
             _ => Spread::Deviation(0.02),
         },
+    }
+}
+
+/// What is added to the stored weights of a norm: in a layer it is the same for all but a delta net's own.
+fn offset(layer: &LayerSpec, norm: LayerTensor) -> f32 {
+    match (&layer.mixer, norm) {
+        (MixerSpec::DeltaNet(delta), LayerTensor::DeltaNorm) => delta.norm.weight_offset,
+        _ => layer.mixer_norm.weight_offset,
     }
 }
 

@@ -6,16 +6,23 @@ use kernels::{GroupedFormat, GroupedRows, PackError, PackedMatrix, Team, WeightB
 use model::checkpoint::{DType, TensorView};
 use model::quant::{self, Codes, Grouping, dequantise_all};
 
-/// Stacks `parts`, one below the other. Quantised tensors keep their codes, each run of like ones in panels of its
-/// own, unless all of them are and a float type is asked for.
+/// Stacks `parts`, one below the other. Where a float type is asked for all of them become that; else quantised tensors
+/// keep their codes, each run of like ones in panels of its own, and floats their type.
 pub(super) fn stack(team: &Team, parts: &[TensorView<'_>], dtype: DType) -> Result<PackedMatrix, PackError> {
-    let dequantise = dtype.is_float() && parts.iter().all(|part| !part.dtype.is_float());
-    let grouping = |part: &TensorView<'_>| if dequantise { None } else { quant::grouping(part.dtype) };
+    let grouping = |part: &TensorView<'_>| match dtype.is_float() {
+        true => None,
+        false => quant::grouping(part.dtype),
+    };
     let runs = parts.chunk_by(|a, b| grouping(a) == grouping(b));
+    let common = |run: &[TensorView<'_>]| match run.iter().all(|part| part.dtype == run[0].dtype) {
+        true => run[0].dtype,
+        // Holds all of them.
+        false => DType::F32,
+    };
     let mut matrices = runs
         .map(|run| match grouping(&run[0]) {
             Some(grouping) => grouped(team, run, grouping),
-            None => floats(team, run, if dtype.is_float() { dtype } else { run[0].dtype }),
+            None => floats(team, run, if dtype.is_float() { dtype } else { common(run) }),
         })
         .collect::<Result<Vec<_>, _>>()?;
     match matrices.len() {
@@ -124,7 +131,7 @@ mod tests {
         let mut parts: Vec<_> =
             stored.iter().map(|(dtype, bytes)| TensorView::new("w", *dtype, &shape, bytes)).collect();
         parts.insert(3, TensorView::new("w", DType::BF16, &shape, &floats));
-        for dtype in [DType::BF16, DType::Q4_0] {
+        for dtype in [DType::F32, DType::Q4_0] {
             let stacked = stack(&team, &parts, dtype).unwrap();
             assert_eq!((stacked.rows(), stacked.columns()), (19 * parts.len(), columns));
             let x: Vec<f32> = (0..columns).map(|at| (at % 7) as f32 - 3.0).collect();

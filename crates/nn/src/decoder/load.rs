@@ -257,15 +257,12 @@ impl<'a, B: Backend> Loading<'a, B> {
         let dtype = match self.options.weights {
             Weights::F32 => DType::F32,
             Weights::Bf16 => DType::BF16,
-            // What the backend does with the quantised ones among them is its own affair.
-            Weights::Auto => {
-                match tensors.iter().map(|tensor| tensor.dtype).filter(|d| d.is_float()).collect::<Vec<_>>()[..]
-                {
-                    [] => first.dtype,
-                    [one, ref others @ ..] if others.iter().all(|other| *other == one) => one,
-                    _ => DType::F32,
-                }
-            }
+            // Where one is quantised, all stay as they are stored.
+            Weights::Auto => match tensors.iter().find(|tensor| !tensor.dtype.is_float()) {
+                Some(quantised) => quantised.dtype,
+                None if tensors.iter().all(|tensor| tensor.dtype == first.dtype) => first.dtype,
+                None => DType::F32,
+            },
         };
         let matrix = self.backend.matrix(self.workers, tensors, dtype);
         matrix.map_err(|cause| LoadError::Backend { name: first.name.to_owned(), cause })
