@@ -1,7 +1,11 @@
-"""What transformers renders from chat templates in the style of those in use, for conversations of every kind."""
+"""What transformers renders from chat templates in the style of those in use, for conversations of every kind.
+
+    python tools/reference/templates.py FOLDER      the same of all *.jinja in FOLDER, for PHALANX_TEMPLATES=FOLDER
+"""
 
 import copy
 import datetime
+import sys
 from pathlib import Path
 
 import jinja2
@@ -63,6 +67,28 @@ CONVERSATIONS = {
                                         "variables": {"tools_in_user_message": False, "date_string": "1 Jan 2000"}},
     "roles do not alternate": {"messages": [USER, USER]},
     "assistant first": {"messages": [{"role": "assistant", "content": "Hello!"}]},
+    "a call thought about": {"messages": [
+        {"role": "system", "content": "Think."}, USER, {**CALL, "reasoning_content": "I need the weather.", "content": ""},
+        {"role": "tool", "tool_call_id": "c1", "name": "get_weather", "content": "rain"}], "tools": [WEATHER, CLOCK]},
+    "a call thought about in harmony": {"messages": [
+        {"role": "developer", "content": "Think."}, USER, {**CALL, "thinking": "I need the weather.", "content": None},
+        {"role": "tool", "tool_call_id": "c1", "name": "get_weather", "content": "rain"},
+        {"role": "assistant", "thinking": "It rains.", "content": "Rain."}, {"role": "user", "content": "And there?"}],
+        "tools": [WEATHER], "variables": {"reasoning_effort": "high"}},
+    "texts in parts": {"messages": [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": " there"}]}]},
+    "arguments as a text": {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [
+        {"id": "abcdefghi", "type": "function", "function": {"name": "clock", "arguments": "{\"zone\": \"UTC\"}"}}]},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "noon"}], "tools": [CLOCK]},
+    "numbers of every kind": {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": {
+            "large": 12345678901234567, "small": 1e-7, "whole": 3.0, "huge": 1e22, "minus": -0.0, "yes": True, "none": None,
+            "deep": {"list": [1, [2.5, {"x": "é\u2028 \\ / \u0007"}]], "empty": {}, "nothing": []}}}}]},
+        {"role": "tool", "tool_call_id": "123456789", "content": [{"type": "text", "text": "done"}]}]},
+    "thinking switched on": {"messages": [USER, {"role": "assistant", "content": "Rain.", "reasoning_content": "Clouds."},
+                                          {"role": "user", "content": "Sure?"}],
+                             "variables": {"enable_thinking": True, "thinking": True}},
     "empty texts": {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": ""}]},
     "no messages": {"messages": []},
 }
@@ -97,3 +123,7 @@ def make(folder: Path) -> None:
     })
     ends = {key: sum(key in case for case in cases) for key in ["text", "refused", "fails"]}
     print(f"{len(cases)} renderings: {ends}")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

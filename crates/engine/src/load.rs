@@ -3,7 +3,7 @@
 mod found;
 mod tensors;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -104,6 +104,17 @@ pub enum LoadError {
     },
 }
 
+/// What a model stores in one number format. Experts count one by one, also where they are stored as one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredFormat {
+    /// As in `BF16`.
+    pub name: &'static str,
+    /// How many.
+    pub tensors: usize,
+    /// With scales and biases.
+    pub bytes: Bytes,
+}
+
 /// One file of weights.
 struct WeightFile {
     name: String,
@@ -202,10 +213,31 @@ impl LoadedModel {
 
     /// The number formats that its weights are stored in (`BF16`, `Q4_K`, `MLX 4-bit`), each once.
     pub fn formats(&self) -> Vec<&'static str> {
+        self.stored().into_iter().map(|stored| stored.name).collect()
+    }
+
+    /// How many tensors there are of each number format, and what they take on disk, by name.
+    pub fn stored(&self) -> Vec<StoredFormat> {
         let checkpoint = self.checkpoint().expect("it was checked when it was loaded");
-        let name = |role| checkpoint.tensor(role).expect("it was checked when it was loaded").dtype.name();
-        let names = expected_tensors(&self.spec).into_iter().map(|(role, _, _)| name(role));
-        names.collect::<BTreeSet<_>>().into_iter().collect()
+        let mut found: BTreeMap<&'static str, StoredFormat> = BTreeMap::new();
+        for (role, ..) in expected_tensors(&self.spec) {
+            let view = checkpoint.tensor(role).expect("it was checked when it was loaded");
+            let apart = view.parts.map_or(0, |parts| parts.scales.len() + parts.biases.len());
+            let name = view.dtype.name();
+            let stored = found.entry(name).or_insert(StoredFormat { name, tensors: 0, bytes: Bytes::ZERO });
+            stored.tensors += 1;
+            stored.bytes += Bytes((view.bytes.len() + apart) as u64);
+        }
+        found.into_values().collect()
+    }
+
+    /// What its files are, in the words of their users.
+    pub fn container(&self) -> &'static str {
+        match &self.layout {
+            Layout::Gguf => "GGUF",
+            Layout::Safetensors { index: Some(_) } => "safetensors, several files",
+            Layout::Safetensors { index: None } => "safetensors",
+        }
     }
 
     /// Memory that a token takes in an engine's KV cache.

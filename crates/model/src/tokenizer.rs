@@ -104,6 +104,18 @@ impl Tokenizer {
         Ok(Self { parts: Arc::new(Parts { inner, bytes }) })
     }
 
+    /// How it makes tokens of a text, for people.
+    pub fn kind(&self) -> &'static str {
+        use tokenizers::ModelWrapper;
+        match self.parts.inner.get_model() {
+            ModelWrapper::BPE(bpe) if bpe.byte_fallback => "BPE, bytes where there is no token",
+            ModelWrapper::BPE(_) => "BPE over bytes",
+            ModelWrapper::Unigram(_) => "Unigram",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "words",
+        }
+    }
+
     /// The tokens of `text`; with `add_special`, also those that the tokenizer puts around a text (begin of text). Texts
     /// that name special tokens become these tokens.
     ///

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use base::Bytes;
 use engine::{KvFormat, LoadOptions, LoadedModel};
 use model::spec::{FeedForwardSpec, MixerSpec};
+use model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::serving::parse_source;
@@ -13,7 +14,7 @@ use crate::terminal::{say, say_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// `bundled`, or a model's folder.
+    /// `bundled`, a model's folder, or a GGUF file.
     model: String,
     /// Tokens of one context [default: the model's longest].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -40,6 +41,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 Bytes(bytes.as_u64().unwrap_or(0)).to_string()
             }
             Value::String(text) => text.clone(),
+            Value::Null => "none".to_owned(),
+            Value::Object(formats) => {
+                let one = |(name, of): (&String, &Value)| {
+                    let bytes = Bytes(of["bytes"].as_u64().unwrap_or(0));
+                    format!("{name}: {} tensors, {bytes}", of["tensors"])
+                };
+                formats.iter().map(one).collect::<Vec<_>>().join("; ")
+            }
             Value::Array(items) => {
                 let texts =
                     items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned));
@@ -67,10 +76,25 @@ fn facts(loaded: &LoadedModel, options: &Options) -> anyhow::Result<serde_json::
     };
     let per_token = loaded.kv_bytes_per_token(KvFormat::Auto);
     let kv = per_token.0.saturating_mul(u64::from(context)).saturating_mul(u64::from(options.batch));
+    let states: u64 = spec
+        .layers
+        .iter()
+        .map(|layer| match &layer.mixer {
+            MixerSpec::Attention(_) => 0,
+            MixerSpec::DeltaNet(delta) => 4 * delta.state_elements() as u64,
+        })
+        .sum();
+    let states = states.saturating_mul(u64::from(options.batch));
+    let stored = loaded
+        .stored()
+        .into_iter()
+        .map(|of| (of.name.to_owned(), json!({"tensors": of.tensors, "bytes": of.bytes.0})));
     let facts = json!({
         "model": options.model,
         "family": spec.family,
+        "container": loaded.container(),
         "format": loaded.formats(),
+        "stored": serde_json::Map::from_iter(stored),
         "parameters": loaded.parameters(),
         "layers": spec.layers.len(),
         "hidden": spec.hidden,
@@ -84,14 +108,16 @@ fn facts(loaded: &LoadedModel, options: &Options) -> anyhow::Result<serde_json::
         "context": spec.context,
         "tied_head": spec.tied_head,
         "stop_tokens": spec.stop_tokens,
-        "tokenizer": loaded.tokenizer().is_some(),
+        "tokenizer": loaded.tokenizer().map(Tokenizer::kind),
+        "tokens": loaded.tokenizer().map(Tokenizer::vocabulary_len),
         "chat_template": loaded.open_kit().is_some_and(|kit| kit.template.is_some()),
         "weight_bytes": loaded.weight_bytes().0,
         "kv_per_token_bytes": per_token.0,
         "asked_context": context,
         "asked_batch": options.batch,
         "kv_bytes": kv,
-        "needed_bytes": kv.saturating_add(loaded.weight_bytes().0),
+        "state_bytes": states,
+        "needed_bytes": kv.saturating_add(states).saturating_add(loaded.weight_bytes().0),
     });
     match facts {
         Value::Object(facts) => Ok(facts),
