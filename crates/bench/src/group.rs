@@ -97,7 +97,10 @@ impl Running {
     fn stop(self) -> anyhow::Result<Vec<GroupReport>> {
         let leader = self.engine().load_now().group.unwrap_or_default();
         let others: Vec<GroupReport> = match self {
-            Self::Processes(group) => group.stop()?.1.into_iter().map(|account| account.report).collect(),
+            Self::Processes(group) => {
+                let accounts = group.stop().1.into_iter();
+                accounts.map(|account| Ok(account?.report)).collect::<anyhow::Result<_>>()?
+            }
             Self::Threads(group) => {
                 let reports: Vec<_> = group.followers().cloned().collect();
                 group.stop();

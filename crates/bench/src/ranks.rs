@@ -5,8 +5,9 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,7 +19,7 @@ use engine::group::{
 use engine::{Engine, EngineConfig, LoadOptions, LoadedModel, ModelSource};
 use link::{Cancel, Gathering, Listener, Member, Place, Timing, form};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use trust::{MachineKeys, sha256};
+use trust::{MachineKeys, sha256, sha256_of_files};
 use wire::link::Mode;
 
 /// The hidden verb of a child.
@@ -39,7 +40,7 @@ struct Task {
 }
 
 /// Where a child listens, and under which key: the first line that it writes.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Door {
     key: [u8; 32],
@@ -47,7 +48,7 @@ struct Door {
 }
 
 /// All doors, in the order of ranks: the second line that a child reads.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Roster {
     doors: Vec<Door>,
@@ -63,10 +64,18 @@ pub struct Account {
     pub report: GroupReport,
 }
 
+/// Lines of a child that wait to be read: it writes two in its life.
+const LINES_MAX: usize = 4;
+/// How long a child may take for its next line: to load a large model from a slow disk, or to end.
+const LINE_MAX: Duration = Duration::from_secs(300);
+/// How long a child may take to end after the group has.
+const END_MAX: Duration = Duration::from_secs(20);
+
 struct Rank {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// What it writes, line by line; a thread reads it, so that a child which says nothing is not waited for without end.
+    output: Receiver<String>,
 }
 
 impl Rank {
@@ -75,13 +84,14 @@ impl Rank {
         Ok(self.input.flush()?)
     }
 
-    fn hear<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        if line.is_empty() {
-            bail!("a rank's process ended without a word; what it said is above");
+    fn hear<T: DeserializeOwned>(&mut self, wait: Duration) -> anyhow::Result<T> {
+        match self.output.recv_timeout(wait) {
+            Ok(line) => Ok(serde_json::from_str(&line)?),
+            Err(RecvTimeoutError::Timeout) => bail!("a rank's process said nothing for {} s", wait.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("a rank's process ended without a word; what it said is above")
+            }
         }
-        Ok(serde_json::from_str(&line)?)
     }
 }
 
@@ -112,6 +122,9 @@ pub struct Wanted<'a> {
     pub pinned: bool,
 }
 
+/// Where one rank dials another, given that one's own door: (who dials, whom, its door). A test puts a proxy there.
+pub type Ways<'a> = &'a dyn Fn(usize, usize, SocketAddr) -> SocketAddr;
+
 /// A group of processes.
 pub struct ProcessGroup {
     engine: Engine,
@@ -126,6 +139,15 @@ impl ProcessGroup {
     /// # Errors
     /// The model cannot be divided so, a process does not start, or the group does not form.
     pub fn start(wanted: &Wanted<'_>) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("finding this program")?;
+        Self::start_over(wanted, &program, &|_, _, door| door)
+    }
+
+    /// The same with ranks that are processes of `program`, which dial each other where `ways` says.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::start`].
+    pub fn start_over(wanted: &Wanted<'_>, program: &Path, ways: Ways<'_>) -> anyhow::Result<Self> {
         let model = engine::load(wanted.source, &wanted.options)?;
         let map = model.divide(wanted.mode, &vec![Machine::default(); wanted.ranks])?;
         let threads = wanted.config.threads.or(Some(1));
@@ -135,7 +157,7 @@ impl ProcessGroup {
         }
         let mut ranks = Vec::new();
         for rank in 1..wanted.ranks {
-            ranks.push(spawn()?);
+            ranks.push(spawn(program)?);
             let task = Task {
                 model: wanted.source.to_string(),
                 config: config.clone(),
@@ -155,13 +177,19 @@ impl ProcessGroup {
         let listener = Listener::bind(&[IpAddr::V4(Ipv4Addr::LOCALHOST)])?;
         let mut doors = vec![Door { key: keys.signing_key(), addresses: listener.addresses() }];
         for rank in &mut ranks {
-            doors.push(rank.hear()?);
+            doors.push(rank.hear(LINE_MAX)?);
         }
         let roster = Roster { doors };
-        for rank in &mut ranks {
-            rank.tell(&roster)?;
+        for (index, rank) in ranks.iter_mut().enumerate() {
+            let own = index + 1;
+            let mut seen = roster.clone();
+            for (to, door) in seen.doors.iter_mut().enumerate().filter(|(to, _)| *to < own) {
+                door.addresses.iter_mut().for_each(|address| *address = ways(own, to, *address));
+            }
+            rank.tell(&seen)?;
         }
-        let communicator = meet((&keys, &listener), &roster, (&model, &map), 0)?;
+        let patience = config.group_patience_us.into();
+        let communicator = meet((&keys, &listener), &roster, (&model, &map), (0, patience))?;
         let (tell, ended) = sync_channel(1);
         let on_end = move |end| {
             // Whoever started the group may have gone.
@@ -187,19 +215,15 @@ impl ProcessGroup {
         self.ranks.iter().map(|rank| rank.child.id()).collect()
     }
 
-    /// Says goodbye and waits for every rank's account.
-    ///
-    /// # Errors
-    /// A rank ended without one.
-    pub fn stop(mut self) -> anyhow::Result<(Option<GroupEnd>, Vec<Account>)> {
+    /// Says goodbye and waits for every rank's account: none from one that was killed, or that does not end.
+    pub fn stop(mut self) -> (Option<GroupEnd>, Vec<anyhow::Result<Account>>) {
         self.engine.stop();
-        let accounts = self.ranks.iter_mut().map(Rank::hear).collect::<anyhow::Result<_>>()?;
-        Ok((self.ended.try_recv().ok(), accounts))
+        let accounts = self.ranks.iter_mut().map(|rank| rank.hear(END_MAX)).collect();
+        (self.ended.try_recv().ok(), accounts)
     }
 }
 
-fn spawn() -> anyhow::Result<Rank> {
-    let program = std::env::current_exe().context("finding this program")?;
+fn spawn(program: &Path) -> anyhow::Result<Rank> {
     let mut child = Command::new(program)
         .arg(VERB)
         .stdin(Stdio::piped())
@@ -208,7 +232,16 @@ fn spawn() -> anyhow::Result<Rank> {
         .context("starting a rank's process")?;
     let (input, output) = (child.stdin.take(), child.stdout.take());
     let (input, output) = input.zip(output).context("a rank's process has no pipes")?;
-    Ok(Rank { child, input, output: BufReader::new(output) })
+    let (said, heard) = sync_channel(LINES_MAX);
+    let read = move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if said.send(line).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("rank-output".to_owned()).spawn(read).context("a rank's reader")?;
+    Ok(Rank { child, input, output: heard })
 }
 
 /// Meets the other ranks over sealed links.
@@ -216,7 +249,7 @@ fn meet(
     (keys, listener): (&MachineKeys, &Listener),
     roster: &Roster,
     (model, map): (&LoadedModel, &ShardMap),
-    rank: usize,
+    (rank, patience): (usize, Duration),
 ) -> anyhow::Result<Box<dyn Communicator>> {
     let members = roster.doors.iter().enumerate().map(|(rank, door)| Member {
         machine: trust::machine_of(&door.key),
@@ -235,14 +268,12 @@ fn meet(
         instance: InstanceId(1),
         epoch: Epoch(1),
         rank,
-        // All ranks read the same files of the same machine; what they configure says enough.
-        model: sha256(&model.kit().config),
+        model: sha256_of_files(model.weight_files()),
         shard_map: sha256(map.encode().as_bytes()),
         mode,
         dtype: WireType::F32,
     };
-    let timing =
-        Timing { total: Duration::from_secs(60), patience: Duration::from_secs(10), ..Timing::default() };
+    let timing = Timing { total: Duration::from_secs(60), patience, ..Timing::default() };
     let cancel = Cancel::new();
     let gathering = Gathering { listener, keys, place: &place, roster: &members, timing, cancel: &cancel };
     Ok(Box::new(form(&gathering)?))
@@ -272,7 +303,8 @@ pub fn serve() -> anyhow::Result<()> {
     let mode: GroupMode = task.mode.parse().map_err(anyhow::Error::msg)?;
     let map = model.divide(mode, &vec![Machine::default(); task.ranks])?;
     let roster: Roster = serde_json::from_str(&next()?)?;
-    let communicator = meet((&keys, &listener), &roster, (&model, &map), task.rank)?;
+    let patience = task.config.group_patience_us.into();
+    let communicator = meet((&keys, &listener), &roster, (&model, &map), (task.rank, patience))?;
     let following = Following::new();
     let ended = follow(&model, &task.config, GroupSeat { map, communicator }, &following);
     let fault = ended.err().map(|end| end.to_string());

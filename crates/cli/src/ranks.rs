@@ -66,7 +66,9 @@ impl Running {
                 group.stop();
             }
             Self::Processes(group) => {
-                group.stop()?;
+                for account in group.stop().1 {
+                    account?;
+                }
             }
         }
         Ok(())

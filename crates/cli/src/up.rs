@@ -33,12 +33,12 @@ pub(crate) struct Options {
     /// How many providers to start.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     providers: u32,
-    /// Divide each model over so many of the providers, which then compute it together [default: all of them where
-    /// --mode asks for a group, else none].
+    /// Divide each model over so many of the providers, which then compute it together [default: two; all of them where
+    /// --mode asks for a group].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     ranks: Option<u32>,
     /// How to divide: `tensor` (slices of every layer), `pipeline` (whole layers), stages x ranks as in `2x2`, `auto`, or
-    /// `single` (not at all: every provider computes it alone) [default: auto with --ranks, else single].
+    /// `single` (not at all: every provider computes it alone) [default: auto].
     #[arg(long)]
     mode: Option<String>,
     /// Serve this model, as NAME=PATH or `bundled` [default: bundled]. May be repeated.
@@ -201,6 +201,10 @@ fn banner(options: &Options, ready: &Ready<'_>, status: &FleetStatus) -> anyhow:
             pool.context,
             speeds.clone().fold(f32::INFINITY, f32::min)
         ))?;
+    }
+    for group in &status.groups {
+        let ranks: Vec<&str> = group.ranks.iter().map(|rank| rank.name.as_str()).collect();
+        say(format!("  group     {} over {} (sealed links)", group.model, ranks.join(", ")))?;
     }
     say("\nTry it:\n")?;
     say(format!(

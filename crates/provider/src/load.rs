@@ -143,23 +143,10 @@ pub(crate) fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) ->
         weight_bytes: loaded.weight_bytes(),
         context: Tokens(number(spec.context)),
         vocabulary: number(spec.vocabulary),
-        weights_sha256: weights_sha256(loaded),
+        weights_sha256: trust::hex(&trust::sha256_of_files(loaded.weight_files())),
         kit_sha256: trust::hex(&trust::sha256(kit)),
         kit_bytes: Bytes(kit.len() as u64),
     }
-}
-
-/// SHA-256 over each file's name and contents, each behind its length, so that no two sets of files give the same
-/// bytes.
-fn weights_sha256(loaded: &LoadedModel) -> String {
-    let mut hash = trust::Sha256::new();
-    for (name, bytes) in loaded.weight_files() {
-        for part in [name.as_bytes(), bytes] {
-            hash.update(&(part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-    }
-    trust::hex(&hash.finish())
 }
 
 /// An error and its causes in one line.

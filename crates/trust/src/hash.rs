@@ -32,6 +32,19 @@ impl Sha256 {
     }
 }
 
+/// Of named contents, in their order: each name and each content stands behind its length, so that no two sets of files
+/// give the same bytes.
+pub fn sha256_of_files<'a>(files: impl Iterator<Item = (&'a str, &'a [u8])>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for (name, bytes) in files {
+        for part in [name.as_bytes(), bytes] {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    hash.finish()
+}
+
 impl Default for Sha256 {
     fn default() -> Self {
         Self::new()

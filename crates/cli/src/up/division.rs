@@ -11,17 +11,26 @@ use crate::client::Client;
 /// Lives that a new group may lose before `up` says that it does not come to stand.
 const FAULTS_MAX: u64 = 4;
 
+/// Ranks of the group that a fleet begins with where nothing is said: the fewest that make one.
+const RANKS_FIRST: u32 = 2;
+
 /// What was asked for, where it is a group.
 pub(super) struct Division {
     mode: String,
     ranks: u32,
+    /// Nobody asked: a model that cannot be divided so is served undivided.
+    by_default: bool,
 }
 
 impl Division {
-    /// Reads `--mode` and `--ranks`; nothing where every provider computes alone.
+    /// Reads `--mode` and `--ranks`; nothing where every provider computes alone. Where neither is said, the first two
+    /// providers make a group, if there are two.
     pub(super) fn of(mode: Option<&str>, ranks: Option<u32>, providers: u32) -> anyhow::Result<Option<Self>> {
+        let by_default = mode.is_none() && ranks.is_none();
         let (mode, ranks) = match (mode, ranks) {
-            (None | Some("single"), None | Some(1)) => return Ok(None),
+            (None, None) if providers < RANKS_FIRST => return Ok(None),
+            (None, None) => ("auto".to_owned(), RANKS_FIRST),
+            (None, Some(1)) | (Some("single"), None | Some(1)) => return Ok(None),
             (Some("single"), Some(ranks)) => bail!("--mode single is one rank, and --ranks says {ranks}"),
             (Some(mode), Some(1)) => bail!("--mode {mode} takes at least two ranks, and --ranks says 1"),
             (mode, ranks) => (mode.unwrap_or("auto").to_owned(), ranks.unwrap_or(providers)),
@@ -32,7 +41,7 @@ impl Division {
         if ranks < 2 {
             bail!("--mode {mode} takes at least two ranks: start as many --providers");
         }
-        Ok(Some(Self { mode, ranks }))
+        Ok(Some(Self { mode, ranks, by_default }))
     }
 
     /// Forms a group for each model that is served, and waits until all stand.
@@ -65,6 +74,14 @@ impl Division {
                 return Ok(status);
             }
             let lost = status.groups.iter().find(|group| group.faults >= FAULTS_MAX);
+            if let Some(group) = lost.filter(|_| self.by_default) {
+                eprintln!(
+                    "{} is not divided over {} providers ({}): each serves it alone",
+                    group.model, self.ranks, group.last_fault
+                );
+                let _: GroupStatus = client.delete(&format!("/api/groups/{}", group.instance)).await?;
+                continue;
+            }
             if let Some(group) = lost {
                 bail!("{} cannot be divided over {} ranks: {}", group.model, self.ranks, group.last_fault);
             }
@@ -83,7 +100,8 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_done_or_refused() {
         let of = |mode, ranks| Division::of(mode, ranks, 2).map(|d| d.map(|d| (d.mode, d.ranks)));
-        assert_eq!(of(None, None).unwrap(), None);
+        assert_eq!(of(None, None).unwrap(), Some(("auto".into(), 2)));
+        assert_eq!(of(None, Some(1)).unwrap(), None);
         assert_eq!(of(Some("single"), None).unwrap(), None);
         assert_eq!(of(None, Some(2)).unwrap(), Some(("auto".into(), 2)));
         assert_eq!(of(Some("tensor"), None).unwrap(), Some(("tensor".into(), 2)));
@@ -91,5 +109,8 @@ mod tests {
         assert!(of(Some("tensor"), Some(1)).unwrap_err().to_string().contains("at least two ranks"));
         assert!(of(None, Some(3)).unwrap_err().to_string().contains("--providers 2"));
         assert!(Division::of(Some("pipeline"), None, 1).is_err());
+        assert!(Division::of(None, None, 1).unwrap().is_none(), "one provider is no group");
+        let more = Division::of(None, None, 5).unwrap().unwrap();
+        assert_eq!((more.ranks, more.by_default), (2, true));
     }
 }

@@ -15,7 +15,11 @@ async fn up_prints_a_curl_line_that_streams_an_answer_and_ends_without_a_trace()
         up.ready_file()["pid"].as_u64(),
         Some(u64::try_from(up.pid().as_raw_nonzero().get()).unwrap())
     );
-    api.await_eligible(2).await;
+    // Both compute the bundled model together: one instance, whose rank 0 alone takes requests.
+    api.await_eligible(1).await;
+    let status = api.get("/api/status").await;
+    assert_eq!(status["groups"][0]["ranks"].as_array().map(Vec::len), Some(2), "{status:#}");
+    assert_eq!(status["groups"][0]["phase"], "ready");
     let children = children_of(up.pid().as_raw_nonzero().get());
     assert_eq!(children.len(), 2, "two providers, each a process of its own");
 
@@ -70,7 +74,7 @@ async fn a_second_start_keeps_machines_and_key_and_a_second_up_beside_it_is_told
         names.sort();
         names
     };
-    api.await_eligible(2).await;
+    api.await_eligible(1).await;
     let before = machines(&api.get("/api/status").await);
 
     let address = api.url.trim_start_matches("http://").to_owned();
@@ -81,7 +85,7 @@ async fn a_second_start_keeps_machines_and_key_and_a_second_up_beside_it_is_told
     let again = Program::new(PHALANX, ["up", "--listen", "127.0.0.1:0"]).in_folder_of(up.stop()).start();
     let api_again = Api::of(&again);
     assert_eq!(api_again.key, api.key);
-    api_again.await_eligible(2).await;
+    api_again.await_eligible(1).await;
     assert_eq!(machines(&api_again.get("/api/status").await), before);
 }
 
