@@ -2,12 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+#[path = "ranks/jobs.rs"]
+mod jobs;
+#[path = "ranks/wire.rs"]
+mod wire;
+
 use std::process::Command;
 
 use serde_json::Value;
 
+const PHALANX: &str = env!("CARGO_BIN_EXE_phalanx");
+
 fn phalanx(arguments: &[&str]) -> Result<Value, String> {
-    let output = Command::new(env!("CARGO_BIN_EXE_phalanx")).args(arguments).output().unwrap();
+    let output = Command::new(PHALANX).args(arguments).output().unwrap();
     if output.status.success() {
         Ok(serde_json::from_slice(&output.stdout).unwrap())
     } else {

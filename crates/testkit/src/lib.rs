@@ -4,5 +4,6 @@
 //! real binary. Start with [`Program`].
 
 pub mod program;
+pub mod tap;
 
 pub use program::{Program, Started};
