@@ -273,7 +273,7 @@ fn meet(
         mode,
         dtype: WireType::F32,
     };
-    let timing = Timing { total: Duration::from_secs(60), patience, ..Timing::default() };
+    let timing = Timing { total: Duration::from_secs(30), patience, ..Timing::default() };
     let cancel = Cancel::new();
     let gathering = Gathering { listener, keys, place: &place, roster: &members, timing, cancel: &cancel };
     Ok(Box::new(form(&gathering)?))

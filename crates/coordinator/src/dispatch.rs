@@ -82,6 +82,9 @@ enum Avoid {
     /// It went away. Others come first; where there are none it is waited for, since what comes back is another
     /// connection, and often another process.
     WhileOthers,
+    /// It is there and does not serve yet, or a group that it leads forms again: as [`Avoid::WhileOthers`], and a matter of
+    /// time, not of tries.
+    WhileItForms,
     /// It failed the request.
     Always,
 }
@@ -126,6 +129,7 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             moved: 0,
             fruitless: 0,
             stranded: None,
+            forming: None,
             bounces: 0,
             excluded: Vec::new(),
             away: Vec::new(),
@@ -155,6 +159,8 @@ struct Serving {
     fruitless: u32,
     /// Since when nobody can go on with it.
     stranded: Option<Instant>,
+    /// Since when what it was on forms again, or is not ready yet.
+    forming: Option<Instant>,
     bounces: u32,
     excluded: Vec<MachineId>,
     /// Those of the excluded that only went away.
@@ -252,7 +258,7 @@ impl Serving {
                 Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _)) if self.forgive() => {
                     continue;
                 }
-                Err(Stop::Failed(Problem::Refused(refusal), _)) if self.started => {
+                Err(Stop::Failed(Problem::Refused(refusal), _)) if self.started || self.forming.is_some() => {
                     self.strand(&refusal).await?;
                     continue;
                 }
@@ -274,6 +280,11 @@ impl Serving {
                     self.away.push(machine);
                     self.moves()?;
                 }
+                AttemptEnd::Again(Avoid::WhileItForms) => {
+                    self.excluded.push(machine);
+                    self.away.push(machine);
+                    self.formed().await?;
+                }
                 AttemptEnd::Again(Avoid::No) => {
                     self.bounces += 1;
                     if self.bounces > BOUNCES_MAX {
@@ -283,6 +294,17 @@ impl Serving {
                 }
             }
         }
+    }
+
+    /// Lets what forms have its time; once that is over, a try is a try.
+    async fn formed(&mut self) -> Result<(), Stop> {
+        let since = *self.forming.get_or_insert_with(Instant::now);
+        if since.elapsed() >= span(self.core.config.requests.stranded_us) {
+            self.tried += 1;
+            return self.moves();
+        }
+        let waited = self.wait(tokio::time::sleep(STRANDED_PAUSE), None).await;
+        waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))
     }
 
     /// An answer that has begun goes elsewhere, within its budget. One that no machine brings any further, or that takes
@@ -301,11 +323,15 @@ impl Serving {
         Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }))
     }
 
-    /// An answer that has begun is not refused for want of machines: it waits for them a while.
+    /// An answer that has begun is not refused for want of machines, nor is one whose group forms again: it waits for them a
+    /// while.
     async fn strand(&mut self, refusal: &Refusal) -> Result<(), Stop> {
         let since = *self.stranded.get_or_insert_with(Instant::now);
         let cured = !matches!(refusal, Refusal::AttemptsFailed { .. } | Refusal::TooLong { .. });
         if !cured || since.elapsed() >= span(self.core.config.requests.stranded_us) {
+            if !self.started {
+                return Err(Stop::failed(Problem::Refused(*refusal)));
+            }
             let detail = "its machine was lost, and no other can go on with it";
             return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
         }

@@ -200,7 +200,8 @@ fn establish(
         let plain = opener.open(&mut record).map_err(|error| match error {
             // In TLS 1.3 the dialling side is done before the other has looked at its key.
             TrustError::Alert { .. } => LinkError::Handshake(HandshakeError::KeyRefused),
-            error => LinkError::Hello(error.to_string()),
+            // Changed on the way: whoever is there may be who should be, and another try may go through.
+            error => LinkError::Broken { doing: socket.doing, detail: error.to_string() },
         })?;
         if plain.len() > HELLO_BYTES_MAX {
             return Err(LinkError::Hello(format!("{} bytes, at most {HELLO_BYTES_MAX}", plain.len())));

@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, coordinator, provider, turn};
 
-async fn group(api: &Api) -> Value {
+pub(crate) async fn group(api: &Api) -> Value {
     let list: Value = api.get("/api/groups").await;
     list["groups"][0].clone()
 }
 
-async fn await_phase(api: &Api, phase: &str, life: u64) -> Value {
+pub(crate) async fn await_phase(api: &Api, phase: &str, life: u64) -> Value {
     let deadline = std::time::Instant::now() + testkit::program::PATIENCE;
     let mut pace = tokio::time::interval(std::time::Duration::from_millis(20));
     loop {

@@ -192,7 +192,7 @@ impl Serving {
                 let avoid = if is_full(reason) {
                     Avoid::No
                 } else if reason == AttemptRefusal::NotReady {
-                    Avoid::WhileOthers
+                    Avoid::WhileItForms
                 } else {
                     Avoid::Always
                 };
@@ -327,8 +327,14 @@ impl Serving {
         label: &'static str,
         detail: &'static str,
     ) -> AttemptEnd {
+        // A group's lost rank may be any machine's, and its rank 0 leads the next life too: it is not the one that failed.
+        let grouped = self.core.groups.contains(instance);
+        let outcome = if grouped && label == "failed" { Outcome::Lost } else { outcome };
         self.end_in_pool(instance, outcome, label);
         let tokens = self.generated();
+        if grouped && (self.forming.is_none() || tokens > self.resumed_at) {
+            self.forming = Some(Instant::now());
+        }
         if self.started && !self.work.failover {
             return AttemptEnd::Stop(Stop::failed(Problem::StreamLost { tokens, detail }));
         }
@@ -340,8 +346,7 @@ impl Serving {
         if self.started {
             Metrics::count(&self.core.metrics.attempts, "moved");
         }
-        // A group's lost rank may be any machine's, and its rank 0 leads the next life too.
-        let returns = outcome == Outcome::Lost || self.core.groups.contains(instance);
+        let returns = outcome == Outcome::Lost || grouped;
         AttemptEnd::Again(if returns { Avoid::WhileOthers } else { Avoid::Always })
     }
 

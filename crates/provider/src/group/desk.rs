@@ -62,10 +62,10 @@ impl Desk {
                 if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(&instance) {
                     self.groups.retain(|_, known| known.running);
                 }
-                let known = self.groups.entry(instance).or_default();
-                if epoch <= known.newest {
+                if epoch <= self.groups.get(&instance).map_or(Epoch(0), |known| known.newest) {
                     return Do::Ignore;
                 }
+                let known = self.groups.entry(instance).or_default();
                 let instead = known.running;
                 *known = Known { newest: epoch, running: true };
                 Do::Start { instead }
