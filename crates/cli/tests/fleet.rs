@@ -12,6 +12,8 @@ mod group_faults;
 mod groups;
 #[path = "fleet/losses.rs"]
 mod losses;
+#[path = "fleet/network.rs"]
+mod network;
 #[path = "fleet/newcomer.rs"]
 mod newcomer;
 #[path = "fleet/refusals.rs"]

@@ -46,14 +46,14 @@ async fn streamed(api: &Api, body: &Value) -> String {
 }
 
 /// Answers that are being waited for.
-struct Asked(Vec<(Value, String, tokio::task::JoinHandle<String>)>);
+pub(crate) struct Asked(Vec<(Value, String, tokio::task::JoinHandle<String>)>);
 
 fn again(api: &Api) -> Api {
     Api { http: api.http.clone(), url: api.url.clone(), key: api.key.clone() }
 }
 
 /// Asks everything, every second of it streamed.
-fn ask_all(api: &Api, undisturbed: &[(Value, String)]) -> Asked {
+pub(crate) fn ask_all(api: &Api, undisturbed: &[(Value, String)]) -> Asked {
     let ask = |(at, (body, expected)): (usize, &(Value, String))| {
         let (api, sent) = (again(api), body.clone());
         let task = tokio::spawn(async move {
@@ -66,14 +66,14 @@ fn ask_all(api: &Api, undisturbed: &[(Value, String)]) -> Asked {
 
 impl Asked {
     /// Each is what it is without faults.
-    async fn all_right(self) {
+    pub(crate) async fn all_right(self) {
         for (body, expected, task) in self.0 {
             assert_eq!(task.await.unwrap(), expected, "{body:#}");
         }
     }
 }
 
-async fn undisturbed(api: &Api) -> Vec<(Value, String)> {
+pub(crate) async fn undisturbed(api: &Api) -> Vec<(Value, String)> {
     let mut all = Vec::new();
     for body in bodies() {
         let text = whole(api, &body).await;

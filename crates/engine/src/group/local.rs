@@ -157,8 +157,22 @@ impl LocalGroup {
         config: &EngineConfig,
         (mode, ranks): (GroupMode, usize),
     ) -> Result<Self, LocalGroupError> {
+        Self::start_among(name, (source, options), config, (mode, &vec![Member::default(); ranks]))
+    }
+
+    /// The same over threads that take unequal shares.
+    ///
+    /// # Errors
+    /// As [`LocalGroup::start`].
+    pub fn start_among(
+        name: ModelName,
+        (source, options): (&ModelSource, &LoadOptions),
+        config: &EngineConfig,
+        (mode, members): (GroupMode, &[Member]),
+    ) -> Result<Self, LocalGroupError> {
+        let ranks = members.len();
         let model = load(source, options)?;
-        let map = model.divide(mode, &vec![Member::default(); ranks])?;
+        let map = model.divide(mode, members)?;
         let config = EngineConfig {
             threads: Some(config.threads.unwrap_or_else(|| (machine::cores() / ranks.max(1)).max(1))),
             ..config.clone()

@@ -1,0 +1,112 @@
+//! A machine that is cut off, as one is in earnest: in a network of its own, whose wire goes dead without a word.
+
+use std::process::Command;
+
+use testkit::Program;
+
+use crate::api::{Api, PHALANX};
+use crate::group_faults::{ask_all, undisturbed};
+use crate::groups::{await_phase, group};
+
+/// Namespaces `hub` and one for each machine, joined by a bridge in the hub; this process is on the bridge, too.
+struct Network {
+    tag: String,
+    subnet: String,
+    machines: usize,
+}
+
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().map_err(|e| e.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("ip {arguments}: {said}")) }
+}
+
+impl Network {
+    /// Why there can be none: this needs the right to make namespaces.
+    fn make(machines: usize) -> Result<Self, String> {
+        let number = std::process::id();
+        let tag = format!("phx{}", number % 100_000);
+        let subnet = format!("10.{}.{}", 200 + number % 50, number / 50 % 250);
+        let network = Self { tag, subnet, machines };
+        let (tag, subnet) = (&network.tag, &network.subnet);
+        ip(&format!("netns add {tag}hub"))?;
+        ip(&format!("-n {tag}hub link add br0 type bridge"))?;
+        ip(&format!("-n {tag}hub link set br0 up"))?;
+        ip(&format!("-n {tag}hub link set lo up"))?;
+        ip(&format!("-n {tag}hub address add {subnet}.1/24 dev br0"))?;
+        for machine in 0..machines {
+            ip(&format!("netns add {tag}m{machine}"))?;
+            ip(&format!("link add {tag}a{machine} netns {tag}hub type veth peer name eth0 netns {tag}m{machine}"))?;
+            ip(&format!("-n {tag}hub link set {tag}a{machine} master br0 up"))?;
+            ip(&format!("-n {tag}m{machine} link set lo up"))?;
+            ip(&format!("-n {tag}m{machine} link set eth0 up"))?;
+            ip(&format!("-n {tag}m{machine} address add {subnet}.{}/24 dev eth0", 10 + machine))?;
+        }
+        ip(&format!("link add {tag}t netns {tag}hub type veth peer name {tag}u"))?;
+        ip(&format!("-n {tag}hub link set {tag}t master br0 up"))?;
+        ip(&format!("link set {tag}u up"))?;
+        ip(&format!("address add {subnet}.9/24 dev {tag}u"))?;
+        Ok(network)
+    }
+
+    /// A program on machine `machine`, or in the hub.
+    fn program(&self, machine: Option<usize>, arguments: &[&str]) -> Program {
+        let place = machine.map_or_else(|| format!("{}hub", self.tag), |m| format!("{}m{m}", self.tag));
+        let begin = ["netns", "exec", place.as_str(), PHALANX];
+        Program::new("ip", begin.iter().chain(arguments).copied())
+    }
+
+    /// Cuts a machine's wire, or mends it. Nobody is told: what was sent is lost.
+    fn wire(&self, machine: usize, state: &str) {
+        ip(&format!("-n {0}hub link set {0}a{machine} {state}", self.tag)).unwrap();
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = ip(&format!("link delete {}u", self.tag));
+        for machine in 0..self.machines {
+            let _ = ip(&format!("netns delete {}m{machine}", self.tag));
+        }
+        let _ = ip(&format!("netns delete {}hub", self.tag));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_wire_goes_dead_is_named_and_is_back_in_its_group_when_it_is_mended() {
+    let network = match Network::make(2) {
+        Ok(network) => network,
+        Err(why) => {
+            println!("no networks of one's own on this machine ({why}): this test is for those that have the right");
+            return;
+        }
+    };
+    let door = format!("{}.1:0", network.subnet);
+    let coordinator = network.program(None, &["coordinator", "--listen", &door]).start();
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let machine = |index: usize, name: &str| {
+        let arguments = ["provider", "--join", &api.url, "--token", token, "--name", name, "--threads", "1"];
+        network.program(Some(index), &arguments).spawn()
+    };
+    let _machines = [machine(0, "one"), machine(1, "two")];
+    api.await_eligible(2).await;
+    let undisturbed = undisturbed(&api).await;
+    let asked = serde_json::json!({"model": "phalanx-bundled", "machines": ["one", "two"], "mode": "tensor", "patience_ms": 1500});
+    assert_eq!(api.post("/api/groups", &asked).await.status(), 201);
+    await_phase(&api, "ready", 1).await;
+    api.await_eligible(1).await;
+    // Rank 0's loss is the harder one: its own connection to the coordinator says nothing either.
+    for rank in [1, 0] {
+        let life = group(&api).await["epoch"].as_u64().unwrap();
+        let asked = ask_all(&api, &undisturbed);
+        network.wire(rank, "down");
+        asked.all_right().await;
+        let fault = group(&api).await["last_fault"].as_str().unwrap().to_owned();
+        assert!(fault.starts_with(&format!("rank {rank}:")), "{fault}");
+        network.wire(rank, "up");
+        await_phase(&api, "ready", life + 1).await;
+        api.await_eligible(1).await;
+        ask_all(&api, &undisturbed).all_right().await;
+    }
+}
