@@ -148,8 +148,7 @@ impl Fleet {
         api.await_eligible(ranks as u64).await;
         let undisturbed = undisturbed(&api).await;
         let names: Vec<&String> = machines.iter().map(|(name, _)| name).collect();
-        let asked =
-            json!({"model": "phalanx-bundled", "machines": names, "mode": mode, "patience_ms": 1500});
+        let asked = json!({"model": "phalanx-bundled", "machines": names, "mode": mode, "patience_ms": 1500});
         let made = api.post("/api/groups", &asked).await;
         assert_eq!(made.status(), 201);
         let fleet = Self { coordinator, api, machines, undisturbed };
@@ -208,8 +207,12 @@ impl Fleet {
     /// No listing offers any other rank (E3, E4).
     async fn only_rank_0_is_listed(&self) {
         let status = self.api.get("/api/status").await;
-        let instances: Vec<&Value> =
-            status["machines"].as_array().unwrap().iter().flat_map(|m| m["instances"].as_array().unwrap()).collect();
+        let instances: Vec<&Value> = status["machines"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|m| m["instances"].as_array().unwrap())
+            .collect();
         let taking: Vec<_> = instances.iter().filter(|i| i["ineligible"].is_null()).collect();
         assert_eq!(taking.len(), 1, "{status:#}");
         assert_eq!(taking[0]["instance"], status["groups"][0]["instance"]);
@@ -266,7 +269,8 @@ async fn random_faults_one_after_the_other() {
     let (begun, mut rng) = (Instant::now(), Rng::new(seed));
     let mut faults = 0;
     while faults < 4 || long.is_some_and(|long| begun.elapsed() < long) {
-        let (ranks, mode) = [(2, "tensor"), (3, "tensor"), (2, "pipeline"), (4, "2x2")][rng.below(4) as usize];
+        let (ranks, mode) =
+            [(2, "tensor"), (3, "tensor"), (2, "pipeline"), (4, "2x2")][rng.below(4) as usize];
         let mut fleet = Fleet::start(ranks, mode).await;
         for _ in 0..4 {
             let rank = rng.below(ranks as u64) as usize;
@@ -291,7 +295,9 @@ fn child_named(up: &Started, name: &str) -> Option<Pid> {
     let parent = up.pid().as_raw_nonzero().get();
     let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
     let children = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    let all: Vec<i32> = children.flat_map(|text| text.split_whitespace().map(|w| w.parse().unwrap()).collect::<Vec<_>>()).collect();
+    let all: Vec<i32> = children
+        .flat_map(|text| text.split_whitespace().map(|w| w.parse().unwrap()).collect::<Vec<_>>())
+        .collect();
     let named = |process: &i32| {
         std::fs::read(format!("/proc/{process}/cmdline"))
             .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == name.as_bytes()))

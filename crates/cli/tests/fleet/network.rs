@@ -36,7 +36,9 @@ impl Network {
         ip(&format!("-n {tag}hub address add {subnet}.1/24 dev br0"))?;
         for machine in 0..machines {
             ip(&format!("netns add {tag}m{machine}"))?;
-            ip(&format!("link add {tag}a{machine} netns {tag}hub type veth peer name eth0 netns {tag}m{machine}"))?;
+            ip(&format!(
+                "link add {tag}a{machine} netns {tag}hub type veth peer name eth0 netns {tag}m{machine}"
+            ))?;
             ip(&format!("-n {tag}hub link set {tag}a{machine} master br0 up"))?;
             ip(&format!("-n {tag}m{machine} link set lo up"))?;
             ip(&format!("-n {tag}m{machine} link set eth0 up"))?;
@@ -77,7 +79,9 @@ async fn a_machine_whose_wire_goes_dead_is_named_and_is_back_in_its_group_when_i
     let network = match Network::make(2) {
         Ok(network) => network,
         Err(why) => {
-            println!("no networks of one's own on this machine ({why}): this test is for those that have the right");
+            println!(
+                "no networks of one's own on this machine ({why}): this test is for those that have the right"
+            );
             return;
         }
     };

@@ -57,7 +57,9 @@ impl Reader {
                     answer.failed = Some(message);
                     return answer;
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("a request hangs after {} tokens", answer.tokens.len()),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("a request hangs after {} tokens", answer.tokens.len())
+                }
                 Err(RecvTimeoutError::Disconnected) => panic!("a request ended without a word"),
             }
         }

@@ -11,8 +11,8 @@ use engine::group::GroupMode;
 use engine::{Engine, EngineConfig, LoadOptions, ModelSource};
 use testkit::tap::{Capture, Damage, Tap, Way};
 
-use crate::jobs::{Answer, NAME, prompt, submit};
 use crate::PHALANX;
+use crate::jobs::{Answer, NAME, prompt, submit};
 
 /// The step deadline of these groups: long for two cores that also do something else, short for a test.
 const PATIENCE: Duration = Duration::from_millis(1_500);
@@ -139,8 +139,10 @@ fn harm(
     if !tap.fired() {
         return Err(format!("record {at} never came"));
     }
-    let faults: Vec<Option<String>> =
-        accounts.into_iter().map(|account| account.map_or_else(|e| Some(e.to_string()), |a| a.fault)).collect();
+    let faults: Vec<Option<String>> = accounts
+        .into_iter()
+        .map(|account| account.map_or_else(|e| Some(e.to_string()), |a| a.fault))
+        .collect();
     match (&ended, benign) {
         (Some(why), true) => Err(format!("it ended: {why}")),
         (None, true) => Ok(()),
@@ -242,15 +244,23 @@ fn a_whole_session_leaves_nothing_to_read_on_the_wire() {
     let captures = tap.captures();
     assert_eq!(captures.len(), 4, "two connections, two ways");
     let all = sealed(&captures);
-    assert!(all.len() as u64 > sent && sent > 100_000, "{} bytes on the wire, {sent} by the account", all.len());
+    assert!(
+        all.len() as u64 > sent && sent > 100_000,
+        "{} bytes on the wire, {sent} by the account",
+        all.len()
+    );
 
     let spelled = |tokens: &[u32]| tokens.iter().map(|&token| token as u8).collect::<Vec<u8>>();
     let numbers = |tokens: &[u32]| tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>();
-    let halves = |tokens: &[u32]| tokens.iter().flat_map(|&token| (token as u16).to_le_bytes()).collect::<Vec<u8>>();
+    let halves =
+        |tokens: &[u32]| tokens.iter().flat_map(|&token| (token as u16).to_le_bytes()).collect::<Vec<u8>>();
     let mut secrets: Vec<(String, Vec<u8>)> = Vec::new();
-    for (name, tokens) in prompts().iter().chain([&tokens]).map(|p| ("a prompt", &p[..8])).chain(
-        found.iter().map(|answer| ("an answer", &answer.tokens[..8])),
-    ) {
+    for (name, tokens) in prompts()
+        .iter()
+        .chain([&tokens])
+        .map(|p| ("a prompt", &p[..8]))
+        .chain(found.iter().map(|answer| ("an answer", &answer.tokens[..8])))
+    {
         secrets.push((format!("{name} as text"), spelled(tokens)));
         secrets.push((format!("{name} as token ids"), numbers(tokens)));
         secrets.push((format!("{name} as short token ids"), halves(tokens)));

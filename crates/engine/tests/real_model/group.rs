@@ -155,7 +155,8 @@ fn every_family_and_format_says_divided_what_it_says_alone() {
 
 #[test]
 fn rounded_activations_stay_as_near_as_rounding_allows() {
-    let groups = [(GroupMode::Tensor, vec![Member::default(); 2]), (GroupMode::Pipeline, vec![Member::default(); 2])];
+    let groups =
+        [(GroupMode::Tensor, vec![Member::default(); 2]), (GroupMode::Pipeline, vec![Member::default(); 2])];
     let rounding = EngineConfig { activations: ActivationFormat::Int8, ..steps() };
     for name in ["llama-gguf/model.gguf", "qwen3-gguf-k/model.gguf", "qwen3-mlx"] {
         let source = ModelSource::Folder(fixtures().join("quantised").join(name));

@@ -5,7 +5,7 @@
 
 mod damage;
 mod group;
-mod shapes;
 mod harness;
 mod reference;
 mod serving;
+mod shapes;

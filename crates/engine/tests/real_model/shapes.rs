@@ -56,7 +56,8 @@ fn write(shape: &Shape, folder: &Path) -> ModelSource {
     })
     .unwrap();
     let (mut bytes, _) = synth.header();
-    (0..synth.tensors()).for_each(|index| synth.chunks(index).for_each(|chunk| bytes.extend_from_slice(&chunk)));
+    (0..synth.tensors())
+        .for_each(|index| synth.chunks(index).for_each(|chunk| bytes.extend_from_slice(&chunk)));
     let file = folder.join(format.file_name());
     std::fs::write(&file, bytes).unwrap();
     if format == SynthFormat::Gguf {
