@@ -7,6 +7,7 @@
 
 mod codegen;
 mod shell;
+mod soak;
 mod source;
 mod test;
 mod tidy;
@@ -40,6 +41,9 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Long runs of what CI runs shortly.
+    #[command(subcommand)]
+    Soak(soak::Options),
     /// Train the bundled model from its seed (about an hour on two cores) into models/bundled.
     TrainBundledModel(train::Options),
 }
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Tidy => report("tidy", tidy::check(&root)),
         Command::Walls => report("walls", walls::check(&root)),
         Command::Codegen { check } => codegen::run(&root, check),
+        Command::Soak(options) => soak::run(&root, &options),
         Command::TrainBundledModel(options) => train::run(&root, &options),
     };
     match result {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use trust::MachineKeys;
 use wire::link::Mode;
 
-use crate::ranks::pin;
+use crate::ranks::{pin, unpin};
 
 /// One size.
 #[derive(Debug, Serialize)]
@@ -93,6 +93,8 @@ fn measure(
             .enumerate()
             .map(|(rank, mut group)| {
                 scope.spawn(move || {
+                    // Cores are counted as far as this thread may use them, and who calls may be bound to one.
+                    unpin();
                     pin(rank % std::thread::available_parallelism().map_or(1, usize::from));
                     sizes.iter().map(|&bytes| time(group.as_mut(), bytes)).collect::<Result<Vec<_>, _>>()
                 })

@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::api::{Api, coordinator, provider, turn};
+use crate::api::{Api, PHALANX, coordinator, provider, turn};
 
 pub(crate) async fn group(api: &Api) -> Value {
     let list: Value = api.get("/api/groups").await;
@@ -104,4 +104,112 @@ async fn what_makes_no_group_is_refused_with_the_reason() {
         let refused: Value = refused.json().await.unwrap();
         assert!(refused["error"]["message"].as_str().unwrap().contains(reason), "{refused:#}");
     }
+}
+
+fn synth(folder: &std::path::Path, name: &str, seed: u64) -> String {
+    let out = folder.join(format!("{name}-{seed}"));
+    let made = std::process::Command::new(PHALANX)
+        .args(["models", "synth", "--hidden", "64", "--layers", "4", "--heads", "4", "--kv-heads", "2"])
+        .args([
+            "--vocabulary",
+            "512",
+            "--context",
+            "512",
+            "--quantisation",
+            "f32",
+            "--seed",
+            &seed.to_string(),
+        ])
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    format!("{name}={}", out.display())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_groups_on_the_same_machines_are_two_and_lose_a_rank_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = synth(folder.path(), "other", 1);
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let models = ["--model", "bundled", "--model", other.as_str()];
+    let _one = provider(&api.url, token, "one", &models).start();
+    let two = provider(&api.url, token, "two", &models).start();
+    api.await_eligible(4).await;
+    let alone = answer(&api).await;
+    let ask_other = || async {
+        let mut body = turn("x", 12);
+        body["model"] = "other".into();
+        let answer: Value = api.post("/v1/chat/completions", &body).await.json().await.unwrap();
+        answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{answer:#}")).to_owned()
+    };
+    let other_alone = ask_other().await;
+    for (model, mode) in [("phalanx-bundled", "tensor"), ("other", "pipeline")] {
+        let asked = json!({"model": model, "machines": ["one", "two"], "mode": mode, "patience_ms": 1500});
+        assert_eq!(api.post("/api/groups", &asked).await.status(), 201);
+    }
+    let all_stand = |status: &Value| {
+        let groups = status["groups"].as_array().unwrap();
+        groups.len() == 2 && groups.iter().all(|group| group["phase"] == "ready")
+    };
+    api.await_status("both groups", all_stand).await;
+    api.await_eligible(2).await;
+    assert_eq!((answer(&api).await, ask_other().await), (alone.clone(), other_alone.clone()));
+    let stopped = two.kill();
+    assert_eq!((answer(&api).await, ask_other().await), (alone.clone(), other_alone.clone()));
+    let _two = provider(&api.url, token, "two", &models).in_folder_of(stopped).start();
+    let status = api.await_status("both groups again", all_stand).await;
+    for group in status["groups"].as_array().unwrap() {
+        assert!(group["last_fault"].as_str().unwrap().starts_with("rank 1:"), "{group:#}");
+    }
+    // Every rank accounts for itself.
+    let metrics = api.http.get(format!("{}/metrics", api.url)).bearer_auth(&api.key).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    for what in ["compute", "seal", "wire", "wait"] {
+        for rank in ["0", "1"] {
+            let line = |line: &str| {
+                line.contains("group_rank")
+                    && line.contains(what)
+                    && line.contains(&format!("rank=\"{rank}\""))
+            };
+            assert!(metrics.lines().any(line), "{what} of rank {rank} is missing:\n{metrics}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_hold_different_weights_under_one_name_make_no_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let hold = |name: &str, seed| {
+        let model = synth(folder.path(), "m", seed);
+        provider(&api.url, token, name, &["--model", model.as_str()]).start()
+    };
+    let _machines = [hold("one", 1), hold("two", 2)];
+    api.await_status("both machines", |status| {
+        status["machines"].as_array().unwrap().iter().filter(|m| m["instances"][0].is_object()).count() == 2
+    })
+    .await;
+    let asked = json!({"model": "m", "machines": ["one", "two"], "mode": "tensor"});
+    assert_eq!(api.post("/api/groups", &asked).await.status(), 201);
+    let status = api
+        .await_status("a refusal", |status| {
+            status["groups"][0]["last_fault"].as_str().is_some_and(|f| !f.is_empty())
+        })
+        .await;
+    let group = &status["groups"][0];
+    assert!(group["last_fault"].as_str().unwrap().contains("model differs"), "{group:#}");
+    assert_ne!(group["phase"], "ready");
+    // And it is removed for good.
+    let id = group["instance"].as_str().unwrap();
+    let removed =
+        api.http.delete(format!("{}/api/groups/{id}", api.url)).bearer_auth(&api.key).send().await.unwrap();
+    assert_eq!(removed.status(), 200);
+    let status = api.get("/api/status").await;
+    assert!(status["groups"].as_array().is_none_or(Vec::is_empty), "{status:#}");
 }

@@ -50,9 +50,9 @@ fn write(shape: &Shape, folder: &Path) -> ModelSource {
         context: 256,
         format,
         dtype,
-        mixed: false,
         tied,
         seed: 5,
+        ..SynthRequest::default()
     })
     .unwrap();
     let (mut bytes, _) = synth.header();
