@@ -4,7 +4,8 @@ pub mod explain;
 pub mod group;
 
 use base::{AccountId, Bytes, InstanceId, KeyId, MachineId, ModelName, Tokens};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::control::{Hardware, InstancePhase};
 
@@ -107,7 +108,7 @@ pub struct CreateKey {
 #[serde(deny_unknown_fields, default)]
 pub struct KeyTerms {
     /// When it ends, seconds since 1970; 0 is never.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
     pub expires_unix: u64,
     /// What it may do; everything that its kind of key may where empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -116,16 +117,16 @@ pub struct KeyTerms {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelName>,
     /// Requests a minute.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
     pub requests_per_minute: u64,
     /// Tokens a minute, prompts and answers together; an answer counts with its limit until it has ended.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
     pub tokens_per_minute: u64,
     /// Requests at a time.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
     pub concurrent: u64,
     /// What it may spend in all, in micro-units.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
     pub spend_micros: u64,
 }
 
@@ -146,6 +147,20 @@ pub enum Scope {
     Read,
 }
 
+/// A number that is whole, however JSON spells it: `5`, `5.0` and `5e0` are one number there. Up to where a float tells
+/// whole numbers apart.
+fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    const MOST: u64 = (1 << 53) - 1;
+    let number = serde_json::Number::deserialize(from)?;
+    let exact = number.as_u64().or_else(|| {
+        let float = number.as_f64().filter(|f| f.fract() == 0.0 && (0.0..=MOST as f64).contains(f))?;
+        Some(float as u64)
+    });
+    exact
+        .filter(|whole| *whole <= MOST)
+        .ok_or_else(|| D::Error::custom(format!("{number} is no whole number from 0 to {MOST}")))
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -155,8 +170,10 @@ fn is_zero(number: &u64) -> bool {
 #[serde(deny_unknown_fields, default)]
 pub struct Price {
     /// Tokens of prompts.
+    #[serde(deserialize_with = "whole")]
     pub prompt_micros: u64,
     /// Tokens of answers.
+    #[serde(deserialize_with = "whole")]
     pub generated_micros: u64,
 }
 

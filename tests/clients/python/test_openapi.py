@@ -11,20 +11,26 @@ PATIENCE_S = 600
 # Examples for each call; `cargo xtask test` has time for few, a person for many.
 EXAMPLES = os.environ.get("PHALANX_EXAMPLES", "8")
 
+# Another seed tries other calls.
+SEED = os.environ.get("PHALANX_SEED", "1")
+
 
 def small(document, model):
     """The document for one model and short answers: the calls stay the same, and a run ends in minutes."""
-    for schema in document["components"]["schemas"].values():
+    for name, schema in document["components"]["schemas"].items():
+        # Of any model, served or not.
+        if name in ("SetPrice", "KeyUsage", "CreateGroup"):
+            continue
         fields = schema.get("properties", {})
         if "model" in fields and "additionalProperties" in schema and not schema["additionalProperties"]:
             fields["model"] = {"enum": [model, "no-such-model"]}
-            for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-                if name in fields:
-                    fields[name]["maximum"] = 4
-                    schema["required"] = sorted({*schema.get("required", []), name})
-            for name in ("n", "num_predict"):
-                if name in fields:
-                    fields[name]["maximum"] = 2
+            for field in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+                if field in fields:
+                    fields[field]["maximum"] = 4
+                    schema["required"] = sorted({*schema.get("required", []), field})
+            for field in ("n", "num_predict"):
+                if field in fields:
+                    fields[field]["maximum"] = 2
             options = fields.get("options", {}).get("properties", {})
             if "num_predict" in options:
                 options["num_predict"].update(minimum=1, maximum=4)
@@ -32,6 +38,9 @@ def small(document, model):
                 schema["required"] = sorted({*schema["required"], "options"})
     # Whoever resets or revokes takes others' ground away.
     del document["paths"]["/api/keys/{id}"]
+    del document["paths"]["/api/keys/{id}/rotate"]
+    # What may be a group depends on which machines there are.
+    del document["paths"]["/api/groups"]["post"]
     # Documented, and always refused.
     del document["paths"]["/v1/embeddings"]
     return document
@@ -61,7 +70,7 @@ def test_schemathesis_finds_nothing(served, model, tmp_path):
         "--max-examples",
         EXAMPLES,
         "--seed",
-        "1",
+        SEED,
         "--workers",
         "1",
         "--no-color",

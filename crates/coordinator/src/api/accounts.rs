@@ -96,7 +96,8 @@ pub(super) async fn audit(
     headers: HeaderMap,
 ) -> Result<Json<AuditLog>, Problem> {
     super::auth::reader(&core, &headers).await?;
-    let after = after.map(|Query(query)| query.after).map_err(|_| {
+    let after = after.ok().map(|Query(query)| query.after).filter(|after| i64::try_from(*after).is_ok());
+    let after = after.ok_or_else(|| {
         let message = "'after' must be the sequence of an entry".to_owned();
         RequestError { message, param: Some("after".to_owned()), code: "invalid_value" }
     })?;

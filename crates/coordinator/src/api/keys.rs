@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
-use base::KeyId;
-use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList};
+use base::{KeyId, ModelName};
+use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList, KeyTerms};
 use wire::openai::RequestError;
 
 use super::accounts::{failed, note};
@@ -15,6 +15,12 @@ use crate::bootstrap::create_key;
 use crate::clock::unix_s;
 use crate::core::Core;
 use crate::problem::Problem;
+
+/// Models that one key may be held to.
+const MODELS_MAX: usize = 100;
+
+/// More than there are: each may be said twice.
+const SCOPES_MAX: usize = 16;
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
@@ -39,6 +45,7 @@ pub(super) async fn create(
         let message = "'name' must have 1 to 200 bytes and no control characters".to_owned();
         return Err(RequestError { message, param: Some("name".to_owned()), code: "invalid_value" }.into());
     }
+    check(&asked.terms)?;
     let created = create_key(core.store.as_ref(), asked.name, asked.account, asked.admin, asked.terms)
         .await
         .map_err(|error| failed(&error))?;
@@ -46,6 +53,25 @@ pub(super) async fn create(
     let detail = format!("account {} admin {} terms {terms}", created.key.account, created.key.admin);
     note(&core, &by, "key.create", created.key.id.to_string(), detail).await?;
     Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// What no key's terms may be.
+fn check(terms: &KeyTerms) -> Result<(), RequestError> {
+    let wrong = |message: String| {
+        Err(RequestError { message, param: Some("terms".to_owned()), code: "invalid_value" })
+    };
+    if terms.models.len() > MODELS_MAX {
+        return wrong(format!("'terms.models' has {} names, at most {MODELS_MAX}", terms.models.len()));
+    }
+    let named = |model: &ModelName| (1..=200).contains(&model.as_str().chars().count());
+    let plain = |model: &ModelName| !model.as_str().chars().any(char::is_control);
+    if let Some(at) = terms.models.iter().position(|model| !named(model) || !plain(model)) {
+        return wrong(format!("'terms.models[{at}]' must have 1 to 200 characters and no control characters"));
+    }
+    if terms.scopes.len() > SCOPES_MAX {
+        return wrong(format!("'terms.scopes' has {} entries, at most {SCOPES_MAX}", terms.scopes.len()));
+    }
+    Ok(())
 }
 
 /// A new secret in place of a key's: the same account, name and terms. The old one ends at once.

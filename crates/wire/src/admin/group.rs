@@ -20,7 +20,7 @@ pub struct CreateGroup {
     #[serde(default = "f32_name")]
     pub dtype: String,
     /// How long a rank may be waited for within a step, in milliseconds.
-    #[serde(default = "patience_ms")]
+    #[serde(default = "patience_ms", deserialize_with = "super::whole")]
     pub patience_ms: u64,
 }
 
