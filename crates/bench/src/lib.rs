@@ -7,6 +7,7 @@
 
 pub mod engine;
 pub mod failover;
+pub mod gateway;
 pub mod group;
 mod machine;
 pub mod ranks;

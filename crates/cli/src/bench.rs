@@ -12,6 +12,11 @@ pub(crate) enum Verb {
     Group(bench::group::Options),
     /// Streams while providers are killed, and the coordinator once: none may be lost or differ.
     Failover(bench::failover::Options),
+    /// What the way through coordinator and provider adds to an engine's own time, at rates of requests.
+    Gateway(bench::gateway::Options),
+    /// An OpenAI-compatible server that answers at a fixed pace: what gateways are compared in front of.
+    #[command(hide = true)]
+    StandIn(bench::gateway::StandInOptions),
     /// Where a request goes: the time that a decision takes, for pools of 10 to 100,000 instances.
     Route(bench::route::Options),
 }
@@ -22,6 +27,8 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Engine(options) => tokio::task::spawn_blocking(move || bench::engine::run(&options)).await??,
         Verb::Group(options) => tokio::task::spawn_blocking(move || bench::group::run(&options)).await??,
         Verb::Failover(options) => bench::failover::run(options).await?,
+        Verb::Gateway(options) => bench::gateway::run(options).await?,
+        Verb::StandIn(options) => bench::gateway::stand_in(options).await?,
         Verb::Route(options) => tokio::task::spawn_blocking(move || bench::route::run(&options)).await??,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base::{AccountId, KeyId, ModelName};
-use wire::admin::{CreateKey, CreatedKey, KeyInfo, KeyList, KeyTerms, Scope};
+use wire::admin::{Class, CreateKey, CreatedKey, KeyInfo, KeyList, KeyTerms, Scope};
 
 use crate::client::ClientOptions;
 use crate::terminal::{say, say_json, say_table};
@@ -72,6 +72,21 @@ pub(crate) struct TermOptions {
     /// What it may spend in all, in micro-units (see `phalanx prices`).
     #[arg(long, value_name = "MICRO-UNITS", default_value_t = 0)]
     spend: u64,
+    /// Its account's share of a model's queue: twice the weight, twice the work.
+    #[arg(long, value_name = "SHARE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    weight: u64,
+    /// Which of the requests that wait go first: `urgent`, `normal` or `background`.
+    #[arg(long, value_name = "CLASS", default_value = "normal", value_parser = class)]
+    class: Class,
+}
+
+fn class(text: &str) -> Result<Class, String> {
+    match text {
+        "urgent" => Ok(Class::Urgent),
+        "normal" => Ok(Class::Normal),
+        "background" => Ok(Class::Background),
+        other => Err(format!("{other:?} is no class: urgent, normal or background")),
+    }
 }
 
 fn scope(text: &str) -> Result<Scope, String> {
@@ -93,6 +108,8 @@ impl TermOptions {
             tokens_per_minute: self.tokens_per_minute,
             concurrent: self.concurrent,
             spend_micros: self.spend,
+            weight: if self.weight == 1 { 0 } else { self.weight },
+            class: self.class,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! `phalanx provider`: offers this machine to a coordinator.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use provider::{Config, Event, ModelConfig, UpstreamConfig, UpstreamKey};
+use provider::{Config, Event, ModelConfig, Pace, UpstreamConfig, UpstreamKey};
 use serde::Serialize;
 
 use crate::place::DataOption;
@@ -41,6 +42,9 @@ pub(crate) struct Options {
         requires = "upstream"
     )]
     engine_key: Option<String>,
+    /// Compute nothing, and give tokens at this pace, in milliseconds to the first and between two: for benches.
+    #[arg(long, value_name = "FIRST,EACH", value_parser = parse_pace, conflicts_with = "upstream", hide = true)]
+    stand_in: Option<Pace>,
     #[command(flatten)]
     engine: EngineOptions,
     /// Trust only the authorities in this PEM file for https [default: the system's].
@@ -81,6 +85,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     for model in models {
         let mut served = ModelConfig::new(model.name, model.source);
         served.engine = options.engine.config();
+        served.stand_in = options.stand_in;
         if let (Some(url), Some(kit)) = (&options.upstream, &options.kit) {
             served.upstream = Some(UpstreamConfig {
                 url: url.clone(),
@@ -101,6 +106,16 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     provider::run(config, ending.cancelled_owned(), move |event| teller.tell(&event)).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn parse_pace(text: &str) -> Result<Pace, String> {
+    let wrong = || format!("{text:?} is no pace: two numbers of milliseconds, as in 20,5");
+    let (first, each) = text.split_once(',').ok_or_else(wrong)?;
+    let span = |text: &str| {
+        let ms = text.trim().parse::<f64>().ok().filter(|ms| (0.0..=60_000.0).contains(ms));
+        ms.map(|ms| Duration::from_secs_f64(ms / 1e3)).ok_or_else(wrong)
+    };
+    Ok(Pace { first: span(first)?, each: span(each)? })
 }
 
 fn parse_upstream(text: &str) -> Result<String, String> {

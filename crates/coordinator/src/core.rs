@@ -24,6 +24,7 @@ use crate::prices::Prices;
 use crate::segments::Segments;
 use crate::streams::Streams;
 use crate::turned_away::LastTurnedAway;
+use crate::uplink::keymaker::KeyMaker;
 use crate::uplink::kit::Kits;
 use crate::uplink::returns::Returns;
 use crate::uplink::session::Session;
@@ -49,6 +50,8 @@ pub(crate) struct Core {
     pub(crate) prices: Prices,
     limits: OnceLock<Arc<Limits>>,
     pub(crate) returns: Returns,
+    /// Makes attempts' keys ahead.
+    pub(crate) keys: KeyMaker,
     /// Hash of the token with which machines join.
     pub(crate) join_hash: [u8; 32],
     /// Places for requests.
@@ -106,6 +109,7 @@ impl Core {
             prices: Prices::default(),
             limits: OnceLock::new(),
             returns: Returns::default(),
+            keys: KeyMaker::start(),
             join_hash: trust::hash_secret(join_token),
             places: Arc::new(Semaphore::new(config.requests.running_max.min(Semaphore::MAX_PERMITS))),
             handshakes: Semaphore::new(config.uplink.handshakes_max.min(Semaphore::MAX_PERMITS)),

@@ -12,12 +12,13 @@ mod out;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base::{MachineId, Micros, RequestId, Tokens};
 use fleet::{Ask, Enqueue, Priority, Refusal};
 use store::{KeyInfo, Outcome, Price};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use wire::admin::Class;
 use wire::job;
 
 use crate::core::{Core, span};
@@ -44,7 +45,7 @@ const BOUNCES_MAX: u32 = 64;
 const FRUITLESS_MAX: u32 = 8;
 
 /// Between two looks for a machine that can go on with an answer.
-const STRANDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const STRANDED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A request that is ready to be served. Not `Debug`: it holds a prompt.
 pub(crate) struct Work {
@@ -79,8 +80,10 @@ pub(crate) struct Work {
 enum Avoid {
     /// No: it only had no room.
     No,
-    /// It went away. Others come first; where there are none it is waited for, since what comes back is another
-    /// connection, and often another process.
+    /// Its connection is gone, and with it its place in the pool. What comes back is another connection, and often another
+    /// process, which is as good as any.
+    Gone,
+    /// It is there and is not ready. Others come first; where there are none it is waited for.
     WhileOthers,
     /// It is there and does not serve yet, or a group that it leads forms again: as [`Avoid::WhileOthers`], and a matter of
     /// time, not of tries.
@@ -134,6 +137,7 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             excluded: Vec::new(),
             away: Vec::new(),
             resumed_at: 0,
+            engine: None,
         };
         Box::pin(request.run()).await;
     });
@@ -167,6 +171,8 @@ struct Serving {
     away: Vec<MachineId>,
     /// Tokens that there were when the current attempt began.
     resumed_at: u32,
+    /// What its engine took, of an answer that one attempt gave.
+    engine: Option<Duration>,
 }
 
 impl Serving {
@@ -274,6 +280,10 @@ impl Serving {
                     self.excluded.push(machine);
                     self.moves()?;
                 }
+                AttemptEnd::Again(Avoid::Gone) => {
+                    self.tried += 1;
+                    self.moves()?;
+                }
                 AttemptEnd::Again(Avoid::WhileOthers) => {
                     self.tried += 1;
                     self.excluded.push(machine);
@@ -358,8 +368,12 @@ impl Serving {
         Enqueue {
             ask,
             account: self.work.key.account,
-            weight: 1,
-            priority: Priority::Normal,
+            weight: u32::try_from(self.work.key.terms.weight).unwrap_or(u32::MAX).max(1),
+            priority: match self.work.key.terms.class {
+                Class::Urgent => Priority::Urgent,
+                Class::Normal => Priority::Normal,
+                Class::Background => Priority::Background,
+            },
             // It was met: an answer that moves has begun.
             deadline: self.work.deadline.filter(|_| !self.started),
             again: self.tried + self.bounces > 0,
@@ -469,6 +483,11 @@ impl Serving {
         let metrics = &self.core.metrics;
         self.core.segments.record(&self.work.timings, outcome == Outcome::Completed);
         metrics.segments(&self.work.timings);
+        if let Some(engine) = self.engine.filter(|_| outcome == Outcome::Completed && self.tried == 0) {
+            let waited = self.work.timings.get(Segment::Queue).unwrap_or_default();
+            let ours = self.work.arrived.elapsed().saturating_sub(engine + waited);
+            metrics.overhead.observe(ours.as_secs_f64());
+        }
         metrics.requests.get_or_create(&Ended { api: self.work.api, outcome: outcome.as_str() }).inc();
         if self.started {
             let model = Metrics::of_model(&self.work.served.name);

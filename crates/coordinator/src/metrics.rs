@@ -61,6 +61,8 @@ const SECONDS: [f64; 22] = [
 pub(crate) struct Metrics {
     registry: Registry,
     segment_seconds: [Histogram; Segment::ALL.len()],
+    /// What requests took beside what engines did and waiting for them.
+    pub(crate) overhead: Histogram,
     /// Requests by API and outcome.
     pub(crate) requests: Family<Ended, Counter>,
     /// Failed calls by their error's code.
@@ -107,8 +109,12 @@ impl Metrics {
         let segment_seconds = std::array::from_fn(|i| {
             seconds.get_or_create(&OfSegment { segment: Segment::ALL[i].name() }).clone()
         });
+        let overhead = Histogram::new(SECONDS);
+        let help = "What completed requests took, less what engines took and the wait for one";
+        registry.register_with_unit("request_overhead", help, Unit::Seconds, overhead.clone());
         let mut all = Self {
             segment_seconds,
+            overhead,
             requests: Family::default(),
             problems: Family::default(),
             attempts: Family::default(),

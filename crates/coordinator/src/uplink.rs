@@ -2,6 +2,7 @@
 
 pub(crate) mod attempts;
 mod handshake;
+pub(crate) mod keymaker;
 pub(crate) mod kit;
 pub(crate) mod lanes;
 pub(crate) mod returns;
@@ -103,7 +104,7 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
     let (sink, stream) = socket.split();
     let uplink = &core.config.uplink;
     let (ping, silence) = (span(uplink.heartbeat_us), span(uplink.silence_us_max));
-    let writer = core.tasks.spawn(lanes::write(sink, ends, Arc::clone(&session), ping, silence));
+    let writer = core.tasks.spawn(lanes::write(sink, ends, ping, silence));
     let left = session::read(&core, &session, stream).await;
     let after = core.machines.disconnect(&session, left.lost);
     core.carry_out(None, after);

@@ -15,6 +15,8 @@ const MACHINES_MAX: usize = 4096;
 struct Breaker {
     faults: u32,
     openings: u32,
+    /// It completed nothing since its breaker was last open.
+    probation: bool,
     open_until: Option<Micros>,
     last_fault: Micros,
 }
@@ -42,7 +44,7 @@ impl Breakers {
         breaker.last_fault = now;
         breaker.faults += 1;
         // After a cool-down one more fault is enough: the machine is on probation until it completes something.
-        let enough = if breaker.openings > 0 { 1 } else { policy.breaker_faults };
+        let enough = if breaker.probation { 1 } else { policy.breaker_faults };
         let open = breaker.open_until.is_some_and(|until| until > now);
         if breaker.faults >= enough && !open {
             let factor = 1u64.checked_shl(breaker.openings).unwrap_or(u64::MAX);
@@ -50,6 +52,7 @@ impl Breakers {
             breaker.open_until = Some(now.saturating_add(Micros(cool)));
             breaker.openings = breaker.openings.saturating_add(1).min(32);
             breaker.faults = 0;
+            breaker.probation = true;
         }
     }
 
@@ -60,6 +63,7 @@ impl Breakers {
             && began >= breaker.last_fault
         {
             breaker.faults = 0;
+            breaker.probation = false;
             breaker.open_until = None;
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base::ModelName;
 use engine::{EngineConfig, ModelSource};
 
+use crate::cadence::Pace;
 use crate::uplink::socket::AuthorityError;
 use crate::uplink::target::TargetError;
 use crate::upstream::UpstreamConfig;
@@ -48,12 +49,14 @@ pub struct ModelConfig {
     pub engine: EngineConfig,
     /// Another server that computes it instead: then its source is not looked at.
     pub upstream: Option<UpstreamConfig>,
+    /// Nothing is computed, and tokens come at this pace: for benches.
+    pub stand_in: Option<Pace>,
 }
 
 impl ModelConfig {
     /// A model with the default way to compute it.
     pub fn new(name: ModelName, source: ModelSource) -> Self {
-        Self { name, source, engine: EngineConfig::default(), upstream: None }
+        Self { name, source, engine: EngineConfig::default(), upstream: None, stand_in: None }
     }
 }
 

@@ -1,9 +1,11 @@
-//! What computes an instance's answers: our own engine, or somebody else's server behind an OpenAI-compatible API.
+//! What computes an instance's answers: our own engine, somebody else's server behind an OpenAI-compatible API, or a
+//! bench's stand-in.
 
 use base::AttemptId;
 use engine::{Engine, EngineReport, Refusal, Sink};
 use wire::job::Job;
 
+use crate::cadence::Cadence;
 use crate::upstream::Upstream;
 
 /// Either kind. Cheap to clone.
@@ -13,6 +15,8 @@ pub(crate) enum Host {
     Engine(Engine),
     /// Another server.
     Upstream(Upstream),
+    /// Nothing: a bench's stand-in.
+    Cadence(Cadence),
 }
 
 impl Host {
@@ -21,6 +25,7 @@ impl Host {
         match self {
             Self::Engine(engine) => engine.submit(attempt, job, sink),
             Self::Upstream(upstream) => upstream.submit(attempt, job, sink),
+            Self::Cadence(cadence) => cadence.submit(attempt, &job, sink),
         }
     }
 
@@ -29,6 +34,7 @@ impl Host {
         match self {
             Self::Engine(engine) => engine.cancel(attempt),
             Self::Upstream(upstream) => upstream.cancel(attempt),
+            Self::Cadence(cadence) => cadence.cancel(attempt),
         }
     }
 
@@ -37,6 +43,8 @@ impl Host {
         match self {
             Self::Engine(engine) => engine.room_again(),
             Self::Upstream(upstream) => upstream.room_again(),
+            // It looks by itself.
+            Self::Cadence(_) => {}
         }
     }
 
@@ -45,13 +53,14 @@ impl Host {
         match self {
             Self::Engine(engine) => engine.load_now(),
             Self::Upstream(upstream) => upstream.load_now(),
+            Self::Cadence(cadence) => cadence.load_now(),
         }
     }
 
     /// Why it takes nothing at the moment, where it may again later.
     pub(crate) fn down(&self) -> Option<String> {
         match self {
-            Self::Engine(_) => None,
+            Self::Engine(_) | Self::Cadence(_) => None,
             Self::Upstream(upstream) => upstream.down(),
         }
     }
@@ -61,6 +70,7 @@ impl Host {
         match self {
             Self::Engine(engine) => engine.notice().map(str::to_owned),
             Self::Upstream(upstream) => Some(upstream.notice()),
+            Self::Cadence(_) => Some("answers are a bench's stand-in: nothing is computed".to_owned()),
         }
     }
 
@@ -69,6 +79,7 @@ impl Host {
         match self {
             Self::Engine(engine) => engine.stop(),
             Self::Upstream(upstream) => upstream.stop(),
+            Self::Cadence(cadence) => cadence.stop(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! for how its answer leaves.
 
 mod attempt;
+mod cadence;
 mod config;
 mod event;
 mod group;
@@ -22,6 +23,7 @@ pub mod topology;
 mod uplink;
 mod upstream;
 
+pub use cadence::Pace;
 pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_BYTES_MAX};
 pub use event::Event;
 pub use identity::{IdentityError, KEY_FILE};

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use wire::control::ModelDescriptor;
 
+use crate::cadence::Cadence;
 use crate::config::ModelConfig;
 use crate::host::Host;
 use crate::instance::{News, Step};
@@ -101,7 +102,11 @@ fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Host, String> {
     let loaded = engine::load(&model.source, &LoadOptions::default()).map_err(|e| chain(&e))?;
     let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
     let descriptor = describe(model, &loaded, &kit);
+    let context = descriptor.context.0;
     tell(News::Described { descriptor: Box::new(descriptor), kit });
+    if let Some(pace) = model.stand_in {
+        return Ok(Host::Cadence(Cadence::start(pace, model.engine.batch_max, context)));
+    }
     Engine::start(model.name.clone(), loaded, model.engine.clone()).map(Host::Engine).map_err(|e| chain(&e))
 }
 

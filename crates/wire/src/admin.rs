@@ -128,12 +128,37 @@ pub struct KeyTerms {
     /// What it may spend in all, in micro-units.
     #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
     pub spend_micros: u64,
+    /// Its account's share of a model's queue: twice the weight, twice the work. 0 counts as 1.
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "whole")]
+    pub weight: u64,
+    /// Which of the requests that wait go first.
+    #[serde(skip_serializing_if = "Class::is_normal")]
+    pub class: Class,
 }
 
 impl KeyTerms {
     /// Whether there are none.
     pub fn is_free(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// Which requests go first. Between those of one class, accounts take turns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Before all others.
+    Urgent,
+    /// What a key is that says nothing.
+    #[default]
+    Normal,
+    /// When nothing else waits.
+    Background,
+}
+
+impl Class {
+    fn is_normal(&self) -> bool {
+        *self == Self::Normal
     }
 }
 

@@ -39,8 +39,6 @@ def small(document, model):
     # Whoever resets or revokes takes others' ground away.
     del document["paths"]["/api/keys/{id}"]
     del document["paths"]["/api/keys/{id}/rotate"]
-    # What may be a group depends on which machines there are.
-    del document["paths"]["/api/groups"]["post"]
     # Documented, and always refused.
     del document["paths"]["/v1/embeddings"]
     return document
@@ -74,8 +72,14 @@ def test_schemathesis_finds_nothing(served, model, tmp_path):
         "--workers",
         "1",
         "--no-color",
+        # What may be a group depends on which machines there are.
+        "--exclude-operation-id",
+        "createGroup",
+        # A model computes meanwhile, on a machine that also compiles.
+        "--max-response-time",
+        "120",
         "--request-timeout",
-        "60",
+        "120",
     ]
     done = subprocess.run(command, timeout=PATIENCE_S, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]

@@ -31,6 +31,8 @@ pub(crate) struct Fleet {
     pub(crate) client: reqwest::Client,
     pub(crate) url: String,
     admin_key: String,
+    /// With which machines join.
+    pub(crate) join_token: String,
     /// From nothing to every provider eligible.
     pub(crate) started_after: Duration,
 }
@@ -63,6 +65,31 @@ impl Fleet {
         engine: &[&str],
     ) -> anyhow::Result<Self> {
         let begun = Instant::now();
+        let mut fleet = Self::coordinator(settings).await?;
+        // Each engine gets its part of the cores: threads that wait for each other's cores only spin.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / models.len().max(1)).max(1).to_string();
+        for (index, model) in models.iter().enumerate() {
+            fleet.provider(index, |command| {
+                command.args(["--model", &format!("{model}=bundled")]);
+                command.args(["--threads", &threads, "--kv-memory", KV_BYTES]).args(engine);
+            })?;
+        }
+        fleet.serve(models, begun).await
+    }
+
+    /// A coordinator and one provider of the model `phalanx-bundled`, with arguments of the caller's.
+    pub(crate) async fn with_provider(
+        settings: &[&str],
+        arguments: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<Self> {
+        let begun = Instant::now();
+        let mut fleet = Self::coordinator(settings).await?;
+        fleet.provider(0, arguments)?;
+        fleet.serve(&["phalanx-bundled"], begun).await
+    }
+
+    async fn coordinator(settings: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("phalanx-bench-").tempdir()?;
         let mut coordinator = Process::start(folder.path(), "coordinator", |command| {
             command.args(["coordinator", "--listen", "127.0.0.1:0"]);
@@ -72,32 +99,44 @@ impl Fleet {
         })?;
         let ready: CoordinatorReady = coordinator.ready(folder.path()).await?;
         let client = reqwest::Client::builder().timeout(REQUEST_MAX).no_proxy().build()?;
-        let mut fleet = Self {
+        Ok(Self {
             processes: vec![coordinator],
             folder,
             client,
             url: ready.url,
             admin_key: ready.key,
+            join_token: ready.join_token,
             started_after: Duration::ZERO,
-        };
-        // Each engine gets its part of the cores: threads that wait for each other's cores only spin.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (cores / models.len().max(1)).max(1).to_string();
-        for (index, model) in models.iter().enumerate() {
-            let name = format!("provider-{}", index + 1);
-            let process = Process::start(fleet.folder.path(), &name, |command| {
-                command.args(["provider", "--join", &fleet.url, "--token", &ready.join_token]);
-                command.args(["--name", &name, "--model", &format!("{model}=bundled")]);
-                command.args(["--threads", &threads, "--kv-memory", KV_BYTES]).args(engine);
-            })?;
-            fleet.processes.push(process);
+        })
+    }
+
+    fn provider(&mut self, index: usize, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<()> {
+        let name = format!("provider-{}", index + 1);
+        let process = Process::start(self.folder.path(), &name, |command| {
+            command.args(["provider", "--join", &self.url, "--token", &self.join_token, "--name", &name]);
+            arguments(command);
+        })?;
+        self.processes.push(process);
+        Ok(())
+    }
+
+    async fn serve(mut self, models: &[&str], begun: Instant) -> anyhow::Result<Self> {
+        for process in &mut self.processes[1..] {
+            let _: serde_json::Value = process.ready(self.folder.path()).await?;
         }
-        for process in &mut fleet.processes[1..] {
-            let _: serde_json::Value = process.ready(fleet.folder.path()).await?;
-        }
-        fleet.await_eligible(models).await?;
-        fleet.started_after = begun.elapsed();
-        Ok(fleet)
+        self.await_eligible(models).await?;
+        self.started_after = begun.elapsed();
+        Ok(self)
+    }
+
+    /// Of its coordinator.
+    pub(crate) fn coordinator_pid(&self) -> Option<u32> {
+        self.processes.first().and_then(|process| process.child.id())
+    }
+
+    /// The fleet, as its coordinator sees it.
+    pub(crate) async fn status(&self) -> anyhow::Result<FleetStatus> {
+        self.get("/api/status").await
     }
 
     /// Waits until the coordinator takes every provider for eligible.

@@ -19,6 +19,9 @@ use crate::problem::Problem;
 /// Models that one key may be held to.
 const MODELS_MAX: usize = 100;
 
+/// The largest share: what an account of this weight asks for still counts as some work.
+const WEIGHT_MAX: u64 = 1000;
+
 /// More than there are: each may be said twice.
 const SCOPES_MAX: usize = 16;
 
@@ -66,7 +69,12 @@ fn check(terms: &KeyTerms) -> Result<(), RequestError> {
     let named = |model: &ModelName| (1..=200).contains(&model.as_str().chars().count());
     let plain = |model: &ModelName| !model.as_str().chars().any(char::is_control);
     if let Some(at) = terms.models.iter().position(|model| !named(model) || !plain(model)) {
-        return wrong(format!("'terms.models[{at}]' must have 1 to 200 characters and no control characters"));
+        return wrong(format!(
+            "'terms.models[{at}]' must have 1 to 200 characters and no control characters"
+        ));
+    }
+    if terms.weight > WEIGHT_MAX {
+        return wrong(format!("'terms.weight' is {}, at most {WEIGHT_MAX}", terms.weight));
     }
     if terms.scopes.len() > SCOPES_MAX {
         return wrong(format!("'terms.scopes' has {} entries, at most {SCOPES_MAX}", terms.scopes.len()));

@@ -297,7 +297,10 @@ pub(super) async fn input_items(
     }
     if let Some(after) = &page.after {
         let Some(at) = items.iter().position(|item| item["id"] == after.as_str()) else {
-            return Err(refuse("'after' names no item of this response", "after"));
+            return Err(Problem::Missing {
+                what: "item of this response",
+                id: after.chars().take(100).collect(),
+            });
         };
         items.drain(..=at);
     }

@@ -119,7 +119,7 @@ impl Serving {
     }
 
     /// Seals the job to the machine.
-    fn seal(&mut self, session: &Session, id: AttemptId) -> Result<(Bytes, Gate, Instant), AttemptEnd> {
+    fn seal(&mut self, session: &Arc<Session>, id: AttemptId) -> Result<(Bytes, Gate, Instant), AttemptEnd> {
         let start = Instant::now();
         let mut ask = self.work.ask.clone();
         ask.deadline_us = match self.core.config.requests.total_us_max {
@@ -129,7 +129,7 @@ impl Serving {
         let job = Job { ask, prompt: std::mem::take(&mut self.work.prompt), generated: self.journal.clone() };
         let plain = job.encode();
         self.work.prompt = job.prompt;
-        let Ok(prepared) = session.prepared() else {
+        let Ok(prepared) = session.prepared(&self.core.keys) else {
             tracing::warn!(machine = %session.machine, "a machine's sealing key cannot be used");
             return Err(AttemptEnd::Again(Avoid::Always));
         };
@@ -275,6 +275,9 @@ impl Serving {
         let finish = finish?;
         let first = flight.first.unwrap_or(flight.sealed);
         self.work.timings.since(Segment::Stream, first);
+        // Its machine's word, within what it can be.
+        let took = finish.queue_us.saturating_add(finish.prefill_us).saturating_add(finish.decode_us);
+        self.engine = Some(span(Micros(took)).min(flight.sealed.elapsed()));
         flight.session.attempts.end(flight.id, Ended::Terminal);
         if flight.receiving.from.try_recv().is_ok() {
             // The answer is whole and stands, but its machine does not keep to the rules.
@@ -346,8 +349,11 @@ impl Serving {
         if self.started {
             Metrics::count(&self.core.metrics.attempts, "moved");
         }
-        let returns = outcome == Outcome::Lost || grouped;
-        AttemptEnd::Again(if returns { Avoid::WhileOthers } else { Avoid::Always })
+        AttemptEnd::Again(match outcome {
+            _ if grouped => Avoid::WhileOthers,
+            Outcome::Lost => Avoid::Gone,
+            _ => Avoid::Always,
+        })
     }
 
     fn ended(&mut self, instance: InstanceId, outcome: Outcome, label: &'static str) -> AttemptEnd {

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use wire::control::FromCoordinator;
 
 use super::attempts::Shared;
-use super::session::Session;
 
 /// Control messages that may wait. They are small and rare (a cancel for each attempt at most): a peer that leaves
 /// so many unread is not reading.
@@ -84,23 +83,13 @@ async fn taken_at<T>(sending: impl Future<Output = T>) -> (T, Instant) {
 
 /// Writes both lanes into `sink` until the connection is closed or fails. Between messages it pings, so that the
 /// peer hears something at least every `ping`; no single write may take longer than `write_max`.
-///
-/// Whenever nothing waits, it makes the keys of attempts to come.
-pub(crate) async fn write<S>(
-    mut sink: S,
-    mut ends: LaneEnds,
-    session: Arc<Session>,
-    ping: Duration,
-    write_max: Duration,
-) where
+pub(crate) async fn write<S>(mut sink: S, mut ends: LaneEnds, ping: Duration, write_max: Duration)
+where
     S: Sink<Message> + Unpin,
 {
     let mut pings = tokio::time::interval(ping);
     pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        while ends.control.is_empty() && ends.data.is_empty() && session.restock() {
-            tokio::task::yield_now().await;
-        }
         let (message, about) = tokio::select! {
             biased;
             Some(message) = ends.control.recv() => (Message::Text(message.encode().into()), None),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::Message;
@@ -15,12 +16,13 @@ use wire::frame::{self, FrameHeader, FrameKind};
 
 use super::attempts::{Attempts, Delivery, FromMachine};
 use super::handshake::Admitted;
+use super::keymaker::KeyMaker;
 use super::kit::Pieces;
 use super::lanes::{LaneEnds, Lanes};
 use crate::core::{Core, span};
 use crate::metrics::Metrics;
 
-/// Key agreements made ahead for a machine, whenever its writer has nothing to write. A burst of so many attempts
+/// Key agreements made ahead for a machine, by a thread of their own. A burst of so many attempts
 /// waits for none; each takes some hundred bytes.
 const PREPARED_MAX: usize = 16;
 
@@ -42,6 +44,8 @@ pub(crate) struct Session {
     pub(crate) forms_groups: bool,
     sealing_key: Vec<u8>,
     prepared: Mutex<Vec<PreparedAttempt>>,
+    /// Whether somebody is about to make more of them.
+    restocking: AtomicBool,
     /// Kits that it was asked for, by their frames' subject.
     kits: Mutex<HashMap<u128, Pieces>>,
 }
@@ -78,26 +82,42 @@ impl Session {
             forms_groups: has(GROUPS),
             sealing_key: admitted.sealing_key.clone(),
             prepared: Mutex::default(),
+            restocking: AtomicBool::new(false),
             kits: Mutex::default(),
         };
         (session, ends)
     }
 
     /// Fresh keys for one attempt, made ahead where some are left.
-    pub(crate) fn prepared(&self) -> Result<PreparedAttempt, TrustError> {
-        let ready = self.prepared.lock().pop();
+    pub(crate) fn prepared(self: &Arc<Self>, makers: &KeyMaker) -> Result<PreparedAttempt, TrustError> {
+        let ready = {
+            let mut prepared = self.prepared.lock();
+            let ready = prepared.pop();
+            let few = prepared.len() < PREPARED_MAX / 2;
+            drop(prepared);
+            if few {
+                self.stock(makers);
+            }
+            ready
+        };
         ready.map_or_else(|| PreparedAttempt::new(&self.sealing_key), Ok)
     }
 
-    /// Makes one attempt's keys ahead; false where there are enough.
-    pub(crate) fn restock(&self) -> bool {
-        if self.prepared.lock().len() >= PREPARED_MAX {
-            return false;
+    /// Has attempts' keys made ahead.
+    fn stock(self: &Arc<Self>, makers: &KeyMaker) {
+        if !self.restocking.swap(true, Ordering::Relaxed) {
+            makers.restock(self);
         }
-        // A key that cannot be used is found out, and told, when an attempt needs it.
-        let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return false };
-        self.prepared.lock().push(fresh);
-        true
+    }
+
+    /// Makes attempts' keys ahead, until there are enough.
+    pub(crate) fn restock(&self) {
+        self.restocking.store(false, Ordering::Relaxed);
+        while self.prepared.lock().len() < PREPARED_MAX {
+            // A key that cannot be used is found out, and told, when an attempt needs it.
+            let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return };
+            self.prepared.lock().push(fresh);
+        }
     }
 
     pub(crate) fn expect_kits(&self, asked: Vec<(String, usize)>) {
@@ -200,6 +220,7 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
             let after =
                 core.machines.register(session, register, |offer| core.groups.admits(session.machine, offer));
             core.carry_out(Some(session), after);
+            session.stock(&core.keys);
         }
         FromProvider::Heartbeat(heartbeat) => return reports(core, session, heartbeat.instances),
         FromProvider::InstanceChanged(report) => return reports(core, session, vec![report]),

@@ -133,8 +133,10 @@ impl Pool {
         if !stays {
             self.forget(id);
         }
-        // One loss is one fault, however many requests it took along.
-        if lost && !attempts.is_empty() {
+        // One loss is one fault, however many requests it took along; but not where it gave tokens: what it computed was
+        // right, goes on elsewhere, and is worth more than what a barred machine computes.
+        let fruitless = attempts.values().all(|attempt| attempt.first_token_at.is_none());
+        if lost && !attempts.is_empty() && fruitless {
             self.breakers.fault(machine, self.now, &self.policy);
             self.follow_breaker(machine, effects);
         }
