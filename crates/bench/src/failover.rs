@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(long, default_value_t = 48)]
     pub concurrency: usize,
     /// Tokens of each.
-    #[arg(long, default_value_t = 96)]
+    #[arg(long, default_value_t = 160)]
     pub tokens: u32,
     /// Providers.
     #[arg(long, default_value_t = 4)]
@@ -123,6 +123,8 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
     let (questions, expected) = (Arc::new(questions), Arc::new(expected));
     eprintln!("{} streams, {} at a time, providers killed ...", options.streams, options.concurrency);
     let begun = Instant::now();
+    // Spread over the whole time in which providers are killed, however quick the machine is.
+    let each = Duration::from_secs(options.seconds) / u32::try_from(options.streams).unwrap_or(u32::MAX);
     let next = Arc::new(AtomicUsize::new(0));
     let mut workers = JoinSet::new();
     for _ in 0..options.concurrency {
@@ -135,6 +137,8 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
                 if index >= options.streams {
                     return done;
                 }
+                let due = begun + each * u32::try_from(index).unwrap_or(u32::MAX);
+                tokio::time::sleep_until(due.into()).await;
                 let question = &questions[index % QUESTIONS];
                 let stream = Stream::new(&client, &url, &key, question, options.tokens, options.coordinator);
                 done.push((index, stream.run().await));

@@ -8,6 +8,8 @@ mod api;
 mod chaos;
 #[path = "fleet/group_faults.rs"]
 mod group_faults;
+#[path = "fleet/explained.rs"]
+mod explained;
 #[path = "fleet/groups.rs"]
 mod groups;
 #[path = "fleet/losses.rs"]

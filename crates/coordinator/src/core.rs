@@ -7,7 +7,7 @@ use std::time::Duration;
 use base::{AttemptId, InstanceId, Micros, RequestId, Rng};
 use parking_lot::Mutex;
 use store::{Store, StoreError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::control::FromCoordinator;
@@ -35,6 +35,25 @@ const MODELS_SERVED: &str = "models_served";
 /// How long after a start machines may yet come back: providers dial again every 15 s at the latest.
 const BACK_WITHIN: Micros = Micros::from_secs(120);
 
+/// How long sums wait for settlements under way. Under load there are always some; a disk's flush takes milliseconds.
+const SETTLED_WITHIN: Duration = Duration::from_millis(50);
+
+/// An answer that is through and not settled yet.
+pub(crate) struct Settling(Arc<watch::Sender<usize>>);
+
+impl Settling {
+    pub(crate) fn begin(core: &Core) -> Self {
+        core.settling.send_modify(|count| *count += 1);
+        Self(Arc::clone(&core.settling))
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
 /// A running coordinator.
 pub(crate) struct Core {
     pub(crate) config: Config,
@@ -52,6 +71,8 @@ pub(crate) struct Core {
     pub(crate) returns: Returns,
     /// Makes attempts' keys ahead.
     pub(crate) keys: KeyMaker,
+    /// Answers that are through and not settled yet.
+    pub(crate) settling: Arc<watch::Sender<usize>>,
     /// Hash of the token with which machines join.
     pub(crate) join_hash: [u8; 32],
     /// Places for requests.
@@ -110,6 +131,7 @@ impl Core {
             limits: OnceLock::new(),
             returns: Returns::default(),
             keys: KeyMaker::start(),
+            settling: Arc::new(watch::Sender::new(0)),
             join_hash: trust::hash_secret(join_token),
             places: Arc::new(Semaphore::new(config.requests.running_max.min(Semaphore::MAX_PERMITS))),
             handshakes: Semaphore::new(config.uplink.handshakes_max.min(Semaphore::MAX_PERMITS)),
@@ -151,6 +173,13 @@ impl Core {
         let names = self.store.setting(MODELS_SERVED).await?.unwrap_or_default();
         let _ = self.served_before.set(names.lines().map(str::to_owned).collect());
         Ok(())
+    }
+
+    /// Waits, a while, until what was answered before is settled: whoever asks for sums after its answer finds it there.
+    pub(crate) async fn settled(&self) {
+        let mut count = self.settling.subscribe();
+        let none = count.wait_for(|count| *count == 0);
+        let _ = tokio::time::timeout(SETTLED_WITHIN, none).await;
     }
 
     /// What keys may do.

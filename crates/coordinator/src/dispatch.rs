@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wire::admin::Class;
 use wire::job;
 
-use crate::core::{Core, span};
+use crate::core::{Core, Settling, span};
 use crate::limits::Allowance;
 use crate::metrics::{Ended, Metrics};
 use crate::pools::{Decision, Grant, Served};
@@ -138,6 +138,7 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             away: Vec::new(),
             resumed_at: 0,
             engine: None,
+            settling: None,
         };
         Box::pin(request.run()).await;
     });
@@ -173,6 +174,8 @@ struct Serving {
     resumed_at: u32,
     /// What its engine took, of an answer that one attempt gave.
     engine: Option<Duration>,
+    /// Its caller has its answer, and the ledger not yet.
+    settling: Option<Settling>,
 }
 
 impl Serving {
@@ -214,7 +217,10 @@ impl Serving {
         let ended = self.attempts().await;
         let ended = match ended {
             // The caller has its answer before the ledger: what follows is the ledger's time alone.
-            Ok(finished) => self.send(Event::Finished(finished)).await,
+            Ok(finished) => {
+                self.settling = Some(Settling::begin(&self.core));
+                self.send(Event::Finished(finished)).await
+            }
             Err(stop) => Err(stop),
         };
         let outcome = match &ended {

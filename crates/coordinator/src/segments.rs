@@ -85,7 +85,7 @@ impl Timings {
         self.spans[segment as usize]
     }
 
-    /// As the header `Server-Timing` has it, in milliseconds: what is known by now.
+    /// As the header `Server-Timing` has it, in milliseconds: what is known by now. A whole answer is settled after it.
     pub(crate) fn server_timing(&self) -> String {
         use std::fmt::Write as _;
         let mut out = String::with_capacity(160);
@@ -95,6 +95,10 @@ impl Timings {
                 let ms = span.as_secs_f64() * 1e3;
                 write!(out, "{comma}{};dur={ms:.3}", segment.name()).expect("writing to a string succeeds");
             }
+        }
+        if self.get(Segment::Stream).is_some() && self.get(Segment::Settle).is_none() {
+            // None of it is the answer's time. How long it takes the ledger is in the metrics.
+            out.push_str(", settle;dur=0.000;desc=\"after the answer\"");
         }
         out
     }

@@ -29,7 +29,7 @@ struct Shared {
 
 /// What came of a request.
 pub(super) struct Answer {
-    /// From the first byte sent to the last byte read.
+    /// From the first byte sent to the last byte of the answer: of a stream, its `[DONE]`.
     pub(super) took: Duration,
     /// Bytes of the answer's text.
     pub(super) text_bytes: usize,

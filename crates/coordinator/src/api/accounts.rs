@@ -41,6 +41,7 @@ pub(super) async fn usage(
     headers: HeaderMap,
 ) -> Result<Json<UsageReport>, Problem> {
     super::auth::reader(&core, &headers).await?;
+    core.settled().await;
     let usage = core.store.key_usage().await.map_err(|error| failed(&error))?;
     Ok(Json(UsageReport { usage }))
 }

@@ -90,8 +90,8 @@ pub(super) enum Told {
     Had { choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>> },
     /// A choice is whole.
     End { choice: u32, end: End, stop_text: Option<String> },
-    /// All are.
-    Complete(Usage),
+    /// All are. Whoever answers a caller ends here: the settlement is the ledger's time, and no caller's.
+    Complete(Usage, Timings),
     /// And settled.
     Settled(Timings),
     /// There is no (more) answer.
@@ -281,7 +281,7 @@ impl Answering {
         self.told.push_back(Told::End { choice, end, stop_text: finished.stop_text });
         if self.lanes.iter().all(|lane| lane.usage.is_some()) {
             let sum = self.lanes.iter().filter_map(|lane| lane.usage).fold(Usage::default(), Usage::plus);
-            self.told.push_back(Told::Complete(sum));
+            self.told.push_back(Told::Complete(sum, finished.timings));
         }
     }
 }
@@ -351,7 +351,6 @@ impl Choice {
 pub(super) async fn collect(mut answering: Answering) -> Result<Whole, Problem> {
     let mut choices: Vec<Choice> = Vec::new();
     choices.resize_with(answering.lanes.len(), Choice::empty);
-    let mut usage = Usage::default();
     while let Some(told) = answering.next().await {
         match told {
             Told::Waiting | Told::Started(_) => {}
@@ -362,8 +361,8 @@ pub(super) async fn collect(mut answering: Answering) -> Result<Whole, Problem> 
                 choices[choice as usize].end = end;
                 choices[choice as usize].stop_text = stop_text;
             }
-            Told::Complete(sum) => usage = sum,
-            Told::Settled(timings) => return Ok(Whole { choices, usage, timings }),
+            Told::Complete(usage, timings) => return Ok(Whole { choices, usage, timings }),
+            Told::Settled(_) => {}
             Told::Failed(problem) => return Err(problem),
         }
     }

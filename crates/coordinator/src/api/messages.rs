@@ -228,7 +228,7 @@ impl Shape for Answer {
         put_named(out, "message_delta", &event);
     }
 
-    fn settled(&mut self, timings: &Timings, out: &mut BytesMut) {
+    fn done(&mut self, timings: &Timings, out: &mut BytesMut) {
         put_timings(timings, out);
         put_named(out, "message_stop", &json!({"type": "message_stop"}));
     }

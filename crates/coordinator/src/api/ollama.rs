@@ -208,7 +208,7 @@ impl Shape for Answer {
         self.usage = usage;
     }
 
-    fn settled(&mut self, timings: &Timings, out: &mut BytesMut) {
+    fn done(&mut self, timings: &Timings, out: &mut BytesMut) {
         let line = self.ended(self.said(String::new(), None, Vec::new()), timings);
         Self::put(&line, out);
     }

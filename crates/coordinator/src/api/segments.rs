@@ -15,11 +15,13 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Result<Json<SegmentReport>, Problem> {
     super::auth::reader(&core, &headers).await?;
+    core.settled().await;
     Ok(Json(core.segments.report()))
 }
 
 pub(super) async fn reset(State(core): State<Arc<Core>>, headers: HeaderMap) -> Result<StatusCode, Problem> {
     super::auth::operator(&core, &headers).await?;
+    core.settled().await;
     core.segments.reset();
     Ok(StatusCode::NO_CONTENT)
 }

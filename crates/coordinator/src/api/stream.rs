@@ -38,8 +38,8 @@ pub(super) trait Shape: Send + 'static {
     /// All choices are.
     fn complete(&mut self, usage: Usage, out: &mut BytesMut);
 
-    /// The last word of an answer that is whole and settled.
-    fn settled(&mut self, timings: &Timings, out: &mut BytesMut) {
+    /// The last word of an answer that is whole.
+    fn done(&mut self, timings: &Timings, out: &mut BytesMut) {
         put_timings(timings, out);
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
@@ -196,11 +196,12 @@ impl<S: Shape> Writing<S> {
                 self.shape.part(choice, part, logprobs, &mut BytesMut::new());
             }
             Told::End { choice, end, stop_text } => self.shape.end(choice, end, stop_text, out),
-            Told::Complete(usage) => self.shape.complete(usage, out),
-            Told::Settled(timings) => {
-                self.shape.settled(&timings, out);
+            Told::Complete(usage, timings) => {
+                self.shape.complete(usage, out);
+                self.shape.done(&timings, out);
                 return true;
             }
+            Told::Settled(_) => {}
             Told::Failed(problem) => {
                 self.shape.failed(&problem, out);
                 return true;

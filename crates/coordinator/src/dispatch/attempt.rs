@@ -289,7 +289,8 @@ impl Serving {
         let stop_text = finish.stop_text.and_then(|which| self.work.ask.stop.get(which as usize).cloned());
         let cached = finish.cached_tokens.min(self.prompt_tokens());
         let usage = Usage::new(self.prompt_tokens(), self.generated(), cached);
-        Some(AttemptEnd::Completed(Finished { reason: finish.reason, stop_text, usage }))
+        let timings = self.work.timings.clone();
+        Some(AttemptEnd::Completed(Finished { reason: finish.reason, stop_text, usage, timings }))
     }
 
     /// A finish that is no answer: cancelled though nobody cancelled it, or over time before anything came.
@@ -344,7 +345,9 @@ impl Serving {
         if self.started && tokens >= self.work.ask.max_tokens {
             // Every token was delivered; only the word that this was all is missing.
             let usage = Usage::new(self.prompt_tokens(), tokens, 0);
-            return AttemptEnd::Completed(Finished { reason: FinishReason::Length, stop_text: None, usage });
+            let timings = self.work.timings.clone();
+            let reason = FinishReason::Length;
+            return AttemptEnd::Completed(Finished { reason, stop_text: None, usage, timings });
         }
         if self.started {
             Metrics::count(&self.core.metrics.attempts, "moved");

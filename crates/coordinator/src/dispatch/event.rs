@@ -50,6 +50,8 @@ pub(crate) struct Finished {
     /// The stop text that ended it, where one did.
     pub(crate) stop_text: Option<String>,
     pub(crate) usage: Usage,
+    /// Every segment but the settlement, which no caller waits for.
+    pub(crate) timings: Timings,
 }
 
 /// Why a request ends without its whole answer.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use store::{Outcome, Store};
 use wire::chunk::FinishReason;
 
-use super::house::{House, chat_body, streamed};
+use super::house::{House, chat_body, eventually, streamed};
 use super::provider::{Act, Provider, answer, end, token, token_with_logprobs};
 
 #[tokio::test]
@@ -48,6 +48,7 @@ async fn a_chat_is_answered_whole_with_usage_headers_and_every_segment() {
     );
     let report: Value = house.get("/api/segments").await.json().await.unwrap();
     assert_eq!(report["segments"]["parse"]["count"], 0);
+    eventually("the settlement", async || house.store.ledger(0, 10).await.unwrap().len() == 1).await;
     let ledger = house.store.ledger(0, 10).await.unwrap();
     assert_eq!(ledger.len(), 1);
     assert_eq!((ledger[0].outcome, ledger[0].generated_tokens), (Outcome::Completed, 2));

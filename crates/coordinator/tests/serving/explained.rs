@@ -63,3 +63,18 @@ async fn who_was_turned_away_is_told_why_and_so_is_the_operator() {
     let stranger = house.http.get(house.url("/api/why/nobody")).send().await.unwrap();
     assert_eq!(stranger.status(), 401);
 }
+
+#[tokio::test]
+async fn the_last_ten_thousand_are_explained_and_the_one_before_them_is_not() {
+    let house = House::open().await;
+    let _provider = Provider::join(&house).await;
+    let mut ids = Vec::new();
+    for _ in 0..10_001 {
+        let response = house.chat(json!({"max_tokens": -1})).await;
+        ids.push(response.headers()["x-request-id"].to_str().unwrap().to_owned());
+    }
+    assert_eq!(house.get(&format!("/api/explain/{}", ids[0])).await.status(), 404);
+    for id in [&ids[1], &ids[5000], &ids[10_000]] {
+        assert_eq!(explained(&house, id).await["events"][0]["what"], "turned_away");
+    }
+}

@@ -31,6 +31,7 @@ async fn a_loss_before_the_first_token_is_invisible() {
         let got = streamed(&response.text().await.unwrap());
         assert_eq!((got.text.as_str(), got.done), ("fine", true));
         assert_ne!(good.attempt().await.0, first, "each attempt has its own identity");
+        eventually("the settlement", async || !house.store.ledger(0, 10).await.unwrap().is_empty()).await;
         let ledger = house.store.ledger(0, 10).await.unwrap();
         assert_eq!(ledger.len(), 1, "one request, however many attempts");
         assert_eq!(ledger[0].outcome, Outcome::Completed);

@@ -111,7 +111,7 @@ async fn a_retry_with_its_idempotency_key_gets_the_same_answer_and_is_charged_on
     assert_eq!((&first["id"], &first["choices"]), (&second["id"], &second["choices"]));
     assert_eq!(first["choices"][0]["message"]["content"], "once");
     provider.attempt().await;
-    assert_eq!(house.store.ledger(0, 10).await.unwrap().len(), 1);
+    eventually("the settlement", async || house.store.ledger(0, 10).await.unwrap().len() == 1).await;
     let (status, other) = ask(&chat_body(json!({"max_tokens": 3}))).await;
     assert_eq!((status, other["error"]["code"].as_str()), (409, Some("idempotency_key_reused")));
 }

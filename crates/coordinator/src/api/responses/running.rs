@@ -100,7 +100,7 @@ impl Writer {
                 self.end = end;
                 self.close(end == End::Length);
             }
-            Told::Complete(usage) => self.body.usage = Some(object::usage(usage)),
+            Told::Complete(usage, _) => self.body.usage = Some(object::usage(usage)),
             Told::Settled(_) => {
                 self.finish();
                 over = true;
