@@ -120,31 +120,10 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
         ensure!(seen.completed, "an undisturbed answer failed: {:?}\n{}", seen.problem, house.logs());
         expected.push(seen.text);
     }
-    let (questions, expected) = (Arc::new(questions), Arc::new(expected));
+    let questions = Arc::new(questions);
     eprintln!("{} streams, {} at a time, providers killed ...", options.streams, options.concurrency);
     let begun = Instant::now();
-    // Spread over the whole time in which providers are killed, however quick the machine is.
-    let each = Duration::from_secs(options.seconds) / u32::try_from(options.streams).unwrap_or(u32::MAX);
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut workers = JoinSet::new();
-    for _ in 0..options.concurrency {
-        let (client, url, key) = (house.client.clone(), house.url.clone(), house.key.clone());
-        let (questions, next, options) = (Arc::clone(&questions), Arc::clone(&next), options.clone());
-        workers.spawn(async move {
-            let mut done = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= options.streams {
-                    return done;
-                }
-                let due = begun + each * u32::try_from(index).unwrap_or(u32::MAX);
-                tokio::time::sleep_until(due.into()).await;
-                let question = &questions[index % QUESTIONS];
-                let stream = Stream::new(&client, &url, &key, question, options.tokens, options.coordinator);
-                done.push((index, stream.run().await));
-            }
-        });
-    }
+    let mut workers = clients(&house, options, (questions, begun));
     let mut seen = Vec::with_capacity(options.streams);
     let (mut kills, mut coordinator_kills) = (0, 0);
     let mut rng = Rng::new(options.seed);
@@ -180,6 +159,37 @@ async fn measure(options: &Options) -> anyhow::Result<Report> {
         eprintln!("{logs}");
     }
     Ok(report)
+}
+
+/// The clients, each with one stream after the other.
+fn clients(
+    house: &House,
+    options: &Options,
+    (questions, begun): (Arc<Vec<String>>, Instant),
+) -> JoinSet<Vec<(usize, Seen)>> {
+    let next = Arc::new(AtomicUsize::new(0));
+    // Spread over the whole time in which providers are killed, however quick the machine is.
+    let each = Duration::from_secs(options.seconds) / u32::try_from(options.streams).unwrap_or(u32::MAX);
+    let mut workers = JoinSet::new();
+    for _ in 0..options.concurrency {
+        let (client, url, key) = (house.client.clone(), house.url.clone(), house.key.clone());
+        let (questions, next, options) = (Arc::clone(&questions), Arc::clone(&next), options.clone());
+        workers.spawn(async move {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= options.streams {
+                    return done;
+                }
+                let due = begun + each * u32::try_from(index).unwrap_or(u32::MAX);
+                tokio::time::sleep_until(due.into()).await;
+                let question = &questions[index % QUESTIONS];
+                let stream = Stream::new(&client, &url, &key, question, options.tokens, options.coordinator);
+                done.push((index, stream.run().await));
+            }
+        });
+    }
+    workers
 }
 
 fn judge(options: &Options, machine: Machine, seen: Vec<(usize, Seen)>, expected: &[String]) -> Report {

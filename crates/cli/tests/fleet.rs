@@ -6,10 +6,10 @@
 mod api;
 #[path = "fleet/chaos.rs"]
 mod chaos;
-#[path = "fleet/group_faults.rs"]
-mod group_faults;
 #[path = "fleet/explained.rs"]
 mod explained;
+#[path = "fleet/group_faults.rs"]
+mod group_faults;
 #[path = "fleet/groups.rs"]
 mod groups;
 #[path = "fleet/losses.rs"]

@@ -7,6 +7,7 @@ mod attempt;
 mod event;
 mod gate;
 mod ledger;
+mod moves;
 mod out;
 
 use std::future::Future;
@@ -39,13 +40,6 @@ const EVENTS_WAITING_MAX: usize = 32;
 
 /// How often a request may be turned away for want of room that its pool believed in, before that counts as failure.
 const BOUNCES_MAX: u32 = 64;
-
-/// Machines in a row that an answer which has begun may be lost on without a single token more: what ends an engine each
-/// time must not end every engine.
-const FRUITLESS_MAX: u32 = 8;
-
-/// Between two looks for a machine that can go on with an answer.
-const STRANDED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A request that is ready to be served. Not `Debug`: it holds a prompt.
 pub(crate) struct Work {
@@ -319,50 +313,8 @@ impl Serving {
             self.tried += 1;
             return self.moves();
         }
-        let waited = self.wait(tokio::time::sleep(STRANDED_PAUSE), None).await;
+        let waited = self.wait(tokio::time::sleep(moves::STRANDED_PAUSE), None).await;
         waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))
-    }
-
-    /// An answer that has begun goes elsewhere, within its budget. One that no machine brings any further, or that takes
-    /// machine after machine along, is not tried on all there are.
-    fn moves(&mut self) -> Result<(), Stop> {
-        if !self.started {
-            return Ok(());
-        }
-        self.moved += 1;
-        self.fruitless = if self.generated() > self.resumed_at { 0 } else { self.fruitless + 1 };
-        let most = self.core.config.requests.moves_max;
-        if self.fruitless <= FRUITLESS_MAX && (most == 0 || self.moved <= most) {
-            return Ok(());
-        }
-        let detail = "it was moved as often as requests.moves_max allows, or no machine brought it further";
-        Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }))
-    }
-
-    /// An answer that has begun is not refused for want of machines, nor is one whose group forms again: it waits for them a
-    /// while.
-    async fn strand(&mut self, refusal: &Refusal) -> Result<(), Stop> {
-        let since = *self.stranded.get_or_insert_with(Instant::now);
-        let cured = !matches!(refusal, Refusal::AttemptsFailed { .. } | Refusal::TooLong { .. });
-        if !cured || since.elapsed() >= span(self.core.config.requests.stranded_us) {
-            if !self.started {
-                return Err(Stop::failed(Problem::Refused(*refusal)));
-            }
-            let detail = "its machine was lost, and no other can go on with it";
-            return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
-        }
-        let pause = tokio::time::sleep(STRANDED_PAUSE);
-        let waited = self.wait(pause, None).await;
-        waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))?;
-        self.forgive();
-        Ok(())
-    }
-
-    /// Takes back into consideration the machines that only went away; false where there are none.
-    fn forgive(&mut self) -> bool {
-        let away = std::mem::take(&mut self.away);
-        self.excluded.retain(|machine| !away.contains(machine));
-        !away.is_empty()
     }
 
     fn enqueue(&self) -> Enqueue {

@@ -231,9 +231,9 @@ fn without_numbers(path: &str) -> String {
 
 /// An integer, also where it is written `1.0`, as some clients do.
 pub(crate) fn integer_of(value: &Value) -> Option<i64> {
-    value
-        .as_i64()
-        .or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9.0e15).map(|f| f as i64))
+    value.as_i64().or_else(|| {
+        value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9_007_199_254_740_992.0).map(|f| f as i64)
+    })
 }
 
 pub(crate) fn within<T: PartialOrd + Display>(

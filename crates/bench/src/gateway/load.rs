@@ -59,9 +59,8 @@ pub(super) async fn hold(
     let sender = tokio::task::spawn_blocking(move || {
         for index in 0..count {
             let due = begun + Duration::from_secs_f64(index as f64 / f64::from(rate));
-            let now = Instant::now();
-            if due > now {
-                std::thread::sleep(due - now);
+            while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                std::thread::park_timeout(left);
             }
             let (target, tally) = (target.clone(), Arc::clone(&tally_of_thread));
             let ask = async move {

@@ -105,8 +105,8 @@ async fn join(url: &str, token: &str) -> anyhow::Result<Socket> {
         incarnation: Incarnation(1),
         name: NAME.to_owned(),
         agent: AGENT.to_owned(),
-        signing_key: STANDARD.encode(&signing_key),
-        sealing_key: STANDARD.encode(&sealing_key),
+        signing_key: STANDARD.encode(signing_key),
+        sealing_key: STANDARD.encode(sealing_key),
         capabilities: Vec::new(),
     };
     say(&mut socket, &FromProvider::Hello(hello)).await?;

@@ -281,7 +281,7 @@ impl Answering {
         self.told.push_back(Told::End { choice, end, stop_text: finished.stop_text });
         if self.lanes.iter().all(|lane| lane.usage.is_some()) {
             let sum = self.lanes.iter().filter_map(|lane| lane.usage).fold(Usage::default(), Usage::plus);
-            self.told.push_back(Told::Complete(sum, finished.timings));
+            self.told.push_back(Told::Complete(sum, *finished.timings));
         }
     }
 }

@@ -34,6 +34,7 @@ pub(super) async fn ready(State(core): State<Arc<Core>>) -> Response {
 
 /// In Prometheus' text form.
 pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Response {
+    core.settled().await;
     for served in core.pools.all() {
         let (status, error) = served.look(|pool, _| (pool.status(), pool.calibration_error()));
         let model = Metrics::of_model(&served.name);

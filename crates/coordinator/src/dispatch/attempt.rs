@@ -289,7 +289,7 @@ impl Serving {
         let stop_text = finish.stop_text.and_then(|which| self.work.ask.stop.get(which as usize).cloned());
         let cached = finish.cached_tokens.min(self.prompt_tokens());
         let usage = Usage::new(self.prompt_tokens(), self.generated(), cached);
-        let timings = self.work.timings.clone();
+        let timings = Box::new(self.work.timings.clone());
         Some(AttemptEnd::Completed(Finished { reason: finish.reason, stop_text, usage, timings }))
     }
 
@@ -345,7 +345,7 @@ impl Serving {
         if self.started && tokens >= self.work.ask.max_tokens {
             // Every token was delivered; only the word that this was all is missing.
             let usage = Usage::new(self.prompt_tokens(), tokens, 0);
-            let timings = self.work.timings.clone();
+            let timings = Box::new(self.work.timings.clone());
             let reason = FinishReason::Length;
             return AttemptEnd::Completed(Finished { reason, stop_text: None, usage, timings });
         }

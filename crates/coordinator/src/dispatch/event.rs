@@ -51,7 +51,7 @@ pub(crate) struct Finished {
     pub(crate) stop_text: Option<String>,
     pub(crate) usage: Usage,
     /// Every segment but the settlement, which no caller waits for.
-    pub(crate) timings: Timings,
+    pub(crate) timings: Box<Timings>,
 }
 
 /// Why a request ends without its whole answer.
