@@ -10,6 +10,7 @@ pub mod failover;
 pub mod gateway;
 pub mod group;
 mod machine;
+pub mod place;
 pub mod ranks;
 pub mod route;
 pub mod scenarios;

@@ -19,6 +19,8 @@ pub(crate) enum Verb {
     StandIn(bench::gateway::StandInOptions),
     /// Where a request goes: the time that a decision takes, for pools of 10 to 100,000 instances.
     Route(bench::route::Options),
+    /// Where models go: the time that a plan takes, for 10,000 machines, and for the best group of 64.
+    Place(bench::place::Options),
 }
 
 pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
@@ -30,6 +32,7 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Gateway(options) => bench::gateway::run(options).await?,
         Verb::StandIn(options) => bench::gateway::stand_in(options).await?,
         Verb::Route(options) => tokio::task::spawn_blocking(move || bench::route::run(&options)).await??,
+        Verb::Place(options) => tokio::task::spawn_blocking(move || bench::place::run(&options)).await??,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

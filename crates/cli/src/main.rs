@@ -8,12 +8,14 @@ mod bench;
 mod chat;
 mod client;
 mod coordinator;
+mod declared;
 mod doctor;
 mod explain;
 mod keys;
 mod logits;
 mod models;
 mod place;
+mod plan;
 mod prices;
 mod provider;
 mod ranks;
@@ -68,6 +70,8 @@ enum Command {
     Explain(explain::Options),
     /// Say why a machine gets work, or does not.
     Why(why::Options),
+    /// Say where deployments would run on a fleet that a file describes, how fast, and why nowhere else.
+    Plan(plan::Options),
     /// Show what a machine is connected with.
     #[command(subcommand)]
     Topology(topology::Verb),
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
         Command::Status(options) => serving::block_on(status::run(options)),
         Command::Explain(options) => serving::block_on(explain::run(options)),
         Command::Why(options) => serving::block_on(why::run(options)),
+        Command::Plan(options) => plan::run(&options),
         Command::Topology(verb) => topology::run(verb),
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),

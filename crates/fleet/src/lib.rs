@@ -12,17 +12,21 @@
 pub mod affinity;
 pub mod breaker;
 pub mod cost;
+pub mod deployment;
 pub mod eligibility;
 pub mod group;
 pub mod instance;
+pub mod plan;
 pub mod policy;
 pub mod pool;
 mod promise;
 mod queue;
+pub mod reconcile;
 pub mod refusal;
 pub mod reported;
 mod roster;
 pub mod story;
+pub mod topology;
 
 pub use affinity::{Prefixes, prefixes};
 pub use cost::Prediction;

@@ -194,6 +194,16 @@ impl ShardMap {
         Ok(map)
     }
 
+    /// The map with these stages: for each the layers and the shares of its ranks; columns are cut at multiples of `grain`.
+    /// [`ShardMap::check`] holds it to a model.
+    pub fn of(stages: impl IntoIterator<Item = (Range<usize>, Vec<u32>)>, grain: usize) -> Self {
+        let stage = |(layers, shares): (Range<usize>, Vec<u32>)| Stage {
+            layers: (layers.start, layers.end),
+            shares: shares.into_iter().map(|share| share.clamp(1, SHARE_MAX)).collect(),
+        };
+        Self { rules: RULES, grain: grain.max(1), stages: stages.into_iter().map(stage).collect() }
+    }
+
     /// Reads what [`ShardMap::encode`] wrote, and holds it to `spec`.
     ///
     /// # Errors

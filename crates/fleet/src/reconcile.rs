@@ -1,0 +1,344 @@
+//! The controller: desired deployments on one side, machines on the other, and the loop that closes the difference.
+//!
+//! One writer, level-triggered: whatever happens only changes records ([`Controller::handle`]), and one look at all of them
+//! ([`Controller::reconcile`]) says what to do. Looking again changes nothing and says nothing. A machine's record is what
+//! it was told, as (instance, epoch, rank); a report that is not about exactly that changes nothing and is counted (A3).
+//! Epochs only grow, over all instances, so that a late word of an earlier life is known as such.
+//!
+//! ```text
+//! planned --> assigned --> loading --> ready --(a rank is lost or fails)--> failed
+//!                ^                                                            |
+//!                +---- again in place, 3 times, pauses growing with jitter ---+
+//!                                      then elsewhere; its machines cool down; then pauses that grow (crash loop)
+//! ```
+
+mod instance;
+mod judge;
+mod wishes;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use base::{Epoch, Incarnation, InstanceId, MachineId, Micros, Rng};
+
+use crate::deployment::{Conditions, Spec};
+use crate::plan::{Demand, PlanPolicy, Shape};
+use crate::topology::{Links, Machine};
+
+pub use instance::{Instance, Phase, RankState};
+
+/// How often an instance is tried again on the machines that it has.
+pub const TRIES_IN_PLACE: u32 = 3;
+/// The pause before the first new try in place; doubles.
+const RETRY_FIRST: Micros = Micros::from_secs(1);
+/// The pause before a deployment that fails everywhere is placed again; doubles.
+const CRASH_FIRST: Micros = Micros::from_secs(10);
+/// The longest pause of either kind.
+const PAUSE_MAX: Micros = Micros::from_secs(300);
+/// A machine on which instances failed gets nothing for so long.
+const COOL_DOWN: Micros = Micros::from_secs(60);
+/// What has been ready for so long is healthy: failures before are forgotten.
+const HEALTHY: Micros = Micros::from_secs(60);
+/// How long a machine may be without its connection before what it holds counts as lost.
+const AWAY_MAX: Micros = Micros::from_secs(10);
+/// How long ranks may take from their assignment until they are ready.
+const LOAD_MAX: Micros = Micros::from_secs(900);
+/// Lines of history that are kept of a deployment.
+const HISTORY_MAX: usize = 256;
+
+/// Something that happened to a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: Micros,
+    /// At which generation of its spec.
+    pub generation: u64,
+    /// In words.
+    pub what: String,
+}
+
+/// A deployment and how it is.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// What should run.
+    pub spec: Spec,
+    /// Grows with each change of the spec.
+    pub generation: u64,
+    /// How it is.
+    pub conditions: Conditions,
+    /// What happened, the latest last.
+    pub history: VecDeque<Event>,
+    /// Failures in a row that ended an instance for good; 0 once one was healthy.
+    pub crashes: u32,
+    /// Not placed again before this.
+    pub paused_until: Micros,
+    /// The last errors of ranks, each with its machine's name.
+    pub errors: Vec<String>,
+}
+
+/// A machine, as the controller knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) name: String,
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) away_since: Micros,
+    pub(crate) resting_until: Micros,
+    /// What it was told to hold.
+    pub(crate) told: Vec<(InstanceId, Epoch, u32)>,
+}
+
+/// What a machine says that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Which assignment.
+    pub epoch: Epoch,
+    /// Its place.
+    pub rank: u32,
+    /// Whether it takes requests.
+    pub ready: bool,
+}
+
+/// How far a rank says that it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RankReport {
+    /// It finishes what it has, and unloads; in hundredths.
+    Draining(u8),
+    /// It reads its weights; in hundredths.
+    Loading(u8),
+    /// It computes.
+    Ready,
+    /// It cannot; why.
+    Failed(String),
+    /// It does not take the assignment; why.
+    Refused(String),
+}
+
+/// What happens.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// An operator wants this; a name that is known is changed.
+    Apply(Box<Spec>),
+    /// An operator does not want it any more.
+    Delete(String),
+    /// A machine is connected.
+    MachineUp {
+        /// Which.
+        machine: MachineId,
+        /// What people call it.
+        name: String,
+        /// Which start of it.
+        incarnation: Incarnation,
+        /// What it holds.
+        holds: Vec<Held>,
+    },
+    /// A machine's connection ended.
+    MachineGone(MachineId),
+    /// A rank says how far it is.
+    Report {
+        /// Who says so.
+        machine: MachineId,
+        /// About which instance.
+        instance: InstanceId,
+        /// Which assignment.
+        epoch: Epoch,
+        /// Which rank.
+        rank: u32,
+        /// How far.
+        report: RankReport,
+    },
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Tell a machine what to hold: rank `rank` of the instance, as its record says.
+    Assign {
+        /// Whom.
+        machine: MachineId,
+        /// Of which instance.
+        instance: InstanceId,
+        /// Which assignment.
+        epoch: Epoch,
+        /// Which place.
+        rank: u32,
+    },
+    /// Tell a machine to hold it no more; what it has in flight moves or ends first.
+    Unassign {
+        /// Whom.
+        machine: MachineId,
+        /// Which instance.
+        instance: InstanceId,
+        /// Which assignment; older ones end too.
+        epoch: Epoch,
+        /// Why.
+        reason: String,
+    },
+    /// The instance takes no requests any more; what it had moves elsewhere.
+    Withdraw(InstanceId),
+    /// Keep this: the deployment's spec or history changed.
+    Store(String),
+    /// A machine said something that is not so.
+    Stray {
+        /// Who.
+        machine: MachineId,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// What the controller needs to know of the world to plan.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// Machines that can be planned with, by identity; whether they are connected is the controller's own knowledge.
+    pub machines: Vec<(MachineId, Machine)>,
+    /// Between them, by their numbers in `machines`.
+    pub links: Links,
+    /// Models.
+    pub shapes: BTreeMap<String, Arc<Shape>>,
+    /// What is asked of deployments.
+    pub demand: BTreeMap<String, Demand>,
+}
+
+/// All deployments, instances and machines.
+#[derive(Debug)]
+pub struct Controller {
+    policy: PlanPolicy,
+    rng: Rng,
+    deployments: BTreeMap<String, Deployment>,
+    instances: BTreeMap<InstanceId, Instance>,
+    machines: BTreeMap<MachineId, Known>,
+    epoch: Epoch,
+    now: Micros,
+    /// Words about what is not so.
+    strays: u64,
+    /// What one look changed is planned for again only when something happened, or it is time.
+    changed: bool,
+    next_plan: Micros,
+}
+
+/// How often plans are made though nothing happened: dwell times end, demand moves.
+const PLAN_EVERY: Micros = Micros::from_secs(5);
+
+impl Controller {
+    /// Nothing wanted yet. Epochs go on after `epoch`; identities and jitter come from `rng`.
+    pub fn new(policy: PlanPolicy, epoch: Epoch, rng: Rng) -> Self {
+        Self {
+            policy,
+            rng,
+            deployments: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            machines: BTreeMap::new(),
+            epoch,
+            now: Micros::ZERO,
+            strays: 0,
+            changed: true,
+            next_plan: Micros::ZERO,
+        }
+    }
+
+    /// All deployments, by name.
+    pub fn deployments(&self) -> impl Iterator<Item = (&String, &Deployment)> {
+        self.deployments.iter()
+    }
+
+    /// One of them.
+    pub fn deployment(&self, name: &str) -> Option<&Deployment> {
+        self.deployments.get(name)
+    }
+
+    /// All instances.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
+    }
+
+    /// One of them.
+    pub fn instance(&self, instance: InstanceId) -> Option<&Instance> {
+        self.instances.get(&instance)
+    }
+
+    /// The largest epoch so far.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How often a machine said something that was not so.
+    pub fn strays(&self) -> u64 {
+        self.strays
+    }
+
+    /// What a machine was told to hold.
+    pub fn told(&self, machine: MachineId) -> &[(InstanceId, Epoch, u32)] {
+        self.machines.get(&machine).map_or(&[], |known| &known.told)
+    }
+
+    /// Whether `machine` may offer rank `rank` of `instance` at `epoch` for requests: only rank 0 as it was told.
+    pub fn admits(&self, machine: MachineId, instance: InstanceId, epoch: Epoch, rank: u32) -> bool {
+        rank == 0 && self.told(machine).contains(&(instance, epoch, rank))
+    }
+
+    /// A deployment as it was before the coordinator started again (D8).
+    pub fn restore(&mut self, spec: Spec, generation: u64, history: impl IntoIterator<Item = Event>) {
+        let name = spec.name.clone();
+        let mut deployment = Deployment::new(spec, generation);
+        deployment.history.extend(history);
+        self.deployments.insert(name, deployment);
+        self.changed = true;
+    }
+
+    /// Takes in what happened. Effects follow from the next look.
+    pub fn handle(&mut self, now: Micros, input: Input, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Apply(spec) => self.apply(*spec, effects),
+            Input::Delete(name) => self.delete(&name, effects),
+            Input::MachineUp { machine, name, incarnation, holds } => {
+                self.machine_up(machine, name, incarnation, &holds, effects);
+            }
+            Input::MachineGone(machine) => self.machine_gone(machine),
+            Input::Report { machine, instance, epoch, rank, report } => {
+                self.report(machine, (instance, epoch, rank), report, effects);
+            }
+        }
+    }
+
+    /// The one look at everything.
+    pub fn reconcile(&mut self, now: Micros, world: &World, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        self.judge_instances(effects);
+        if self.changed || self.now >= self.next_plan {
+            self.changed = false;
+            self.next_plan = self.now + PLAN_EVERY;
+            self.follow_plan(world, effects);
+        }
+        self.say_conditions(effects);
+    }
+
+    /// When time alone changes something, at the latest.
+    pub fn next_deadline(&self) -> Micros {
+        let retries = self.instances.values().filter_map(Instance::next_deadline);
+        retries.chain([self.next_plan]).min().unwrap_or(self.next_plan)
+    }
+}
+
+impl Deployment {
+    fn new(spec: Spec, generation: u64) -> Self {
+        Self {
+            spec,
+            generation,
+            conditions: Conditions::default(),
+            history: VecDeque::new(),
+            crashes: 0,
+            paused_until: Micros::ZERO,
+            errors: Vec::new(),
+        }
+    }
+
+    fn note(&mut self, at: Micros, what: String) {
+        if self.history.len() >= HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.history.push_back(Event { at, generation: self.generation, what });
+    }
+}
