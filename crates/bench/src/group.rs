@@ -117,12 +117,17 @@ struct Side {
     prefill: Vec<f64>,
     decode: Vec<f64>,
     batch: Vec<f64>,
+    /// Where rank 0's steps with one request alone went; of a group.
+    alone: StepTimes,
 }
 
 impl Side {
     fn measure(&mut self, bench: &mut Bench, options: &Options, prompt: u32) -> anyhow::Result<()> {
         self.prefill.push(bench.prefill(prompt)?);
+        let decode = |bench: &Bench| bench.engine.load_now().group.unwrap_or_default().decode;
+        let before = decode(bench);
         self.decode.push(bench.decode(1, options.tokens)?);
+        self.alone.add_all(&decode(bench).since(&before));
         self.batch.push(bench.decode(options.batch, options.tokens)?);
         Ok(())
     }
@@ -203,7 +208,8 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     let mode = group.mode();
     single.stop();
     let mut reports = group.stop()?;
-    let steps = splits(&mut reports, &before);
+    let mut steps = splits(&mut reports, &before);
+    steps.insert(0, Split::of(&all.alone, 0, "decode, one request"));
     let (single, group) = (one.point(), all.point());
     let assertions = vec![Assertion::new(
         "the group chooses the tokens that one rank alone chooses",

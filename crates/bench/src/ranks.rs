@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub struct Account {
 const LINES_MAX: usize = 4;
 /// How long a child may take for its next line: to load a large model from a slow disk, or to end.
 const LINE_MAX: Duration = Duration::from_secs(300);
+/// How often it is looked whether all children are there while the group forms.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long a child may take to end after the group has.
 const END_MAX: Duration = Duration::from_secs(20);
 
@@ -189,7 +192,10 @@ impl ProcessGroup {
             rank.tell(&seen)?;
         }
         let patience = config.group_patience_us.into();
-        let communicator = meet((&keys, &listener), &roster, (&model, &map), (0, patience))?;
+        let cancel = Cancel::new();
+        let communicator = attended(&mut ranks, &cancel, || {
+            meet((&keys, &listener), &roster, (&model, &map), (0, patience, &cancel))
+        })?;
         let (tell, ended) = sync_channel(1);
         let on_end = move |end| {
             // Whoever started the group may have gone.
@@ -244,12 +250,45 @@ fn spawn(program: &Path) -> anyhow::Result<Rank> {
     Ok(Rank { child, input, output: heard })
 }
 
+/// Does `what`, and calls it off where a rank's process ends meanwhile.
+fn attended<R: Send>(
+    ranks: &mut [Rank],
+    cancel: &Cancel,
+    what: impl FnOnce() -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let ended = |rank: &mut Rank| rank.child.try_wait().ok().flatten();
+                if let Some((at, status)) =
+                    ranks.iter_mut().map(ended).enumerate().find_map(|(at, s)| Some((at, s?)))
+                {
+                    cancel.cancel();
+                    return Some((at + 1, status));
+                }
+                std::thread::park_timeout(LOOK);
+            }
+            None
+        });
+        let result = what();
+        done.store(true, Ordering::Release);
+        watching.thread().unpark();
+        match (result, watching.join().ok().flatten()) {
+            (Err(error), Some((rank, status))) => {
+                Err(error.context(format!("rank {rank}'s process ended before the group stood ({status})")))
+            }
+            (result, _) => result,
+        }
+    })
+}
+
 /// Meets the other ranks over sealed links.
 fn meet(
     (keys, listener): (&MachineKeys, &Listener),
     roster: &Roster,
     (model, map): (&LoadedModel, &ShardMap),
-    (rank, patience): (usize, Duration),
+    (rank, patience, cancel): (usize, Duration, &Cancel),
 ) -> anyhow::Result<Box<dyn Communicator>> {
     let members = roster.doors.iter().enumerate().map(|(rank, door)| Member {
         machine: trust::machine_of(&door.key),
@@ -274,8 +313,7 @@ fn meet(
         dtype: WireType::F32,
     };
     let timing = Timing { total: Duration::from_secs(30), patience, ..Timing::default() };
-    let cancel = Cancel::new();
-    let gathering = Gathering { listener, keys, place: &place, roster: &members, timing, cancel: &cancel };
+    let gathering = Gathering { listener, keys, place: &place, roster: &members, timing, cancel };
     Ok(Box::new(form(&gathering)?))
 }
 
@@ -304,7 +342,8 @@ pub fn serve() -> anyhow::Result<()> {
     let map = model.divide(mode, &vec![Machine::default(); task.ranks])?;
     let roster: Roster = serde_json::from_str(&next()?)?;
     let patience = task.config.group_patience_us.into();
-    let communicator = meet((&keys, &listener), &roster, (&model, &map), (task.rank, patience))?;
+    let place = (task.rank, patience, &Cancel::new());
+    let communicator = meet((&keys, &listener), &roster, (&model, &map), place)?;
     let following = Following::new();
     let ended = follow(&model, &task.config, GroupSeat { map, communicator }, &following);
     let fault = ended.err().map(|end| end.to_string());

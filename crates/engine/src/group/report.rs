@@ -62,6 +62,18 @@ impl StepTimes {
         }
     }
 
+    /// Counts another account in.
+    pub fn add_all(&mut self, more: &Self) {
+        self.steps += more.steps;
+        self.tokens += more.tokens;
+        self.total_ns += more.total_ns;
+        self.seal_ns += more.seal_ns;
+        self.wire_ns += more.wire_ns;
+        self.wait_ns += more.wait_ns;
+        self.bytes_sent += more.bytes_sent;
+        self.messages_sent += more.messages_sent;
+    }
+
     /// Time that belongs to no step of its own: waiting for the last stage.
     pub(super) fn wait(&mut self, took: Duration, before: &Traffic, after: &Traffic) {
         self.add(0, took, before, after);
