@@ -15,6 +15,20 @@ EXAMPLES = os.environ.get("PHALANX_EXAMPLES", "8")
 SEED = os.environ.get("PHALANX_SEED", "1")
 
 
+def shorten(schema):
+    """Texts and lists stay short: how many tokens a model's context has is not for a schema to say."""
+    if isinstance(schema, list):
+        for one in schema:
+            shorten(one)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "string" and not {"pattern", "enum", "format", "maxLength"} & schema.keys():
+            schema["maxLength"] = 120
+        if schema.get("type") == "array":
+            schema.setdefault("maxItems", 8)
+        for one in schema.values():
+            shorten(one)
+
+
 def small(document, model):
     """The document for one model and short answers: the calls stay the same, and a run ends in minutes."""
     for name, schema in document["components"]["schemas"].items():
@@ -36,6 +50,10 @@ def small(document, model):
                 options["num_predict"].update(minimum=1, maximum=4)
                 fields["options"]["required"] = ["num_predict"]
                 schema["required"] = sorted({*schema["required"], "options"})
+    asked = ("TextPart", "ChatMessage", "Tool", "InputItem", "AnthropicMessage")
+    for name, schema in document["components"]["schemas"].items():
+        if name.endswith("Request") or name in asked:
+            shorten(schema)
     # Whoever resets or revokes takes others' ground away.
     del document["paths"]["/api/keys/{id}"]
     del document["paths"]["/api/keys/{id}/rotate"]
