@@ -1,11 +1,8 @@
 //! How fast products with weights of each format are: `products [threads] [rows ...]`. Weights are larger than any cache.
 #![allow(clippy::print_stdout, reason = "it is a measurement's output")]
 
-use std::sync::OnceLock;
-use std::time::Instant;
-
 use kernels::{
-    Codes, GroupedFormat, GroupedRows, Isa, PackedMatrix, Store, Team, WeightBytes, WeightElement, linear,
+    Codes, Factors, GroupedFormat, GroupedRows, Isa, PackedMatrix, Store, Team, WeightBytes, WeightElement, linear,
 };
 
 const COLUMNS: usize = 2048;
@@ -13,15 +10,12 @@ const ROWS: usize = 32768;
 
 /// Seconds that the calling thread has run: on a shared machine the clock on the wall says little.
 fn on_cpu() -> f64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    match text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()) {
-        Some(ns) => ns / 1e9,
-        None => START.get_or_init(Instant::now).elapsed().as_secs_f64(),
-    }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-struct Random(bool);
+/// Codes up to a largest one, scales with factors or not.
+struct Random(u8, bool);
 
 impl GroupedRows for Random {
     fn rows(&self) -> usize {
@@ -34,14 +28,22 @@ impl GroupedRows for Random {
         let mut state = row as u64 + 1;
         for code in codes {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *code = (state >> 56) as u8 & if self.0 { 15 } else { 255 };
+            *code = (state >> 56) as u8 & self.0;
         }
         scales.fill(0.001_953_125);
         mins.fill(-0.125);
     }
+    fn read_factors(&self, row: usize, out: &mut Factors<'_>) -> bool {
+        out.scales.fill(0.000_976_562_5);
+        out.mins.fill(-0.001_953_125);
+        out.of_scales.fill(row as u8 % 64);
+        out.of_mins.fill(33);
+        self.1
+    }
 }
 
 fn main() {
+    let only = std::env::var("ISA").unwrap_or_default();
     let mut arguments = std::env::args().skip(1).map(|text| text.parse().expect("a number"));
     let threads: usize = arguments.next().unwrap_or(1);
     let mut counts: Vec<usize> = arguments.collect();
@@ -49,10 +51,16 @@ fn main() {
         counts = vec![1, 2, 4, 8, 16, 256];
     }
     let team = Team::new(threads);
-    let grouped = |codes, group, zero| {
+    let coded = |codes, group, zero, factors| {
         let format = GroupedFormat { codes, group, zero };
-        PackedMatrix::pack_grouped(&[&Random(codes != Codes::Affine8)], format, &team).expect("memory")
+        let largest = match codes {
+            Codes::Affine8 => 255,
+            Codes::Affine6 => 63,
+            Codes::Affine4 | Codes::Mxfp4 => 15,
+        };
+        PackedMatrix::pack_grouped(&[&Random(largest, factors)], format, &team).expect("memory")
     };
+    let grouped = |codes, group, zero| coded(codes, group, zero, false);
     let bytes: Vec<u8> =
         (0..ROWS * COLUMNS).flat_map(|at| ((at % 251) as u16 + 0x3c00).to_le_bytes()).collect();
     let half = |element| {
@@ -64,14 +72,20 @@ fn main() {
         ("q4_1", grouped(Codes::Affine4, 32, None)),
         ("mlx4/64", grouped(Codes::Affine4, 64, None)),
         ("q8_0", grouped(Codes::Affine8, 32, Some(128))),
-        ("q6_k", grouped(Codes::Affine8, 16, Some(32))),
+        ("q4_k", coded(Codes::Affine4, 32, None, true)),
+        ("q5_k", coded(Codes::Affine6, 32, None, true)),
+        ("q6_k", coded(Codes::Affine6, 16, Some(32), true)),
         ("mxfp4", grouped(Codes::Mxfp4, 32, None)),
         ("bf16", half(WeightElement::Bf16)),
     ];
+    let isa = Isa::detect();
+    let [f32, int8] = [kernels::f32_ceiling(&team, isa), kernels::int8_ceiling(&team, isa)];
+    println!("ceilings: {:.0} G f32, {:.0} G int8 multiply-adds/s", f32 / 1e9, int8 / 1e9);
+    let format = std::env::var("FORMAT").unwrap_or_default();
     for isa in Isa::available() {
-        for (name, w) in &formats {
+        for (name, w) in formats.iter().filter(|(name, _)| format.is_empty() || format == *name) {
             for &rows in &counts {
-                if isa == Isa::portable() && rows > 4 {
+                if isa == Isa::portable() && rows > 4 || !only.is_empty() && !only.split(',').any(|one| one == isa.name()) {
                     continue;
                 }
                 let x: Vec<f32> = (0..rows * COLUMNS).map(|at| (at % 97) as f32 / 48.0 - 1.0).collect();

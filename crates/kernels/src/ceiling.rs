@@ -24,7 +24,7 @@ pub fn f32_ceiling(team: &Team, isa: Isa) -> f64 {
 
 /// Multiply-adds of bytes into 32-bit integers a second, by all of the team, activations from the nearest cache.
 pub fn int8_ceiling(team: &Team, isa: Isa) -> f64 {
-    ceiling(team, ROUNDS * CHAINS / 4 * 4 * 4 * isa.dots().rows, &|| isa.dispatch_dots(Chains))
+    ceiling(team, ROUNDS * CHAINS * 4 * 4 * isa.dots().rows, &|| isa.dispatch_dots(Chains))
 }
 
 /// Bytes a second that all of the team read together from memory: `bytes` of them, far more than caches hold, with
@@ -103,7 +103,7 @@ impl DotKernel for Chains {
         // SAFETY: a register's bytes and sixteen activations are there; the caller vouches for the instructions.
         unsafe {
             let w = D::bytes(bytes.as_ptr());
-            let mut sums = [D::splat_int(0); CHAINS / 4];
+            let mut sums = [D::splat_int(0); CHAINS];
             for _ in 0..ROUNDS {
                 for sum in &mut sums {
                     *sum = D::dot(*sum, [w; 4], x.as_ptr());

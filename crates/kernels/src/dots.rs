@@ -56,12 +56,18 @@ pub(crate) trait Dots: Copy + 'static {
     unsafe fn low(w: Self::W) -> Self::W;
     /// The upper four bits of each byte.
     unsafe fn high(w: Self::W) -> Self::W;
+    /// Bits `2 * Q` and the next of each byte, as bits 4 and 5.
+    unsafe fn top<const Q: usize>(w: Self::W) -> Self::W;
+    /// Both bytes' bits.
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W;
     /// Each byte (below 16) replaced by its entry of the table.
     unsafe fn look_up(table: &[u8; 16], w: Self::W) -> Self::W;
     /// The upper bit of each byte turned over.
     unsafe fn flip(w: Self::W) -> Self::W;
-    /// `start` and the products of sixteen columns of weights below 128 with sixteen activations.
+    /// `start` and the products of sixteen columns of weights below 32 with sixteen activations.
     unsafe fn dot(start: Self::I, w: [Self::W; 4], x: *const i8) -> Self::I;
+    /// The same for weights below 64.
+    unsafe fn dot_six(start: Self::I, w: [Self::W; 4], x: *const i8) -> Self::I;
     /// The same for weights of eight bits.
     unsafe fn dot_wide(start: Self::I, w: [Self::W; 4], x: *const i8) -> Self::I;
     /// Byte `B` of each four, unsigned.
@@ -73,6 +79,8 @@ pub(crate) trait Dots: Copy + 'static {
     unsafe fn load(from: *const f32) -> Self::F;
     unsafe fn load_f16(from: *const u16) -> Self::F;
     unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Bytes, of which `SIGNED` are from -128 on.
+    unsafe fn load_bytes<const SIGNED: bool>(from: *const u8) -> Self::F;
     unsafe fn store(to: *mut f32, v: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;

@@ -40,7 +40,7 @@ pub use buffer::Buffer;
 pub use ceiling::{f32_ceiling, int8_ceiling, read_ceiling};
 pub use delta::{DeltaScratch, DeltaShape, DeltaSpan, delta_net};
 pub use finite::all_finite;
-pub use grouped::{Codes, GroupedFormat, GroupedRows};
+pub use grouped::{Codes, Factors, GroupedFormat, GroupedRows, SUPER};
 pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use isa::{Isa, features};
 pub use kv::{KvElement, KvPages, KvPagesError};

@@ -97,6 +97,43 @@ pub fn read_groups(
     }
 }
 
+/// Columns of a type whose scales come in two steps: so many share one, and each group has a factor.
+pub const SUPER: usize = 256;
+
+/// Scales (and minima) of a row in two steps.
+#[derive(Debug)]
+pub struct Factors<'a> {
+    /// Of every [`SUPER`] columns.
+    pub scales: &'a mut [f32],
+    /// Likewise.
+    pub mins: &'a mut [f32],
+    /// Of every group; the bits of a signed byte where the type has a zero.
+    pub of_scales: &'a mut [u8],
+    /// Of every group.
+    pub of_mins: &'a mut [u8],
+}
+
+/// Reads the scales of row `row` in two steps: a group's scale (minimum) is that of its [`SUPER`] columns times its
+/// factor. False, and nothing of use is written, where the type has none or columns are not shown in whole such runs.
+///
+/// # Panics
+/// Where there is no such row, or a slice is shorter than its groups (minima of a type with a zero may be missing).
+pub fn read_factors(view: &TensorView<'_>, row: usize, out: &mut Factors<'_>) -> bool {
+    let mut at = 0;
+    for run in view.column_runs() {
+        if !run.start.is_multiple_of(SUPER) || !run.len().is_multiple_of(SUPER) {
+            return false;
+        }
+        for column in run.step_by(SUPER) {
+            if !ggml::factors(view.dtype, view.row_bytes(row), (column / SUPER, at), out) {
+                return false;
+            }
+            at += 1;
+        }
+    }
+    true
+}
+
 /// Where a run's codes, scales and minima go.
 struct Groups<'a> {
     codes: &'a mut [u8],

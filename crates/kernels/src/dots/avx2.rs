@@ -36,6 +36,22 @@ impl Dots for Avx2Dots {
         unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(w), _mm256_set1_epi8(0x0f)) }
     }
     #[inline(always)]
+    unsafe fn top<const Q: usize>(w: __m256i) -> __m256i {
+        unsafe {
+            let placed = match Q {
+                0 => _mm256_slli_epi16::<4>(w),
+                1 => _mm256_slli_epi16::<2>(w),
+                2 => w,
+                _ => _mm256_srli_epi16::<2>(w),
+            };
+            _mm256_and_si256(placed, _mm256_set1_epi8(0x30))
+        }
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
     unsafe fn look_up(table: &[u8; 16], w: __m256i) -> __m256i {
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
@@ -54,6 +70,17 @@ impl Dots for Avx2Dots {
             let last = _mm256_add_epi16(pairs(w[2], x.add(8)), pairs(w[3], x.add(12)));
             let sums = _mm256_madd_epi16(_mm256_add_epi16(first, last), _mm256_set1_epi16(1));
             _mm256_add_epi32(start, sums)
+        }
+    }
+    /// Weights are below 64: two pairs of products, at most `2 * 2 * 63 * 127`, fit sixteen bits.
+    #[inline(always)]
+    unsafe fn dot_six(start: __m256i, w: [__m256i; 4], x: *const i8) -> __m256i {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let first = _mm256_add_epi16(pairs(w[0], x), pairs(w[1], x.add(4)));
+            let last = _mm256_add_epi16(pairs(w[2], x.add(8)), pairs(w[3], x.add(12)));
+            let sum = _mm256_add_epi32(start, _mm256_madd_epi16(first, ones));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(last, ones))
         }
     }
     /// Weights are signed: their sign goes to the activations (which are never -128), and a pair of products, at most
@@ -108,6 +135,14 @@ impl Dots for Avx2Dots {
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes<const SIGNED: bool>(from: *const u8) -> __m256 {
+        unsafe {
+            let bytes = _mm_loadl_epi64(from.cast());
+            let wide = if SIGNED { _mm256_cvtepi8_epi32(bytes) } else { _mm256_cvtepu8_epi32(bytes) };
+            _mm256_cvtepi32_ps(wide)
         }
     }
     #[inline(always)]

@@ -62,6 +62,14 @@ impl<const FUSED: bool> Dots for ScalarDots<FUSED> {
         each_byte!(i => table[usize::from(w[i] & 0x0f)])
     }
     #[inline(always)]
+    unsafe fn top<const Q: usize>(w: Self::W) -> Self::W {
+        each_byte!(i => (w[i] >> (2 * Q) & 3) << 4)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::W, b: Self::W) -> Self::W {
+        each_byte!(i => a[i] | b[i])
+    }
+    #[inline(always)]
     unsafe fn flip(w: Self::W) -> Self::W {
         each_byte!(i => w[i] ^ 0x80)
     }
@@ -78,6 +86,11 @@ impl<const FUSED: bool> Dots for ScalarDots<FUSED> {
             }
         }
         sums
+    }
+    #[inline(always)]
+    unsafe fn dot_six(start: Self::I, w: [Self::W; 4], x: *const i8) -> Self::I {
+        // SAFETY: as the caller's.
+        unsafe { Self::dot(start, w, x) }
     }
     #[inline(always)]
     unsafe fn dot_wide(start: Self::I, w: [Self::W; 4], x: *const i8) -> Self::I {
@@ -116,6 +129,12 @@ impl<const FUSED: bool> Dots for ScalarDots<FUSED> {
         // SAFETY: as above.
         let bits = unsafe { from.cast::<[u16; ROWS]>().read_unaligned() };
         each!(i => f32::from_bits(u32::from(bits[i]) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_bytes<const SIGNED: bool>(from: *const u8) -> Self::F {
+        // SAFETY: as above.
+        let bytes = unsafe { from.cast::<[u8; ROWS]>().read_unaligned() };
+        each!(i => if SIGNED { f32::from(bytes[i].cast_signed()) } else { f32::from(bytes[i]) })
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: Self::F) {

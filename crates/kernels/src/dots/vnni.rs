@@ -15,7 +15,7 @@ impl Dots for VnniDots {
     type I = __m512i;
     type F = __m512;
     const ROWS: usize = 16;
-    const TILE: usize = 16;
+    const TILE: usize = 8;
     const SIGNED: bool = false;
     const DIRECT: bool = true;
 
@@ -34,6 +34,22 @@ impl Dots for VnniDots {
     #[inline(always)]
     unsafe fn high(w: __m512i) -> __m512i {
         unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(w), _mm512_set1_epi8(0x0f)) }
+    }
+    #[inline(always)]
+    unsafe fn top<const Q: usize>(w: __m512i) -> __m512i {
+        unsafe {
+            let placed = match Q {
+                0 => _mm512_slli_epi16::<4>(w),
+                1 => _mm512_slli_epi16::<2>(w),
+                2 => w,
+                _ => _mm512_srli_epi16::<2>(w),
+            };
+            _mm512_and_si512(placed, _mm512_set1_epi8(0x30))
+        }
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
     unsafe fn look_up(table: &[u8; 16], w: __m512i) -> __m512i {
@@ -55,6 +71,10 @@ impl Dots for VnniDots {
             let sum = _mm512_dpbusd_epi32(sum, w[2], _mm512_set1_epi32(x.add(2).read_unaligned()));
             _mm512_dpbusd_epi32(sum, w[3], _mm512_set1_epi32(x.add(3).read_unaligned()))
         }
+    }
+    #[inline(always)]
+    unsafe fn dot_six(start: __m512i, w: [__m512i; 4], x: *const i8) -> __m512i {
+        unsafe { Self::dot(start, w, x) }
     }
     #[inline(always)]
     unsafe fn dot_wide(start: __m512i, w: [__m512i; 4], x: *const i8) -> __m512i {
@@ -97,6 +117,14 @@ impl Dots for VnniDots {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes<const SIGNED: bool>(from: *const u8) -> __m512 {
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            let wide = if SIGNED { _mm512_cvtepi8_epi32(bytes) } else { _mm512_cvtepu8_epi32(bytes) };
+            _mm512_cvtepi32_ps(wide)
         }
     }
     #[inline(always)]

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use super::unpack::{Direct, EIGHT, FOUR, Form, MX, Unpacked, Unpacking};
+use super::unpack::{Direct, EIGHT, FOUR, Form, MX, SIX, Unpacked, Unpacking};
 use super::{Codes, Grouped, ROWS, Scales};
 use crate::activations::{Activations, Chunk, Chunked, Sums, with_memory};
 use crate::dots::{DotKernel, Dots};
@@ -43,7 +43,7 @@ pub(crate) fn linear(
         let panels = out.columns.div_ceil(ROWS);
         let step = panels.div_ceil(team.workers() * 8).clamp(1, (PART_BYTES / g.panel_bytes()).max(1));
         let few = chunked.chunks() == 1 && chunked.chunk(0).rows <= DIRECT_ROWS;
-        let direct = isa.dots().direct && few && !exact && g.group >= BLOCK && g.scales != Scales::F32;
+        let direct = isa.dots().direct && few && !exact && (g.factors || g.group >= BLOCK) && g.scales != Scales::F32;
         let part = Part { isa, w, chunked, flipped, exact, out };
         team.share(panels, if alone { panels } else { step }, &|_, panels| {
             for panel in panels {
@@ -78,8 +78,15 @@ impl Part<'_> {
     fn direct(&self, panel: usize) {
         let (g, bytes) = (&self.w.geometry, self.bytes(panel));
         match (g.codes, g.mins) {
+            (Codes::Affine4, true) if g.factors => self.rows(panel, Direct::<FOUR, true, true>::new(bytes, g)),
+            (Codes::Affine6, true) if g.factors => self.rows(panel, Direct::<SIX, true, true>::new(bytes, g)),
+            (Codes::Affine6, false) if g.factors => {
+                self.rows(panel, Direct::<SIX, false, true, 2>::new(bytes, g));
+            }
             (Codes::Affine4, false) => self.rows(panel, Direct::<FOUR, false>::new(bytes, g)),
             (Codes::Affine4, true) => self.rows(panel, Direct::<FOUR, true>::new(bytes, g)),
+            (Codes::Affine6, false) => self.rows(panel, Direct::<SIX, false>::new(bytes, g)),
+            (Codes::Affine6, true) => self.rows(panel, Direct::<SIX, true>::new(bytes, g)),
             (Codes::Affine8, false) => self.rows(panel, Direct::<EIGHT, false>::new(bytes, g)),
             (Codes::Affine8, true) => self.rows(panel, Direct::<EIGHT, true>::new(bytes, g)),
             (Codes::Mxfp4, _) => self.rows(panel, Direct::<MX, false>::new(bytes, g)),
@@ -93,13 +100,21 @@ impl Part<'_> {
         unpacked.fit(g, halves);
         let from = Unpacking { to: unpacked, panel: self.bytes(panel), g, halves, flip: self.flipped };
         self.isa.dispatch_dots(from);
-        match (g.mins, halves, self.exact) {
-            (false, 1, _) => self.rows(panel, unpacked.form::<false, 1>()),
-            (true, 1, _) => self.rows(panel, unpacked.form::<true, 1>()),
-            (false, _, false) => self.rows(panel, unpacked.form::<false, 2>()),
-            (true, _, false) => self.rows(panel, unpacked.form::<true, 2>()),
-            (false, _, true) => self.exact_rows(panel, unpacked.form::<false, 2>()),
-            (true, _, true) => self.exact_rows(panel, unpacked.form::<true, 2>()),
+        if self.exact {
+            return match g.mins {
+                false => self.exact_rows(panel, unpacked.form::<false, 2, 8>()),
+                true => self.exact_rows(panel, unpacked.form::<true, 2, 8>()),
+            };
+        }
+        // e2m1 codes, as byte products take them, are below 32 too.
+        let narrow = matches!(g.codes, Codes::Affine4 | Codes::Mxfp4);
+        match (g.mins, halves, narrow) {
+            (false, 1, true) => self.rows(panel, unpacked.form::<false, 1, 4>()),
+            (false, 1, false) => self.rows(panel, unpacked.form::<false, 1, 8>()),
+            (true, 1, true) => self.rows(panel, unpacked.form::<true, 1, 4>()),
+            (true, 1, false) => self.rows(panel, unpacked.form::<true, 1, 8>()),
+            (false, _, _) => self.rows(panel, unpacked.form::<false, 2, 8>()),
+            (true, _, _) => self.rows(panel, unpacked.form::<true, 2, 8>()),
         }
     }
 
@@ -380,5 +395,11 @@ unsafe fn finish<D: Dots>(part: &Part<'_>, panel: usize, lane: usize, chunk: &Ch
 #[inline(always)]
 unsafe fn dots<D: Dots, F: Form>(start: D::I, w: [D::W; 4], x: *const i8) -> D::I {
     // SAFETY: as the caller's.
-    unsafe { if F::WIDE { D::dot_wide(start, w, x) } else { D::dot(start, w, x) } }
+    unsafe {
+        match F::BITS {
+            4 => D::dot(start, w, x),
+            6 => D::dot_six(start, w, x),
+            _ => D::dot_wide(start, w, x),
+        }
+    }
 }

@@ -4,8 +4,8 @@ use super::{Codes, Geometry, MX_CODES, ROWS, Scales};
 use crate::dots::{DotKernel, Dots};
 use crate::pack::BLOCK;
 
-/// How far ahead weights are asked for: see the same constant of [`crate::matmul`].
-const AHEAD_BYTES: usize = 2560;
+/// How far ahead weights are asked for: measured with `--example products`, 1 to 6 % over 2,560.
+const AHEAD_BYTES: usize = 4096;
 
 /// A panel, as a tile reads it.
 ///
@@ -17,8 +17,8 @@ pub(crate) trait Form: Copy {
     const MINS: bool;
     /// Scales in a block.
     const HALVES: usize;
-    /// Whether codes may be 128 and more.
-    const WIDE: bool;
+    /// Bits of a code at most, as the dot products count them: 4 (or less than 32), 6 or 8.
+    const BITS: u8;
     /// Whether this is a panel where it lies.
     const DIRECT: bool;
     /// The eight quads of columns of a block.
@@ -41,10 +41,13 @@ pub(crate) const FOUR: u8 = 0;
 pub(crate) const EIGHT: u8 = 1;
 /// e2m1 floats.
 pub(crate) const MX: u8 = 2;
+/// Codes of six bits.
+pub(crate) const SIX: u8 = 3;
 
-/// A panel where it lies, of groups of at least a block.
+/// A panel where it lies, of groups of at least a block, or with `HALVES` 2 of half a block. `FACTORS` as
+/// [`Geometry::factors`].
 #[derive(Clone, Copy)]
-pub(crate) struct Direct<const CODES: u8, const MINS: bool> {
+pub(crate) struct Direct<const CODES: u8, const MINS: bool, const FACTORS: bool = false, const HALVES: usize = 1> {
     panel: *const u8,
     head_bytes: usize,
     record_bytes: usize,
@@ -55,22 +58,29 @@ pub(crate) struct Direct<const CODES: u8, const MINS: bool> {
     bf16: bool,
 }
 
-impl<const CODES: u8, const MINS: bool> Direct<CODES, MINS> {
+impl<const CODES: u8, const MINS: bool, const FACTORS: bool, const HALVES: usize>
+    Direct<CODES, MINS, FACTORS, HALVES>
+{
     /// Of a panel's bytes.
     pub(crate) fn new(panel: &[u8], g: &Geometry) -> Self {
         assert_eq!(panel.len(), g.panel_bytes());
+        assert_eq!((g.mins, g.factors, g.halves()), (MINS, FACTORS, HALVES));
         Self {
             panel: panel.as_ptr(),
             head_bytes: g.head_bytes(),
             record_bytes: g.record_bytes(),
-            mins_at: g.vectors() * g.vector_bytes(),
+            mins_at: g.scale_bytes(),
             record_shift: g.record_blocks().ilog2(),
-            group_shift: (g.group / BLOCK).ilog2(),
+            group_shift: (g.group / BLOCK).max(1).ilog2(),
             bf16: g.scales == Scales::Bf16,
         }
     }
 
-    const BLOCK_BYTES: usize = if CODES == EIGHT { ROWS * BLOCK } else { ROWS * BLOCK / 2 };
+    const BLOCK_BYTES: usize = match CODES {
+        EIGHT => ROWS * BLOCK,
+        SIX => ROWS * BLOCK * 3 / 4,
+        _ => ROWS * BLOCK / 2,
+    };
 
     #[inline(always)]
     fn record(&self, block: usize) -> *const u8 {
@@ -85,19 +95,35 @@ impl<const CODES: u8, const MINS: bool> Direct<CODES, MINS> {
     }
 
     #[inline(always)]
-    unsafe fn vector<D: Dots>(&self, block: usize, at: usize, lane: usize) -> D::F {
+    unsafe fn vector<D: Dots>(&self, block: usize, half: usize, at: usize, lane: usize) -> D::F {
         let within = block & ((1 << self.record_shift) - 1);
-        let vector = within >> self.group_shift;
+        let vector = (within >> self.group_shift) * HALVES + half;
+        if FACTORS {
+            let from = self.record(block).wrapping_add(at);
+            let factor = from.wrapping_add((2 + vector) * ROWS + lane);
+            // SAFETY: inside the record's head, sixteen halves and then bytes; the caller vouches for the instructions.
+            unsafe {
+                let scale = D::load_f16(from.cast::<u16>().wrapping_add(lane));
+                let factor = if MINS { D::load_bytes::<false>(factor) } else { D::load_bytes::<true>(factor) };
+                return D::mul(scale, factor);
+            }
+        }
         let from = self.record(block).wrapping_add(at).cast::<u16>().wrapping_add(vector * ROWS + lane);
         // SAFETY: inside the record's head; the caller vouches for the instructions.
         unsafe { if self.bf16 { D::load_bf16(from) } else { D::load_f16(from) } }
     }
 }
 
-impl<const CODES: u8, const MINS: bool> Form for Direct<CODES, MINS> {
+impl<const CODES: u8, const MINS: bool, const FACTORS: bool, const HALVES: usize> Form
+    for Direct<CODES, MINS, FACTORS, HALVES>
+{
     const MINS: bool = MINS;
-    const HALVES: usize = 1;
-    const WIDE: bool = CODES == EIGHT;
+    const HALVES: usize = HALVES;
+    const BITS: u8 = match CODES {
+        EIGHT => 8,
+        SIX => 6,
+        _ => 4,
+    };
     const DIRECT: bool = true;
 
     #[inline(always)]
@@ -107,21 +133,23 @@ impl<const CODES: u8, const MINS: bool> Form for Direct<CODES, MINS> {
     }
 
     #[inline(always)]
-    unsafe fn scale<D: Dots>(&self, block: usize, _half: usize, lane: usize) -> D::F {
+    unsafe fn scale<D: Dots>(&self, block: usize, half: usize, lane: usize) -> D::F {
         // SAFETY: as above.
-        unsafe { self.vector::<D>(block, 0, lane) }
+        unsafe { self.vector::<D>(block, half, 0, lane) }
     }
 
     #[inline(always)]
-    unsafe fn min<D: Dots>(&self, block: usize, _half: usize, lane: usize) -> D::F {
+    unsafe fn min<D: Dots>(&self, block: usize, half: usize, lane: usize) -> D::F {
         // SAFETY: as above.
-        unsafe { self.vector::<D>(block, self.mins_at, lane) }
+        unsafe { self.vector::<D>(block, half, self.mins_at, lane) }
     }
 
     #[inline(always)]
     unsafe fn ask<D: Dots>(&self, block: usize) {
-        let from = self.codes(block).wrapping_add(AHEAD_BYTES);
-        // One line more than the codes have: a part of a head.
+        // An even part of the record, its head included: the stream has no gaps, nor does what is asked for.
+        let within = block & ((1 << self.record_shift) - 1);
+        let part = within * (self.record_bytes >> self.record_shift);
+        let from = self.record(block).wrapping_add(part + AHEAD_BYTES);
         for line in 0..Self::BLOCK_BYTES / 64 + 1 {
             // SAFETY: a prefetch may point anywhere.
             unsafe { D::prefetch(from.wrapping_add(line * 64)) }
@@ -153,8 +181,27 @@ unsafe fn quads<D: Dots, const CODES: u8, const FLIP: bool>(block: *const u8) ->
                     high[quad] = D::look_up(&MX_CODES, high[quad]);
                 }
             }
+            if CODES == SIX {
+                let tops = block.add(ROWS * BLOCK / 2);
+                low = topped::<D>(low, D::bytes(tops));
+                high = topped::<D>(high, D::bytes(tops.add(ROWS * 4)));
+            }
             [low, high]
         }
+    }
+}
+
+/// Four quads with their codes' upper two bits.
+#[inline(always)]
+unsafe fn topped<D: Dots>(quads: [D::W; 4], tops: D::W) -> [D::W; 4] {
+    // SAFETY: the caller's instructions.
+    unsafe {
+        [
+            D::or(quads[0], D::top::<0>(tops)),
+            D::or(quads[1], D::top::<1>(tops)),
+            D::or(quads[2], D::top::<2>(tops)),
+            D::or(quads[3], D::top::<3>(tops)),
+        ]
     }
 }
 
@@ -218,16 +265,15 @@ impl Unpacked {
         for vector in 0..vectors {
             let record = vector / per_record;
             let within = vector % per_record * span / g.group;
-            let from = record * record_bytes + within * g.vector_bytes();
             // SAFETY: inside the record's head; the places are inside the vectors just checked.
             unsafe {
+                let head = panel.add(record * record_bytes);
                 for lane in (0..ROWS).step_by(D::ROWS) {
                     let to = vector * ROWS + lane;
-                    let from = panel.add(from + lane * g.scales.size());
-                    D::store(self.scales.as_mut_ptr().add(to), load::<D>(g.scales, from));
+                    D::store(self.scales.as_mut_ptr().add(to), load::<D>(g, head, within, lane));
                     if g.mins {
-                        let from = from.add(g.vectors() * g.vector_bytes());
-                        D::store(self.mins.as_mut_ptr().add(to), load::<D>(g.scales, from));
+                        let head = head.add(g.scale_bytes());
+                        D::store(self.mins.as_mut_ptr().add(to), load::<D>(g, head, within, lane));
                     }
                 }
             }
@@ -235,7 +281,7 @@ impl Unpacked {
     }
 
     /// As a form, of the panel that was unpacked last.
-    pub(crate) fn form<const MINS: bool, const HALVES: usize>(&self) -> Plain<MINS, HALVES> {
+    pub(crate) fn form<const MINS: bool, const HALVES: usize, const BITS: u8>(&self) -> Plain<MINS, HALVES, BITS> {
         Plain { codes: self.codes.as_ptr(), scales: self.scales.as_ptr(), mins: self.mins.as_ptr() }
     }
 }
@@ -263,6 +309,7 @@ impl DotKernel for Unpacking<'_> {
                 (Codes::Affine4, _) => to.unpack_codes::<D, FOUR, false>(panel, g),
                 (Codes::Affine8, false) => to.unpack_codes::<D, EIGHT, false>(panel, g),
                 (Codes::Affine8, true) => to.unpack_codes::<D, EIGHT, true>(panel, g),
+                (Codes::Affine6, _) => to.unpack_codes::<D, SIX, false>(panel, g),
                 (Codes::Mxfp4, _) => to.unpack_codes::<D, MX, false>(panel, g),
             }
             to.unpack_scales::<D>(panel, g, halves);
@@ -276,11 +323,18 @@ fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     }
 }
 
+/// Scales (or minima) of a record's group, from where they begin.
 #[inline(always)]
-unsafe fn load<D: Dots>(scales: Scales, from: *const u8) -> D::F {
+unsafe fn load<D: Dots>(g: &Geometry, from: *const u8, group: usize, lane: usize) -> D::F {
     // SAFETY: as the caller's.
     unsafe {
-        match scales {
+        if g.factors {
+            let factor = from.add(g.vector_bytes() + group * ROWS + lane);
+            let factor = if g.mins { D::load_bytes::<false>(factor) } else { D::load_bytes::<true>(factor) };
+            return D::mul(D::load_f16(from.cast::<u16>().add(lane)), factor);
+        }
+        let from = from.add(group * g.vector_bytes() + lane * g.scales.size());
+        match g.scales {
             Scales::F16 => D::load_f16(from.cast()),
             Scales::Bf16 => D::load_bf16(from.cast()),
             Scales::F32 => D::load(from.cast()),
@@ -290,16 +344,16 @@ unsafe fn load<D: Dots>(scales: Scales, from: *const u8) -> D::F {
 
 /// An unpacked panel.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain<const MINS: bool, const HALVES: usize> {
+pub(crate) struct Plain<const MINS: bool, const HALVES: usize, const BITS: u8> {
     codes: *const u8,
     scales: *const f32,
     mins: *const f32,
 }
 
-impl<const MINS: bool, const HALVES: usize> Form for Plain<MINS, HALVES> {
+impl<const MINS: bool, const HALVES: usize, const BITS: u8> Form for Plain<MINS, HALVES, BITS> {
     const MINS: bool = MINS;
     const HALVES: usize = HALVES;
-    const WIDE: bool = true;
+    const BITS: u8 = BITS;
     const DIRECT: bool = false;
 
     #[inline(always)]

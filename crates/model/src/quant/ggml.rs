@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK_MAX, Groups, grouping};
+use super::{BLOCK_MAX, Factors, Groups, grouping};
 use crate::checkpoint::DType;
 
 /// Reads the run of a stored row that begins at column `first`: it may begin and end inside a block, at a group.
@@ -33,6 +33,31 @@ pub(super) fn read(dtype: DType, row: &[u8], first: usize, out: Groups<'_>) {
             }
         }
         at += take;
+    }
+}
+
+/// Scales of block `from` of a row in two steps, to block `to` of `out`; false where the type has none.
+pub(super) fn factors(dtype: DType, row: &[u8], (from, to): (usize, usize), out: &mut Factors<'_>) -> bool {
+    let block = || {
+        let bytes = dtype.block().1;
+        &row[from * bytes..][..bytes]
+    };
+    match dtype {
+        DType::Q4K | DType::Q5K => {
+            let block = block();
+            (out.scales[to], out.mins[to]) = (half_at(block, 0), -half_at(block, 2));
+            for group in 0..8 {
+                (out.of_scales[to * 8 + group], out.of_mins[to * 8 + group]) = six_bits(&block[4..16], group);
+            }
+            true
+        }
+        DType::Q6K => {
+            let block = block();
+            out.scales[to] = half_at(block, 208);
+            out.of_scales[to * 16..][..16].copy_from_slice(&block[192..208]);
+            true
+        }
+        _ => false,
     }
 }
 
@@ -120,18 +145,22 @@ fn quarters(bytes: &[u8], codes: &mut [u8]) {
 /// `Q4_K` and `Q5_K`: a scale and a minimum of six bits for each of eight groups, times the block's.
 fn scales_and_mins(block: &[u8], scales: &mut [f32], mins: &mut [f32]) {
     let (scale, min) = (half_at(block, 0), half_at(block, 2));
-    let packed = &block[4..16];
     for group in 0..8 {
-        let (of_scale, of_min) = if group < 4 {
-            (packed[group] & 63, packed[group + 4] & 63)
-        } else {
-            (
-                packed[group + 4] & 15 | packed[group - 4] >> 6 << 4,
-                packed[group + 4] >> 4 | packed[group] >> 6 << 4,
-            )
-        };
+        let (of_scale, of_min) = six_bits(&block[4..16], group);
         scales[group] = scale * f32::from(of_scale);
         mins[group] = -(min * f32::from(of_min));
+    }
+}
+
+/// A group's factors of scale and minimum.
+fn six_bits(packed: &[u8], group: usize) -> (u8, u8) {
+    if group < 4 {
+        (packed[group] & 63, packed[group + 4] & 63)
+    } else {
+        (
+            packed[group + 4] & 15 | packed[group - 4] >> 6 << 4,
+            packed[group + 4] >> 4 | packed[group] >> 6 << 4,
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use kernels::{GroupedFormat, GroupedRows, PackError, PackedMatrix, Team, WeightBytes, WeightElement};
+use kernels::{Factors, GroupedFormat, GroupedRows, PackError, PackedMatrix, Team, WeightBytes, WeightElement};
 use model::checkpoint::{DType, TensorView};
 use model::quant::{self, Codes, Grouping, dequantise_all};
 
@@ -64,7 +64,14 @@ fn floats(team: &Team, parts: &[TensorView<'_>], dtype: DType) -> Result<PackedM
 }
 
 fn grouped(team: &Team, parts: &[TensorView<'_>], grouping: Grouping) -> Result<PackedMatrix, PackError> {
+    let six = |part: &TensorView<'_>| {
+        matches!(
+            part.dtype,
+            DType::Q5_0 | DType::Q5_1 | DType::Q5K | DType::Q6K | DType::Mlx { bits: 5 | 6, .. }
+        )
+    };
     let codes = match grouping.kind {
+        Codes::Affine8 if parts.iter().all(six) => kernels::Codes::Affine6,
         Codes::Affine4 => kernels::Codes::Affine4,
         Codes::Affine8 => kernels::Codes::Affine8,
         Codes::Mxfp4 => kernels::Codes::Mxfp4,
@@ -93,6 +100,11 @@ impl GroupedRows for Rows<'_> {
     fn read(&self, row: usize, codes: &mut [u8], scales: &mut [f32], mins: &mut [f32]) {
         quant::read_groups(&self.view, row, codes, scales, if self.mins { mins } else { &mut [] });
     }
+
+    fn read_factors(&self, row: usize, out: &mut Factors<'_>) -> bool {
+        let Factors { scales, mins, of_scales, of_mins } = out;
+        quant::read_factors(&self.view, row, &mut quant::Factors { scales, mins, of_scales, of_mins })
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +120,7 @@ mod tests {
         (0..len).map(|_| (rng.next_u64() % 0x38) as u8).collect()
     }
 
-    const TYPES: [DType; 10] = [
+    const TYPES: [DType; 11] = [
         DType::Q4_0,
         DType::Q4_1,
         DType::Q5_0,
@@ -117,6 +129,7 @@ mod tests {
         DType::Q2K,
         DType::Q3K,
         DType::Q4K,
+        DType::Q5K,
         DType::Q6K,
         DType::Mxfp4,
     ];
