@@ -11,6 +11,8 @@ pub struct Isa(Level);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Level {
     #[cfg(target_arch = "x86_64")]
+    Bf16,
+    #[cfg(target_arch = "x86_64")]
     Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -29,7 +31,16 @@ impl std::fmt::Debug for Isa {
 impl Isa {
     /// The fastest that this machine has.
     pub fn detect() -> Self {
-        Self::vnni().or_else(Self::avx512).or_else(Self::avx2).unwrap_or(Self::portable())
+        Self::bf16().or_else(Self::vnni).or_else(Self::avx512).or_else(Self::avx2).unwrap_or(Self::portable())
+    }
+
+    /// 512-bit vectors with byte products and products of pairs of bf16 (AVX-512 BF16), where there are some.
+    pub fn bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::vnni().is_some() && is_x86_feature_detected!("avx512bf16") {
+            return Some(Self(Level::Bf16));
+        }
+        None
     }
 
     /// 512-bit vectors with byte products (AVX-512 VNNI), where there are some.
@@ -82,12 +93,14 @@ impl Isa {
 
     /// All that this machine has, fastest first, the twin left out.
     pub fn available() -> Vec<Self> {
-        [Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
+        [Self::bf16(), Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
     }
 
     /// What people call it.
     pub const fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Bf16 => "avx512bf16",
             #[cfg(target_arch = "x86_64")]
             Level::Vnni => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
@@ -104,7 +117,7 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a value of this level exists only where detection found every feature it names.
-            Level::Vnni | Level::Avx512 => unsafe { run_avx512(kernel) },
+            Level::Bf16 | Level::Vnni | Level::Avx512 => unsafe { run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -115,12 +128,22 @@ impl Isa {
         }
     }
 
+    /// The same for a kernel that multiplies pairs of bf16.
+    pub(crate) fn dispatch_pairs<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a value of this level exists only where detection found every feature it names.
+            Level::Bf16 => unsafe { run_avx512_bf16(kernel) },
+            _ => self.dispatch(kernel),
+        }
+    }
+
     /// Runs `kernel`, which multiplies bytes, with this instruction set.
     pub(crate) fn dispatch_dots<K: DotKernel>(self, kernel: K) -> K::Output {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a value of this level exists only where detection found every feature it names.
-            Level::Vnni => unsafe { dots_vnni(kernel) },
+            Level::Bf16 | Level::Vnni => unsafe { dots_vnni(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above; whatever has AVX-512 has AVX2.
             Level::Avx512 | Level::Avx2 => unsafe { dots_avx2(kernel) },
@@ -135,7 +158,7 @@ impl Isa {
     pub(crate) const fn dots(self) -> DotsTraits {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Vnni => DotsTraits::of::<crate::dots::VnniDots>(),
+            Level::Bf16 | Level::Vnni => DotsTraits::of::<crate::dots::VnniDots>(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx2 => DotsTraits::of::<crate::dots::Avx2Dots>(),
             Level::Portable | Level::Twin => DotsTraits::of::<ScalarDots<true>>(),
@@ -176,6 +199,13 @@ fn dots_avx2<K: DotKernel>(kernel: K) -> K::Output {
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function is entered only where the features are.
     unsafe { kernel.run::<crate::lanes::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function is entered only where the features are.
+    unsafe { kernel.run::<crate::lanes::Avx512Bf16>() }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, Avx512Bf16};
 pub(crate) use scalar::Scalar;
 
 /// Lanes in a vector. Layouts in memory (panels of weights, KV pages) are made of multiples of it.
@@ -65,6 +65,16 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once (twice in the portable path of targets without the instruction).
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `sum` plus the products of 32 bf16 with 32 others, two for each lane: that at the odd position first, each rounded
+    /// once into the sum. (AVX-512's instruction takes numbers below 2^-126 for 0.)
+    #[inline(always)]
+    unsafe fn dot_bf16(sum: Self::V, w: *const u16, x: *const u16) -> Self::V {
+        // SAFETY: as the caller's.
+        unsafe {
+            let sum = Self::fma(Self::load_bf16_odd(w), Self::load_bf16_odd(x), sum);
+            Self::fma(Self::load_bf16_even(w), Self::load_bf16_even(x), sum)
+        }
+    }
     /// `2^n` for whole `n` in -126 ..= 127.
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// The sums of four vectors, each in the one order that [`sum_in_order`] spells out.

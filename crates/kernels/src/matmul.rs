@@ -3,11 +3,17 @@
 //! Sixteen lanes along K accumulate block after block and are then summed in one fixed order, so that an output is
 //! bitwise the same in every register tile, for every number of rows, on every thread.
 
+mod weights;
+
+use crate::activations::Activations;
 use crate::grouped;
 use crate::isa::Isa;
-use crate::lanes::{Kernel, LANES, Lanes};
+#[cfg(test)]
+use crate::lanes::LANES;
+use crate::lanes::{Kernel, Lanes};
 use crate::pack::{BLOCK, PANEL_ROWS, PackedMatrix, Panels, panel_len};
 use crate::team::Team;
+use weights::{Bf16, Bf16Pairs, F16, F32, Weight, with_pairs};
 
 /// Below so many multiply-adds a product runs on the caller alone: about 7 µs of one core's work, of which sharing
 /// saves half, at the price of two cache lines that change cores and, where workers sleep, of waking them.
@@ -104,6 +110,13 @@ fn linear_into((team, isa): (&Team, Isa), x: &[f32], w: &PackedMatrix, out: Outp
     let panels = n.div_ceil(PANEL_ROWS);
     let size = if matches!(w.panels, Panels::F32(_)) { 4 } else { 2 };
     let step = if alone { panels } else { part_panels(panels, panel_len(k) * size, team.workers()) };
+    if let (Panels::Bf16(w), Activations::Int8) = (&w.panels, w.activations) {
+        return with_pairs(team, x, k, |x, k| {
+            team.share(panels, step, &|_, panels| {
+                isa.dispatch_pairs(Product::<Bf16Pairs> { part: Part { x: x.as_ptr(), rows, k, out, panels }, w });
+            });
+        });
+    }
     team.share(panels, step, &|_, panels| {
         let part = Part { x: x.as_ptr(), rows, k, out, panels };
         match &w.panels {
@@ -121,65 +134,10 @@ fn part_panels(panels: usize, panel_bytes: usize, workers: usize) -> usize {
     panels.div_ceil(workers * 8).clamp(1, (NEAR_BYTES / 2 / panel_bytes.max(1)).max(1))
 }
 
-/// Weights in a panel.
-trait Weight: 'static {
-    type Element: Copy + Sync + 'static;
-    /// Columns 0..16 of a block's row.
-    unsafe fn low<L: Lanes>(row: *const Self::Element) -> L::V;
-    /// Columns 16..32 of a block's row.
-    unsafe fn high<L: Lanes>(row: *const Self::Element) -> L::V;
-}
-
-struct F32;
-struct F16;
-struct Bf16;
-
-impl Weight for F32 {
-    type Element = f32;
-    #[inline(always)]
-    unsafe fn low<L: Lanes>(row: *const f32) -> L::V {
-        // SAFETY: a block's row has 32 elements, and the caller vouches for the instructions.
-        unsafe { L::load(row) }
-    }
-    #[inline(always)]
-    unsafe fn high<L: Lanes>(row: *const f32) -> L::V {
-        // SAFETY: as above.
-        unsafe { L::load(row.add(LANES)) }
-    }
-}
-
-impl Weight for F16 {
-    type Element = u16;
-    #[inline(always)]
-    unsafe fn low<L: Lanes>(row: *const u16) -> L::V {
-        // SAFETY: as above.
-        unsafe { L::load_f16(row) }
-    }
-    #[inline(always)]
-    unsafe fn high<L: Lanes>(row: *const u16) -> L::V {
-        // SAFETY: as above.
-        unsafe { L::load_f16(row.add(LANES)) }
-    }
-}
-
-impl Weight for Bf16 {
-    type Element = u16;
-    #[inline(always)]
-    unsafe fn low<L: Lanes>(row: *const u16) -> L::V {
-        // SAFETY: as above.
-        unsafe { L::load_bf16_even(row) }
-    }
-    #[inline(always)]
-    unsafe fn high<L: Lanes>(row: *const u16) -> L::V {
-        // SAFETY: as above.
-        unsafe { L::load_bf16_odd(row) }
-    }
-}
-
 /// A part of a product: all rows of activations, some panels of weights.
-struct Part<'a> {
+struct Part<'a, X> {
     /// `[rows, k]`.
-    x: *const f32,
+    x: *const X,
     rows: usize,
     k: usize,
     /// `[rows, n]`; this part writes the columns of its panels.
@@ -188,7 +146,7 @@ struct Part<'a> {
 }
 
 struct Product<'a, W: Weight> {
-    part: Part<'a>,
+    part: Part<'a, W::X>,
     w: &'a [W::Element],
 }
 
@@ -234,7 +192,7 @@ struct Panel<W: Weight> {
 /// One panel times the activation rows `from..until`, in the largest tiles that the registers hold.
 #[inline(always)]
 unsafe fn panel_by_rows<L: Lanes, W: Weight>(
-    part: &Part<'_>,
+    part: &Part<'_, W::X>,
     mut panel: Panel<W>,
     from: usize,
     until: usize,
@@ -269,7 +227,7 @@ unsafe fn panel_by_rows<L: Lanes, W: Weight>(
 /// Tiles of `R` weight rows over the whole panel, for `T` activation rows. Gives `T`.
 #[inline(always)]
 unsafe fn over<L: Lanes, W: Weight, const R: usize, const T: usize>(
-    part: &Part<'_>,
+    part: &Part<'_, W::X>,
     panel: &mut Panel<W>,
     row: usize,
 ) -> usize {
@@ -286,7 +244,7 @@ unsafe fn over<L: Lanes, W: Weight, const R: usize, const T: usize>(
 /// `R` weight rows of the panel from `first`, times `T` activation rows from `row`.
 #[inline(always)]
 unsafe fn tile<L: Lanes, W: Weight, const R: usize, const T: usize>(
-    part: &Part<'_>,
+    part: &Part<'_, W::X>,
     panel: &Panel<W>,
     first: usize,
     row: usize,
@@ -306,20 +264,20 @@ unsafe fn tile<L: Lanes, W: Weight, const R: usize, const T: usize>(
                 1 => ask_for::<L, W, false>(here.wrapping_add(panel_bytes)),
                 _ => {}
             }
-            block_step::<L, W, R, T>(w, x.add(block * BLOCK), part.k, &mut sums);
+            W::block::<L, R, T>(w, x.add(block * BLOCK), part.k, &mut sums);
             w = w.add(PANEL_ROWS * BLOCK);
         }
         if rest > 0 {
-            let mut last = [[0.0f32; BLOCK]; T];
+            let mut last = [[W::X::default(); BLOCK]; T];
             for (t, last) in last.iter_mut().enumerate() {
                 std::ptr::copy_nonoverlapping(x.add(t * part.k + whole * BLOCK), last.as_mut_ptr(), rest);
             }
-            block_step::<L, W, R, T>(w, last.as_ptr().cast(), BLOCK, &mut sums);
+            W::block::<L, R, T>(w, last.as_ptr().cast(), BLOCK, &mut sums);
         }
         for (t, sums) in sums.iter().enumerate() {
             let mut out = [0.0f32; R];
             add_up::<L, R>(sums, &mut out);
-            finish::<R>(part, panel, first, row + t, &out);
+            finish::<W, R>(part, panel, first, row + t, &out);
         }
     }
 }
@@ -356,40 +314,6 @@ unsafe fn ask<L: Lanes, const NEAR: bool>(line: *const u8) {
     unsafe { if NEAR { L::prefetch(line) } else { L::prefetch_second(line) } }
 }
 
-/// One block of 32 columns: columns 0..16, then 16..32, into the same sums.
-#[inline(always)]
-unsafe fn block_step<L: Lanes, W: Weight, const R: usize, const T: usize>(
-    w: *const W::Element,
-    x: *const f32,
-    x_stride: usize,
-    sums: &mut [[L::V; R]; T],
-) {
-    // SAFETY: the caller's pointers are valid for a block.
-    unsafe {
-        let mut low = [L::splat(0.0); T];
-        for t in 0..T {
-            low[t] = L::load(x.add(t * x_stride));
-        }
-        for r in 0..R {
-            let weights = W::low::<L>(w.add(r * BLOCK));
-            for t in 0..T {
-                sums[t][r] = L::fma(weights, low[t], sums[t][r]);
-            }
-        }
-        let w = L::again(w);
-        let mut high = [L::splat(0.0); T];
-        for t in 0..T {
-            high[t] = L::load(x.add(t * x_stride + LANES));
-        }
-        for r in 0..R {
-            let weights = W::high::<L>(w.add(r * BLOCK));
-            for t in 0..T {
-                sums[t][r] = L::fma(weights, high[t], sums[t][r]);
-            }
-        }
-    }
-}
-
 #[inline(always)]
 unsafe fn add_up<L: Lanes, const R: usize>(sums: &[L::V; R], out: &mut [f32; R]) {
     // SAFETY: the caller vouches for the instructions.
@@ -408,9 +332,9 @@ unsafe fn add_up<L: Lanes, const R: usize>(sums: &[L::V; R], out: &mut [f32; R])
 }
 
 #[inline(always)]
-unsafe fn finish<const R: usize>(
-    part: &Part<'_>,
-    panel: &Panel<impl Weight>,
+unsafe fn finish<W: Weight, const R: usize>(
+    part: &Part<'_, W::X>,
+    panel: &Panel<W>,
     first: usize,
     row: usize,
     out: &[f32; R],

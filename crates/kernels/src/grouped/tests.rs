@@ -18,13 +18,19 @@ struct Made {
     codes: Vec<u8>,
     scales: Vec<f32>,
     mins: Vec<f32>,
+    /// Scales in two steps, where the shape has room for them.
+    factors: bool,
 }
 
 impl Made {
     /// `kind` chooses how scales can be stored.
     fn new(seed: u64, format: GroupedFormat, (rows, columns): (usize, usize), kind: Scales) -> Self {
         let groups = rows * columns.div_ceil(format.group);
-        let highest = if format.codes == Codes::Affine8 { 255.0 } else { 15.0 };
+        let highest = match format.codes {
+            Codes::Affine8 => 255.0,
+            Codes::Affine6 => 63.0,
+            Codes::Affine4 | Codes::Mxfp4 => 15.0,
+        };
         let codes = numbers(seed, rows * columns);
         let codes = codes.iter().map(|x| ((x + 1.0) * 0.5 * (highest + 1.0)).min(highest) as u8).collect();
         let store = |x: f32| match kind {
@@ -35,7 +41,37 @@ impl Made {
         };
         let scales = numbers(seed + 1, groups).into_iter().map(store).collect();
         let mins = numbers(seed + 2, groups).into_iter().map(|x| store(x * 8.0)).collect();
-        Self { format, rows, columns, codes, scales, mins }
+        Self { format, rows, columns, codes, scales, mins, factors: false }
+    }
+
+    /// The same shape with scales in two steps.
+    fn with_factors(seed: u64, format: GroupedFormat, shape: (usize, usize)) -> Self {
+        let mut made = Self::new(seed, format, shape, Scales::F16);
+        made.factors = true;
+        for row in 0..made.rows {
+            let (supers, groups) = (made.supers(row), made.groups());
+            let factors: Vec<_> = (0..groups).map(|group| made.factor(row, group)).collect();
+            for (group, (of_scale, of_min)) in factors.into_iter().enumerate() {
+                let (scale, min) = supers[group * format.group / SUPER];
+                made.scales[row * groups + group] = scale * f32::from(of_scale);
+                made.mins[row * groups + group] = min * f32::from(of_min);
+            }
+        }
+        made
+    }
+
+    /// A row's scales and minima of [`SUPER`] columns each.
+    fn supers(&self, row: usize) -> Vec<(f32, f32)> {
+        let numbers = numbers(row as u64 + 77, self.columns / SUPER * 2);
+        let half = |x: f32| f16::from_f32(x).to_f32();
+        numbers.chunks(2).map(|two| (half(two[0]), half(two[1]))).collect()
+    }
+
+    /// What a group multiplies these with.
+    fn factor(&self, row: usize, group: usize) -> (i16, i16) {
+        let any = (row * 37 + group * 101) % 256;
+        let signed = self.format.zero.is_some();
+        (if signed { any as i16 - 128 } else { any as i16 }, (any * 7 % 256) as i16)
     }
 
     fn groups(&self) -> usize {
@@ -88,6 +124,19 @@ impl GroupedRows for Made {
             mins.copy_from_slice(&self.mins[groups]);
         }
     }
+    fn read_factors(&self, row: usize, out: &mut Factors<'_>) -> bool {
+        if !self.factors {
+            return false;
+        }
+        for (at, (scale, min)) in self.supers(row).into_iter().enumerate() {
+            (out.scales[at], out.mins[at]) = (scale, min);
+        }
+        for group in 0..self.groups() {
+            let (scale, min) = self.factor(row, group);
+            (out.of_scales[group], out.of_mins[group]) = (scale as u8, min as u8);
+        }
+        true
+    }
 }
 
 fn formats() -> Vec<GroupedFormat> {
@@ -97,11 +146,19 @@ fn formats() -> Vec<GroupedFormat> {
         (Codes::Affine8, Some(128)),
         (Codes::Affine8, Some(0)),
         (Codes::Affine8, None),
+        (Codes::Affine6, Some(32)),
+        (Codes::Affine6, None),
         (Codes::Mxfp4, None),
         (Codes::Mxfp4, Some(0)),
     ];
     let all = [16, 32, 64, 128].into_iter();
     all.flat_map(|group| kinds.map(|(codes, zero)| GroupedFormat { codes, group, zero })).collect()
+}
+
+/// Those that scales in two steps are read for where they lie.
+fn factored() -> [GroupedFormat; 3] {
+    [(Codes::Affine4, 32, None), (Codes::Affine6, 32, None), (Codes::Affine6, 16, Some(32))]
+        .map(|(codes, group, zero)| GroupedFormat { codes, group, zero })
 }
 
 fn every_isa() -> Vec<Isa> {
@@ -159,6 +216,35 @@ fn product(isa: Isa, threads: usize, x: &[f32], w: &PackedMatrix) -> Vec<f32> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn scales_in_two_steps_give_the_twins_bits(
+        seed in 0u64..1000, rows in 1usize..20, supers in 1usize..4, n in 1usize..40, threads in 1usize..3,
+    ) {
+        let k = supers * SUPER;
+        for format in factored() {
+            let made = Made::with_factors(seed, format, (n, k));
+            let packed = made.pack(&Team::new(threads));
+            let expanded = Made { factors: false, ..Made::with_factors(seed, format, (n, k)) };
+            prop_assert!(packed.bytes() < expanded.pack(&Team::new(1)).bytes());
+            let x = numbers(seed + 5, rows * k);
+            let each = |twin: fn(&Made, usize, &[f32]) -> f32| -> Vec<f32> {
+                (0..rows * n).map(|at| twin(&made, at % n, &x[at / n * k..][..k])).collect()
+            };
+            let (expected, exact) = (each(twin), each(exact_twin));
+            for isa in every_isa() {
+                prop_assert_eq!(bits(&product(isa, threads, &x, &packed)), bits(&expected), "{:?} {:?}", isa, format);
+            }
+            let mut row = vec![f32::NAN; k];
+            packed.row(n - 1, &mut row);
+            let values: Vec<f32> = (0..k).map(|column| made.value(n - 1, column)).collect();
+            prop_assert_eq!(row, values);
+            let packed = packed.with_activations(Activations::F32);
+            for isa in every_isa() {
+                prop_assert_eq!(bits(&product(isa, threads, &x, &packed)), bits(&exact), "{:?} {:?}", isa, format);
+            }
+        }
+    }
 
     #[test]
     fn every_path_gives_the_twins_bits(

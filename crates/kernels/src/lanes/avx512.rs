@@ -6,11 +6,16 @@ use std::arch::x86_64::*;
 
 use super::Lanes;
 
-/// AVX-512 F, BW, DQ and VL.
+/// AVX-512 F, BW, DQ and VL, and with `PAIRS` products of pairs of bf16.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Lanes512<const PAIRS: bool>;
 
-impl Lanes for Avx512 {
+/// AVX-512 F, BW, DQ and VL.
+pub(crate) type Avx512 = Lanes512<false>;
+/// The same and AVX-512 BF16.
+pub(crate) type Avx512Bf16 = Lanes512<true>;
+
+impl<const PAIRS: bool> Lanes for Lanes512<PAIRS> {
     type V = __m512;
     const WIDE: bool = true;
 
@@ -75,6 +80,17 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(sum: __m512, w: *const u16, x: *const u16) -> __m512 {
+        unsafe {
+            if PAIRS {
+                let (w, x) = (_mm512_loadu_si512(w.cast()), _mm512_loadu_si512(x.cast()));
+                return _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(x));
+            }
+            let sum = Self::fma(Self::load_bf16_odd(w), Self::load_bf16_odd(x), sum);
+            Self::fma(Self::load_bf16_even(w), Self::load_bf16_even(x), sum)
+        }
     }
     #[inline(always)]
     unsafe fn pow2(n: __m512) -> __m512 {

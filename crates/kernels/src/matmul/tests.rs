@@ -32,6 +32,7 @@ fn case(seed: u64, (rows, k, n): (usize, usize, usize), element: WeightElement) 
     let bytes: Vec<u8> = w.iter().flat_map(|x| x.to_le_bytes()).collect();
     let part = WeightBytes { element: WeightElement::F32, rows: n, columns: k, bytes: &bytes };
     let packed = PackedMatrix::pack(&[part], element, &Team::new(1)).unwrap();
+    let packed = packed.with_activations(Activations::F32);
     Case { rows, k, n, x: numbers(seed + 1, rows * k), w, packed }
 }
 
@@ -41,12 +42,32 @@ fn product(isa: Isa, threads: usize, case: &Case) -> Vec<f32> {
     out
 }
 
+/// The instruction sets that fuse multiplication and addition, the twin among them.
+fn fused() -> Vec<Isa> {
+    Isa::available().into_iter().filter(|isa| *isa != Isa::portable()).chain([Isa::twin()]).collect()
+}
+
 /// The order of additions that all paths share, spelled out for one output.
 fn twin(x: &[f32], w: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     for (x, w) in x.chunks(LANES).zip(w.chunks(LANES)) {
         for (sum, (x, w)) in sums.iter_mut().zip(x.iter().zip(w)) {
             *sum = w.mul_add(*x, *sum);
+        }
+    }
+    sum_in_order(&sums)
+}
+
+/// The same where bf16 weights meet activations rounded to bf16: columns that are half a block apart in turn.
+fn rounded_twin(x: &[f32], w: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            for column in [lane + LANES, lane] {
+                if let (Some(x), Some(w)) = (x.get(column), w.get(column)) {
+                    *sum = w.mul_add(bf16::from_f32(*x).to_f32(), *sum);
+                }
+            }
         }
     }
     sum_in_order(&sums)
@@ -64,9 +85,23 @@ proptest! {
             let expected: Vec<f32> = (0..rows * n)
                 .map(|at| twin(&case.x[at / n * k..][..k], &case.w[at % n * k..][..k]))
                 .collect();
-            for isa in [Isa::avx512(), Isa::avx2(), Some(Isa::twin())].into_iter().flatten() {
+            for isa in fused() {
                 prop_assert_eq!(bits(&product(isa, threads, &case)), bits(&expected), "{:?} {:?}", isa, element);
             }
+        }
+    }
+
+    #[test]
+    fn every_path_gives_the_twins_bits_with_rounded_activations(
+        seed in 0u64..1000, rows in 1usize..15, k in 1usize..150, n in 1usize..40, threads in 1usize..4,
+    ) {
+        let mut case = case(seed, (rows, k, n), WeightElement::Bf16);
+        case.packed = case.packed.with_activations(Activations::Int8);
+        let expected: Vec<f32> = (0..rows * n)
+            .map(|at| rounded_twin(&case.x[at / n * k..][..k], &case.w[at % n * k..][..k]))
+            .collect();
+        for isa in fused() {
+            prop_assert_eq!(bits(&product(isa, threads, &case)), bits(&expected), "{:?}", isa);
         }
     }
 
@@ -87,10 +122,17 @@ proptest! {
 
 #[test]
 fn a_row_is_bitwise_the_same_alone_and_among_many_rows() {
-    // Enough rows for several blocks of activations, and enough work for the team.
-    let case = case(5, (70, 3000, 24), WeightElement::Bf16);
+    for activations in [Activations::F32, Activations::Int8] {
+        // Enough rows for several blocks of activations, and enough work for the team.
+        let mut case = case(5, (70, 3000, 24), WeightElement::Bf16);
+        case.packed = case.packed.with_activations(activations);
+        same_alone_and_among_many(&case);
+    }
+}
+
+fn same_alone_and_among_many(case: &Case) {
     for isa in Isa::available() {
-        let together = product(isa, 3, &case);
+        let together = product(isa, 3, case);
         for row in [0, 1, 5, 41, 42, 69] {
             let mut alone = vec![0.0; case.n];
             let x = &case.x[row * case.k..][..case.k];
