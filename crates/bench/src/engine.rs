@@ -12,7 +12,7 @@ use anyhow::Context;
 use base::{ModelName, Rng};
 use engine::{ActivationFormat, Engine, EngineConfig, LoadOptions, ModelSource};
 
-use crate::engine::report::{BatchPoint, EngineReport, Mixed};
+use crate::engine::report::{BatchPoint, EngineReport, Mixed, Prefix};
 use crate::engine::run::{Bench, Start};
 use crate::machine::Machine;
 use crate::scenarios::{Assertion, print};
@@ -36,9 +36,19 @@ pub struct Options {
     /// Tokens that decode is measured over.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
     pub tokens: u32,
-    /// Multiply quantised weights with activations as they are, in f32, instead of rounded to eight bits.
+    /// Multiply quantised and bf16 weights with activations as they are, in f32, instead of rounded.
     #[arg(long)]
     pub exact: bool,
+    /// Multiply bf16 weights with activations rounded to bf16, as llama.cpp does.
+    #[arg(long, conflicts_with = "exact")]
+    pub rounded: bool,
+    /// Compute with this instruction set: avx512bf16, avx512vnni, avx512, avx2 or portable [default: the best there is].
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<String>,
+    /// Measure one request and the largest batch only, and leave out a long prompt beside running streams and beginnings
+    /// that are known.
+    #[arg(long)]
+    pub brief: bool,
     /// How often each is measured; the median is reported.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -102,7 +112,10 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let prefills = prefills(&mut bench, options.runs, prompt)?;
     let batches = decode_sweep(&mut bench, options)?;
     let equal = bench.equal_at_any_batch(options.batch, options.tokens)?;
-    let mixed = mixed(&mut bench, options)?;
+    let (mixed, prefix) = match options.brief {
+        true => (None, None),
+        false => (Some(mixed(&mut bench, options)?), Some(prefix(&mut bench, options)?)),
+    };
     bench.engine.stop();
 
     // Before the buffer of the bandwidth's measurement is there.
@@ -114,11 +127,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     // for the last one only. Counting them all overstates by less than a tenth for models of a billion parameters.
     let products_per_s = prefill_tokens_per_s * parameters as f64;
     let decode_tokens_per_s = batches.first().map_or(0.0, |point| point.tokens_per_s);
-    let assertions = vec![Assertion::new(
-        "the same tokens in a batch as alone",
-        equal,
-        format!("greedy, alone and among {}", options.batch),
-    )];
+    let assertions = assertions(options, equal, mixed.as_ref(), prefix.as_ref());
     Ok(EngineReport {
         version: env!("CARGO_PKG_VERSION"),
         machine,
@@ -136,6 +145,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         decode_tokens_per_s,
         batches,
         mixed,
+        prefix,
         context: limits.context.0,
         kv_tokens: limits.kv_tokens,
         peak_rss_bytes,
@@ -154,7 +164,12 @@ fn config(options: &Options) -> EngineConfig {
     EngineConfig {
         threads: options.threads.map(|threads| threads as usize),
         batch_max: options.batch.max(EngineConfig::default().batch_max),
-        activations: if options.exact { ActivationFormat::F32 } else { ActivationFormat::Int8 },
+        activations: match (options.exact, options.rounded) {
+            (true, _) => ActivationFormat::F32,
+            (false, true) => ActivationFormat::Bf16,
+            (false, false) => ActivationFormat::Int8,
+        },
+        instruction_set: options.isa.clone(),
         ..EngineConfig::default()
     }
 }
@@ -163,9 +178,40 @@ fn prefills(bench: &mut Bench, runs: u32, prompt: u32) -> anyhow::Result<Vec<f64
     (0..runs).map(|_| bench.prefill(prompt)).collect()
 }
 
+/// What must hold. Speeds are no part of the smallest size: it only says whether things work.
+fn assertions(
+    options: &Options,
+    equal: bool,
+    mixed: Option<&Mixed>,
+    prefix: Option<&Prefix>,
+) -> Vec<Assertion> {
+    let mut assertions = vec![Assertion::new(
+        "the same tokens in a batch as alone",
+        equal,
+        format!("greedy, alone and among {}", options.batch),
+    )];
+    if let (Some(mixed), false) = (mixed, options.quick) {
+        let ratio = mixed.disturbed.p99_ms / mixed.alone.p99_ms.max(1e-3);
+        assertions.push(Assertion::new(
+            "between tokens p99 beside a long prompt at most twice that without",
+            ratio <= 2.0,
+            format!("{ratio:.2} times, {} prompt tokens", mixed.long_prompt_tokens),
+        ));
+    }
+    if let Some(prefix) = prefix {
+        assertions.push(Assertion::new(
+            "a prompt that begins as an earlier one reuses what was computed",
+            prefix.reused_tokens > 0,
+            format!("{} of {} tokens", prefix.reused_tokens, prefix.prompt_tokens),
+        ));
+    }
+    assertions
+}
+
 fn decode_sweep(bench: &mut Bench, options: &Options) -> anyhow::Result<Vec<BatchPoint>> {
     let mut points = Vec::new();
-    for batch in sweep(options.batch) {
+    let batches = if options.brief { vec![1, options.batch.max(1)] } else { sweep(options.batch) };
+    for batch in batches {
         let runs: anyhow::Result<Vec<f64>> =
             (0..options.runs).map(|_| bench.decode(batch, options.tokens)).collect();
         let tokens_per_s = median(&runs?);
@@ -187,10 +233,20 @@ fn sweep(max: u32) -> Vec<u32> {
 fn mixed(bench: &mut Bench, options: &Options) -> anyhow::Result<Mixed> {
     let limits = bench.engine.load_now();
     let streams = options.batch.min(4);
-    let long = (8 * options.prompt).min(4000).min(limits.context.0 / 2);
+    // As long as the context allows beside an answer.
+    let long = (8 * options.prompt).min(4000).min(limits.context.0.saturating_sub(8)).max(1);
     let alone = bench.between_tokens(streams, options.tokens, None)?;
     let disturbed = bench.between_tokens(streams, options.tokens, Some(long))?;
     Ok(Mixed { streams, long_prompt_tokens: long, alone, disturbed })
+}
+
+/// Time to the first token of a prompt, and of one that begins the same and ends otherwise.
+fn prefix(bench: &mut Bench, options: &Options) -> anyhow::Result<Prefix> {
+    let limits = bench.engine.load_now();
+    let prompt_tokens = (4 * options.prompt).min(2048).min(limits.context.0 / 2).max(32);
+    let (first, _) = bench.first_token(prompt_tokens, prompt_tokens)?;
+    let (again, reused_tokens) = bench.first_token(prompt_tokens, prompt_tokens - 16)?;
+    Ok(Prefix { prompt_tokens, reused_tokens, first_ms: first * 1e3, again_ms: again * 1e3 })
 }
 
 #[cfg(test)]
@@ -213,6 +269,9 @@ mod tests {
             prompt: 512,
             tokens: 64,
             exact: false,
+            rounded: false,
+            isa: None,
+            brief: false,
             runs: 5,
             quick: true,
             json: true,

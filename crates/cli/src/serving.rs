@@ -100,7 +100,8 @@ pub(crate) struct EngineOptions {
     /// Hold weights as they are stored (auto), as f32, or as bf16.
     #[arg(long, value_name = "FORMAT", value_parser = parse_weights)]
     pub(crate) weights: Option<WeightFormat>,
-    /// Multiply quantised weights with activations rounded to eight bits (int8), or as they are (f32).
+    /// Multiply quantised weights with activations rounded to eight bits (int8), bf16 weights with activations rounded to
+    /// bf16 too (bf16), or all with activations as they are (f32) [default: int8].
     #[arg(long, value_name = "FORMAT", value_parser = parse_activations)]
     pub(crate) activations: Option<ActivationFormat>,
     /// Hold keys and values as f32 (auto), f16 or bf16.
@@ -137,6 +138,7 @@ impl EngineOptions {
         });
         let activations = self.activations.map(|activations| match activations {
             ActivationFormat::Int8 => "int8",
+            ActivationFormat::Bf16 => "bf16",
             ActivationFormat::F32 => "f32",
         });
         let kv = self.kv.map(|kv| match kv {
@@ -186,8 +188,9 @@ fn parse_weights(text: &str) -> Result<WeightFormat, String> {
 fn parse_activations(text: &str) -> Result<ActivationFormat, String> {
     match text {
         "int8" => Ok(ActivationFormat::Int8),
+        "bf16" => Ok(ActivationFormat::Bf16),
         "f32" => Ok(ActivationFormat::F32),
-        _ => Err("expected int8 or f32".into()),
+        _ => Err("expected int8, bf16 or f32".into()),
     }
 }
 

@@ -40,6 +40,14 @@ pub enum BackendError {
         #[source]
         source: Box<nn::LoadError>,
     },
+    /// An instruction set that there is not.
+    #[error("instruction set {name:?}: this machine has {available}")]
+    InstructionSet {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: String,
+    },
     /// The KV cache.
     #[error("the kv cache cannot be had")]
     Cache(#[from] CacheError),
@@ -101,6 +109,16 @@ pub(crate) fn limits(config: &EngineConfig, pages: u32, context: u32) -> Limits 
     }
 }
 
+/// The instruction set that was asked for, if one was.
+fn isa(config: &EngineConfig) -> Result<Option<nn::Isa>, BackendError> {
+    let Some(name) = &config.instruction_set else { return Ok(None) };
+    let none = || BackendError::InstructionSet {
+        name: name.clone(),
+        available: nn::Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+    };
+    nn::Isa::named(name).map(Some).ok_or_else(none)
+}
+
 /// Loads all of a model, or a part of it.
 pub(crate) fn decoder(
     model: &LoadedModel,
@@ -114,7 +132,7 @@ pub(crate) fn decoder(
         WeightFormat::Bf16 => Weights::Bf16,
     };
     let activations = config.activations.activations();
-    let options = nn::LoadOptions { weights, activations, ..nn::LoadOptions::default() };
+    let options = nn::LoadOptions { weights, activations, isa: isa(config)? };
     let (spec, checkpoint) = (model.spec(), model.checkpoint()?);
     let decoder = match part {
         None => Decoder::load(spec, &checkpoint, &options, team),

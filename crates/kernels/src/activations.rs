@@ -17,12 +17,14 @@ pub(crate) const CHUNK: usize = 16;
 /// Below so many elements the caller does it alone: some microseconds of work.
 const ALONE_BELOW: usize = 32 * 1024;
 
-/// How activations meet weights in grouped codes.
+/// How activations meet weights in grouped codes and in bf16; weights in f16 and f32 meet them as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Activations {
-    /// Rounded to eight bits, with a scale for each row and 32 columns: several times faster.
+    /// For codes rounded to eight bits, with a scale for each row and 32 columns: several times faster.
     #[default]
     Int8,
+    /// The same, and for weights in bf16 rounded to bf16: nearly twice as fast where AVX-512 BF16 is.
+    Bf16,
     /// As they are: the product with the weights that the codes stand for, in f32.
     F32,
 }
@@ -112,7 +114,7 @@ impl Chunked {
         (self.rows, self.blocks, self.halves) = (rows, blocks, sums.halves);
         match activations {
             Activations::F32 => grow(&mut self.values, stored * blocks * BLOCK),
-            Activations::Int8 => {
+            Activations::Int8 | Activations::Bf16 => {
                 grow(&mut self.codes, stored * blocks * BLOCK);
                 grow(&mut self.scales, stored * blocks);
                 grow(&mut self.starts, stored * blocks * sums.halves);
@@ -136,7 +138,7 @@ impl Chunked {
                 let row = RowTo { all: &all, first, at: row - first, stride, blocks, sums, x };
                 match activations {
                     Activations::F32 => row.copy(),
-                    Activations::Int8 => isa.dispatch_dots(row),
+                    Activations::Int8 | Activations::Bf16 => isa.dispatch_dots(row),
                 }
             }
         });

@@ -96,6 +96,11 @@ impl Isa {
         [Self::bf16(), Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
     }
 
+    /// The one that people call so, where this machine has it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::available().into_iter().find(|isa| isa.name() == name)
+    }
+
     /// What people call it.
     pub const fn name(self) -> &'static str {
         match self.0 {

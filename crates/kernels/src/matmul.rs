@@ -110,7 +110,7 @@ fn linear_into((team, isa): (&Team, Isa), x: &[f32], w: &PackedMatrix, out: Outp
     let panels = n.div_ceil(PANEL_ROWS);
     let size = if matches!(w.panels, Panels::F32(_)) { 4 } else { 2 };
     let step = if alone { panels } else { part_panels(panels, panel_len(k) * size, team.workers()) };
-    if let (Panels::Bf16(w), Activations::Int8) = (&w.panels, w.activations) {
+    if let (Panels::Bf16(w), Activations::Bf16) = (&w.panels, w.activations) {
         return with_pairs(team, x, k, |x, k| {
             team.share(panels, step, &|_, panels| {
                 isa.dispatch_pairs(Product::<Bf16Pairs> { part: Part { x: x.as_ptr(), rows, k, out, panels }, w });

@@ -204,7 +204,7 @@ impl PackedMatrix {
         Ok(Self { rows, columns, activations, panels: Panels::Stack(parts) })
     }
 
-    /// The same matrix, with which activations are multiplied so. Of weight in grouped codes only.
+    /// The same matrix, with which activations are multiplied so.
     #[must_use]
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.activations = activations;

@@ -29,6 +29,18 @@ pub(crate) struct Mixed {
     pub(crate) disturbed: Spread,
 }
 
+/// A prompt, and another that begins like it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Prefix {
+    pub(crate) prompt_tokens: u32,
+    /// Of the second, found computed.
+    pub(crate) reused_tokens: u32,
+    /// Time to the first token of the first one.
+    pub(crate) first_ms: f64,
+    /// Of the second one.
+    pub(crate) again_ms: f64,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct EngineReport {
     pub(crate) version: &'static str,
@@ -51,7 +63,9 @@ pub(crate) struct EngineReport {
     /// One request alone.
     pub(crate) decode_tokens_per_s: f64,
     pub(crate) batches: Vec<BatchPoint>,
-    pub(crate) mixed: Mixed,
+    /// Absent where only speed is measured.
+    pub(crate) mixed: Option<Mixed>,
+    pub(crate) prefix: Option<Prefix>,
     pub(crate) context: u32,
     pub(crate) kv_tokens: u64,
     pub(crate) peak_rss_bytes: u64,
@@ -92,17 +106,30 @@ impl EngineReport {
                 format!("{:.1} each, median of {}", point.per_request, self.runs),
             );
         }
-        let mixed = &self.mixed;
-        row(
-            "between tokens p99",
-            format!("{:.1} ms", mixed.alone.p99_ms),
-            format!("{} streams, undisturbed", mixed.streams),
-        );
-        row(
-            "beside a long prompt",
-            format!("{:.1} ms", mixed.disturbed.p99_ms),
-            format!("p99, {} prompt tokens", mixed.long_prompt_tokens),
-        );
+        if let Some(mixed) = &self.mixed {
+            row(
+                "between tokens p99",
+                format!("{:.1} ms", mixed.alone.p99_ms),
+                format!("{} streams, undisturbed", mixed.streams),
+            );
+            row(
+                "beside a long prompt",
+                format!("{:.1} ms", mixed.disturbed.p99_ms),
+                format!("p99, {} prompt tokens", mixed.long_prompt_tokens),
+            );
+        }
+        if let Some(prefix) = &self.prefix {
+            row(
+                "first token",
+                format!("{:.0} ms", prefix.first_ms),
+                format!("{} prompt tokens", prefix.prompt_tokens),
+            );
+            row(
+                "after a known beginning",
+                format!("{:.0} ms", prefix.again_ms),
+                format!("{} of them found", prefix.reused_tokens),
+            );
+        }
         row("peak memory", Bytes(self.peak_rss_bytes).to_string(), "resident".to_owned());
         row(
             "read bandwidth",

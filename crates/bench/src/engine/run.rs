@@ -31,11 +31,13 @@ pub(crate) struct Start {
     max_tokens: u32,
     /// The prompt's own seed, where two jobs are to be equal.
     seed: Option<u64>,
+    /// So many tokens come from that seed, and those behind them from none.
+    known: Option<u32>,
 }
 
 impl Start {
     pub(crate) fn new(prompt_tokens: u32, max_tokens: u32) -> Self {
-        Self { prompt_tokens, max_tokens, seed: None }
+        Self { prompt_tokens, max_tokens, seed: None, known: None }
     }
 }
 
@@ -68,10 +70,23 @@ impl Sink for Relay {
 }
 
 impl Bench {
+    /// Seconds to the first token of a prompt whose first `known` tokens are always the same, and how many of them were
+    /// found computed.
+    pub(crate) fn first_token(&mut self, prompt_tokens: u32, known: u32) -> anyhow::Result<(f64, u32)> {
+        let start = Start { seed: Some(78), known: Some(known), ..Start::new(prompt_tokens, 1) };
+        let begun = Instant::now();
+        let answered = self.answers(vec![start])?;
+        let first = answered[0].times.first().context("an answer without a token")?;
+        Ok(((*first - begun).as_secs_f64(), answered[0].finish.cached_tokens))
+    }
+
     fn submit(&mut self, start: &Start) -> anyhow::Result<Receiver<Event>> {
         let mut rng = start.seed.map_or_else(|| self.rng.fork(1), Rng::new);
         let vocabulary = u64::from(self.vocabulary);
-        let prompt = (0..start.prompt_tokens).map(|_| rng.below(vocabulary) as u32).collect();
+        let mut prompt: Vec<u32> = (0..start.prompt_tokens).map(|_| rng.below(vocabulary) as u32).collect();
+        for token in prompt.iter_mut().skip(start.known.map_or(usize::MAX, |known| known as usize)) {
+            *token = self.rng.below(vocabulary) as u32;
+        }
         let ask = Ask {
             request: RequestId::random(&mut self.rng),
             model: self.name.clone(),

@@ -34,7 +34,7 @@ pub(crate) fn linear(
     alone: bool,
 ) {
     let g = w.geometry;
-    let flipped = isa.dots().signed && g.codes == Codes::Affine8 && activations == Activations::Int8;
+    let flipped = isa.dots().signed && g.codes == Codes::Affine8 && activations != Activations::F32;
     let zero = i32::from(g.zero);
     let exact = activations == Activations::F32;
     let sums = Sums { factor: if flipped { 128 - zero } else { -zero }, halves: g.halves() };

@@ -96,7 +96,7 @@ proptest! {
         seed in 0u64..1000, rows in 1usize..15, k in 1usize..150, n in 1usize..40, threads in 1usize..4,
     ) {
         let mut case = case(seed, (rows, k, n), WeightElement::Bf16);
-        case.packed = case.packed.with_activations(Activations::Int8);
+        case.packed = case.packed.with_activations(Activations::Bf16);
         let expected: Vec<f32> = (0..rows * n)
             .map(|at| rounded_twin(&case.x[at / n * k..][..k], &case.w[at % n * k..][..k]))
             .collect();
@@ -122,7 +122,7 @@ proptest! {
 
 #[test]
 fn a_row_is_bitwise_the_same_alone_and_among_many_rows() {
-    for activations in [Activations::F32, Activations::Int8] {
+    for activations in [Activations::F32, Activations::Bf16] {
         // Enough rows for several blocks of activations, and enough work for the team.
         let mut case = case(5, (70, 3000, 24), WeightElement::Bf16);
         case.packed = case.packed.with_activations(activations);

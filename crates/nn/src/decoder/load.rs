@@ -72,7 +72,7 @@ pub enum Weights {
 pub struct LoadOptions {
     /// How matrices are kept in memory.
     pub weights: Weights,
-    /// How activations meet quantised weights: rounded to eight bits, or as they are.
+    /// How activations meet weights that are quantised or bf16.
     pub activations: Activations,
     /// The instruction set to run with; the fastest of this machine where absent.
     pub isa: Option<Isa>,
