@@ -1,19 +1,20 @@
 //! The model on this machine's CPU: weights, KV cache, scratch and threads, all owned by the engine's thread.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base::{Bytes, Rng};
 use batch::Limits;
-use model::checkpoint::CheckpointError;
+use model::checkpoint::{CheckpointError, TensorSource, TensorView};
 use model::shard::{Part, ShardedSource};
-use model::spec::ModelSpec;
+use model::spec::{ModelSpec, TensorRole};
 use nn::{CacheError, Decoder, KvCache, LogitRows, Scratch, Span, Team, Weights};
 
 use crate::capacity::{self, Capacity};
 use crate::compute::{Compute, Work};
 use crate::config::{EngineConfig, WeightFormat};
 use crate::engine::{Ready, StartError};
-use crate::load::LoadedModel;
+use crate::load::{LoadedModel, Tensors};
 use crate::machine;
 use crate::speed::Speed;
 
@@ -109,6 +110,27 @@ pub(crate) fn limits(config: &EngineConfig, pages: u32, context: u32) -> Limits 
     }
 }
 
+/// A model's tensors, in memory only while they are repacked: else loading would need twice the weights.
+struct Passing<'a> {
+    model: &'a LoadedModel,
+    checkpoint: &'a Tensors<'a>,
+    /// The one whose tensors were asked for last.
+    layer: AtomicUsize,
+}
+
+impl TensorSource for Passing<'_> {
+    fn tensor(&self, role: TensorRole) -> Result<TensorView<'_>, CheckpointError> {
+        let layer = match role {
+            TensorRole::Layer(layer, _) => layer,
+            _ => usize::MAX,
+        };
+        if self.layer.swap(layer, Ordering::Relaxed) != layer {
+            self.model.let_go();
+        }
+        self.checkpoint.tensor(role)
+    }
+}
+
 /// The instruction set that was asked for, if one was.
 fn isa(config: &EngineConfig) -> Result<Option<nn::Isa>, BackendError> {
     let Some(name) = &config.instruction_set else { return Ok(None) };
@@ -134,13 +156,15 @@ pub(crate) fn decoder(
     let activations = config.activations.activations();
     let options = nn::LoadOptions { weights, activations, isa: isa(config)? };
     let (spec, checkpoint) = (model.spec(), model.checkpoint()?);
+    let passing = Passing { model, checkpoint: &checkpoint, layer: AtomicUsize::new(usize::MAX) };
     let decoder = match part {
-        None => Decoder::load(spec, &checkpoint, &options, team),
+        None => Decoder::load(spec, &passing, &options, team),
         Some(part) => {
-            let source = ShardedSource::new(&checkpoint, spec, part)?;
+            let source = ShardedSource::new(&passing, spec, part)?;
             Decoder::load_part(part, &source, &options, team)
         }
     };
+    model.let_go();
     decoder.map_err(|source| {
         let place = match &source {
             nn::LoadError::NotFinite { name } => format!("{}, {},", model.source(), checkpoint.file_of(name)),

@@ -43,6 +43,14 @@ impl FileBytes {
         MappedFile::open(path).map(Self::Mapped)
     }
 
+    /// Lets go of the memory that reading has taken.
+    pub(crate) fn let_go(&self) {
+        match self {
+            Self::Bundled(_) => {}
+            Self::Mapped(file) => file.let_go(),
+        }
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bundled(bytes) => bytes,

@@ -255,6 +255,11 @@ impl LoadedModel {
         index.map(|bytes| (INDEX, bytes)).into_iter().chain(self.named_files())
     }
 
+    /// Lets go of the memory that reading the weights has taken so far.
+    pub(crate) fn let_go(&self) {
+        self.files.iter().for_each(|file| file.bytes.let_go());
+    }
+
     /// The tensors.
     pub(crate) fn checkpoint(&self) -> Result<Tensors<'_>, CheckpointError> {
         Tensors::open(&self.layout, &self.named_files(), &self.spec, &self.kit)

@@ -2,7 +2,8 @@
 #![allow(clippy::print_stdout, reason = "it is a measurement's output")]
 
 use kernels::{
-    Codes, Factors, GroupedFormat, GroupedRows, Isa, PackedMatrix, Store, Team, WeightBytes, WeightElement, linear,
+    Codes, Factors, GroupedFormat, GroupedRows, Isa, PackedMatrix, Store, Team, WeightBytes, WeightElement,
+    linear,
 };
 
 const COLUMNS: usize = 2048;
@@ -85,7 +86,9 @@ fn main() {
     for isa in Isa::available() {
         for (name, w) in formats.iter().filter(|(name, _)| format.is_empty() || format == *name) {
             for &rows in &counts {
-                if isa == Isa::portable() && rows > 4 || !only.is_empty() && !only.split(',').any(|one| one == isa.name()) {
+                if isa == Isa::portable() && rows > 4
+                    || !only.is_empty() && !only.split(',').any(|one| one == isa.name())
+                {
                     continue;
                 }
                 let x: Vec<f32> = (0..rows * COLUMNS).map(|at| (at % 97) as f32 / 48.0 - 1.0).collect();

@@ -181,7 +181,11 @@ impl Geometry {
 
     /// Bytes of a record's scales.
     pub(crate) fn scale_bytes(&self) -> usize {
-        if self.factors { self.vector_bytes() + self.vectors() * ROWS } else { self.vectors() * self.vector_bytes() }
+        if self.factors {
+            self.vector_bytes() + self.vectors() * ROWS
+        } else {
+            self.vectors() * self.vector_bytes()
+        }
     }
 
     /// Bytes before a record's codes.

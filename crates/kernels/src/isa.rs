@@ -93,7 +93,10 @@ impl Isa {
 
     /// All that this machine has, fastest first, the twin left out.
     pub fn available() -> Vec<Self> {
-        [Self::bf16(), Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())].into_iter().flatten().collect()
+        [Self::bf16(), Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The one that people call so, where this machine has it.

@@ -40,6 +40,18 @@ impl MappedFile {
         self.map.as_deref().unwrap_or(&[])
     }
 
+    /// Lets go of what has been read: it counts as memory of this process no more, stays in the page cache, and comes back
+    /// from there where it is read again.
+    pub fn let_go(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.map {
+            // SAFETY: the mapping is of a file and is only read, so what a page held comes back from the file.
+            let advised = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            // Only a hint: where it fails, memory is taken until the mapping goes, and nothing else.
+            let _ = advised;
+        }
+    }
+
     /// Tells the operating system that the whole file will be read soon, so that it starts to.
     pub fn will_be_read(&self) {
         #[cfg(unix)]
@@ -63,6 +75,8 @@ mod tests {
             std::fs::write(&path, content).unwrap();
             let mapped = MappedFile::open(&path).unwrap();
             mapped.will_be_read();
+            assert_eq!(mapped.bytes(), content);
+            mapped.let_go();
             assert_eq!(mapped.bytes(), content);
         }
         assert!(MappedFile::open(&folder).is_err());

@@ -113,7 +113,10 @@ fn linear_into((team, isa): (&Team, Isa), x: &[f32], w: &PackedMatrix, out: Outp
     if let (Panels::Bf16(w), Activations::Bf16) = (&w.panels, w.activations) {
         return with_pairs(team, x, k, |x, k| {
             team.share(panels, step, &|_, panels| {
-                isa.dispatch_pairs(Product::<Bf16Pairs> { part: Part { x: x.as_ptr(), rows, k, out, panels }, w });
+                isa.dispatch_pairs(Product::<Bf16Pairs> {
+                    part: Part { x: x.as_ptr(), rows, k, out, panels },
+                    w,
+                });
             });
         });
     }

@@ -180,7 +180,13 @@ fn pack_row(parts: &[&dyn GroupedRows], row: usize, g: &Geometry, panel: &mut [u
 }
 
 /// A record's scales and minima in two steps.
-fn pack_factors(packed: &mut Packed, g: &Geometry, row: &Row, record: usize, (out, lane): (&mut [u8], usize)) {
+fn pack_factors(
+    packed: &mut Packed,
+    g: &Geometry,
+    row: &Row,
+    record: usize,
+    (out, lane): (&mut [u8], usize),
+) {
     let groups = record * g.vectors()..(record + 1) * g.vectors();
     let parts = [(&row.scales, &row.of_scales), (&row.mins, &row.of_mins)];
     for (part, (scales, factors)) in parts.into_iter().enumerate().take(if g.mins { 2 } else { 1 }) {

@@ -43,7 +43,8 @@ pub(crate) fn linear(
         let panels = out.columns.div_ceil(ROWS);
         let step = panels.div_ceil(team.workers() * 8).clamp(1, (PART_BYTES / g.panel_bytes()).max(1));
         let few = chunked.chunks() == 1 && chunked.chunk(0).rows <= DIRECT_ROWS;
-        let direct = isa.dots().direct && few && !exact && (g.factors || g.group >= BLOCK) && g.scales != Scales::F32;
+        let direct =
+            isa.dots().direct && few && !exact && (g.factors || g.group >= BLOCK) && g.scales != Scales::F32;
         let part = Part { isa, w, chunked, flipped, exact, out };
         team.share(panels, if alone { panels } else { step }, &|_, panels| {
             for panel in panels {
@@ -78,7 +79,9 @@ impl Part<'_> {
     fn direct(&self, panel: usize) {
         let (g, bytes) = (&self.w.geometry, self.bytes(panel));
         match (g.codes, g.mins) {
-            (Codes::Affine4, true) if g.factors => self.rows(panel, Direct::<FOUR, true, true>::new(bytes, g)),
+            (Codes::Affine4, true) if g.factors => {
+                self.rows(panel, Direct::<FOUR, true, true>::new(bytes, g))
+            }
             (Codes::Affine6, true) if g.factors => self.rows(panel, Direct::<SIX, true, true>::new(bytes, g)),
             (Codes::Affine6, false) if g.factors => {
                 self.rows(panel, Direct::<SIX, false, true, 2>::new(bytes, g));

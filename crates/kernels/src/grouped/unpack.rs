@@ -47,7 +47,12 @@ pub(crate) const SIX: u8 = 3;
 /// A panel where it lies, of groups of at least a block, or with `HALVES` 2 of half a block. `FACTORS` as
 /// [`Geometry::factors`].
 #[derive(Clone, Copy)]
-pub(crate) struct Direct<const CODES: u8, const MINS: bool, const FACTORS: bool = false, const HALVES: usize = 1> {
+pub(crate) struct Direct<
+    const CODES: u8,
+    const MINS: bool,
+    const FACTORS: bool = false,
+    const HALVES: usize = 1,
+> {
     panel: *const u8,
     head_bytes: usize,
     record_bytes: usize,
@@ -104,7 +109,8 @@ impl<const CODES: u8, const MINS: bool, const FACTORS: bool, const HALVES: usize
             // SAFETY: inside the record's head, sixteen halves and then bytes; the caller vouches for the instructions.
             unsafe {
                 let scale = D::load_f16(from.cast::<u16>().wrapping_add(lane));
-                let factor = if MINS { D::load_bytes::<false>(factor) } else { D::load_bytes::<true>(factor) };
+                let factor =
+                    if MINS { D::load_bytes::<false>(factor) } else { D::load_bytes::<true>(factor) };
                 return D::mul(scale, factor);
             }
         }
@@ -281,7 +287,9 @@ impl Unpacked {
     }
 
     /// As a form, of the panel that was unpacked last.
-    pub(crate) fn form<const MINS: bool, const HALVES: usize, const BITS: u8>(&self) -> Plain<MINS, HALVES, BITS> {
+    pub(crate) fn form<const MINS: bool, const HALVES: usize, const BITS: u8>(
+        &self,
+    ) -> Plain<MINS, HALVES, BITS> {
         Plain { codes: self.codes.as_ptr(), scales: self.scales.as_ptr(), mins: self.mins.as_ptr() }
     }
 }

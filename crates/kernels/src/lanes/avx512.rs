@@ -86,7 +86,11 @@ impl<const PAIRS: bool> Lanes for Lanes512<PAIRS> {
         unsafe {
             if PAIRS {
                 let (w, x) = (_mm512_loadu_si512(w.cast()), _mm512_loadu_si512(x.cast()));
-                return _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(x));
+                return _mm512_dpbf16_ps(
+                    sum,
+                    std::mem::transmute::<__m512i, __m512bh>(w),
+                    std::mem::transmute::<__m512i, __m512bh>(x),
+                );
             }
             let sum = Self::fma(Self::load_bf16_odd(w), Self::load_bf16_odd(x), sum);
             Self::fma(Self::load_bf16_even(w), Self::load_bf16_even(x), sum)

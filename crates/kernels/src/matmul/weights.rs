@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn rounding_is_that_of_bf16() {
-        let odd = [0.0, -0.0, 1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-40, f32::MIN_POSITIVE];
+        let odd =
+            [0.0, -0.0, 1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-40, f32::MIN_POSITIVE];
         let ties = (0..512u32).map(|at| f32::from_bits(0x3f80_0000 + (at << 7)));
         for x in odd.into_iter().chain(ties) {
             assert_eq!(bits(x), bf16::from_f32(x).to_bits(), "{x}");

@@ -61,6 +61,18 @@ pub(super) fn factors(dtype: DType, row: &[u8], (from, to): (usize, usize), out:
     }
 }
 
+/// Where a block has its scales and minima, all of which are halves; nothing for types that have others.
+pub(super) fn halves(dtype: DType) -> Option<&'static [usize]> {
+    Some(match dtype {
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        DType::Q6K => &[208],
+        _ => return None,
+    })
+}
+
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use kernels::{Factors, GroupedFormat, GroupedRows, PackError, PackedMatrix, Team, WeightBytes, WeightElement};
+use kernels::{
+    Factors, GroupedFormat, GroupedRows, PackError, PackedMatrix, Team, WeightBytes, WeightElement,
+};
 use model::checkpoint::{DType, TensorView};
 use model::quant::{self, Codes, Grouping, dequantise_all};
 
