@@ -84,34 +84,36 @@ fn main() {
     println!("ceilings: {:.0} G f32, {:.0} G int8 multiply-adds/s", f32 / 1e9, int8 / 1e9);
     let format = std::env::var("FORMAT").unwrap_or_default();
     for isa in Isa::available() {
+        if !only.is_empty() && !only.split(',').any(|one| one == isa.name()) {
+            continue;
+        }
         for (name, w) in formats.iter().filter(|(name, _)| format.is_empty() || format == *name) {
-            for &rows in &counts {
-                if isa == Isa::portable() && rows > 4
-                    || !only.is_empty() && !only.split(',').any(|one| one == isa.name())
-                {
-                    continue;
-                }
-                let x: Vec<f32> = (0..rows * COLUMNS).map(|at| (at % 97) as f32 / 48.0 - 1.0).collect();
-                let mut out = vec![0.0; rows * ROWS];
-                let runs = if rows > 16 { 3 } else { 7 };
-                let mut took: Vec<f64> = (0..=runs)
-                    .map(|_| {
-                        let begun = on_cpu();
-                        linear(&team, isa, &x, w, None, Store::Set, &mut out);
-                        on_cpu() - begun
-                    })
-                    .collect();
-                took.sort_by(f64::total_cmp);
-                let (best, median) = (took[0], took[took.len() / 2]);
-                println!(
-                    "{:10} {name:8} rows {rows:4}: best {:8.3} ms, median {:8.3} ms, {:6.1} GB/s, {:7.1} G multiply-adds/s",
-                    isa.name(),
-                    best * 1e3,
-                    median * 1e3,
-                    w.bytes() as f64 / best / 1e9,
-                    (rows * ROWS * COLUMNS) as f64 / best / 1e9,
-                );
+            for &rows in counts.iter().filter(|rows| isa != Isa::portable() || **rows <= 4) {
+                measure((&team, isa), (name, w), rows);
             }
         }
     }
+}
+
+fn measure((team, isa): (&Team, Isa), (name, w): (&str, &PackedMatrix), rows: usize) {
+    let x: Vec<f32> = (0..rows * COLUMNS).map(|at| (at % 97) as f32 / 48.0 - 1.0).collect();
+    let mut out = vec![0.0; rows * ROWS];
+    let runs = if rows > 16 { 3 } else { 7 };
+    let mut took: Vec<f64> = (0..=runs)
+        .map(|_| {
+            let begun = on_cpu();
+            linear(team, isa, &x, w, None, Store::Set, &mut out);
+            on_cpu() - begun
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    let (best, median) = (took[0], took[took.len() / 2]);
+    println!(
+        "{:10} {name:8} rows {rows:4}: best {:8.3} ms, median {:8.3} ms, {:6.1} GB/s, {:7.1} G multiply-adds/s",
+        isa.name(),
+        best * 1e3,
+        median * 1e3,
+        w.bytes() as f64 / best / 1e9,
+        (rows * ROWS * COLUMNS) as f64 / best / 1e9,
+    );
 }

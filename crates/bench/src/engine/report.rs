@@ -84,28 +84,8 @@ pub(crate) struct EngineReport {
 }
 
 impl EngineReport {
-    /// For people.
-    pub(crate) fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY).set_header(["measured", "value", "how"]);
-        let mut row = |what: &str, value: String, how: String| {
-            table.add_row([what.to_owned(), value, how]);
-        };
-        row("load", format!("{:.3} s", self.load_s), "files found and checked".to_owned());
-        row("start", format!("{:.3} s", self.start_s), "weights repacked, speed measured".to_owned());
-        row("first token", format!("{:.3} s", self.first_token_s), "from nothing".to_owned());
-        row(
-            "prefill",
-            format!("{:.0} tokens/s", self.prefill_tokens_per_s),
-            format!("{} tokens, median of {}", self.prompt_tokens, self.runs),
-        );
-        for point in &self.batches {
-            row(
-                &format!("decode, batch {}", point.batch),
-                format!("{:.1} tokens/s", point.tokens_per_s),
-                format!("{:.1} each, median of {}", point.per_request, self.runs),
-            );
-        }
+    /// What is no plain speed.
+    fn beside_others(&self, row: &mut impl FnMut(&str, String, String)) {
         if let Some(mixed) = &self.mixed {
             row(
                 "between tokens p99",
@@ -130,6 +110,31 @@ impl EngineReport {
                 format!("{} of them found", prefix.reused_tokens),
             );
         }
+    }
+
+    /// For people.
+    pub(crate) fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY).set_header(["measured", "value", "how"]);
+        let mut row = |what: &str, value: String, how: String| {
+            table.add_row([what.to_owned(), value, how]);
+        };
+        row("load", format!("{:.3} s", self.load_s), "files found and checked".to_owned());
+        row("start", format!("{:.3} s", self.start_s), "weights repacked, speed measured".to_owned());
+        row("first token", format!("{:.3} s", self.first_token_s), "from nothing".to_owned());
+        row(
+            "prefill",
+            format!("{:.0} tokens/s", self.prefill_tokens_per_s),
+            format!("{} tokens, median of {}", self.prompt_tokens, self.runs),
+        );
+        for point in &self.batches {
+            row(
+                &format!("decode, batch {}", point.batch),
+                format!("{:.1} tokens/s", point.tokens_per_s),
+                format!("{:.1} each, median of {}", point.per_request, self.runs),
+            );
+        }
+        self.beside_others(&mut row);
         row("peak memory", Bytes(self.peak_rss_bytes).to_string(), "resident".to_owned());
         row(
             "read bandwidth",
