@@ -157,15 +157,16 @@ fn start_group(
     Ok(Running::Processes(ProcessGroup::start(&wanted)?))
 }
 
-/// Where the steps of every rank went; the leader's without those before `before`.
-fn splits(reports: &mut [GroupReport], before: &GroupReport) -> Vec<Split> {
+/// Where the steps of every rank went; the leader's without those before `before`, and first those of one request alone.
+fn splits(reports: &mut [GroupReport], before: &GroupReport, alone: &StepTimes) -> Vec<Split> {
     reports[0].decode = reports[0].decode.since(&before.decode);
     reports[0].prefill = reports[0].prefill.since(&before.prefill);
     let of = |report: &GroupReport| {
         let split = |times: &StepTimes, phase| Split::of(times, report.rank, phase);
         [split(&report.decode, "decode"), split(&report.prefill, "prefill")]
     };
-    reports.iter().flat_map(of).collect()
+    let first = Split::of(alone, 0, "decode, one request");
+    std::iter::once(first).chain(reports.iter().flat_map(of)).collect()
 }
 
 fn measure(options: &Options) -> anyhow::Result<Report> {
@@ -208,8 +209,7 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     let mode = group.mode();
     single.stop();
     let mut reports = group.stop()?;
-    let mut steps = splits(&mut reports, &before);
-    steps.insert(0, Split::of(&all.alone, 0, "decode, one request"));
+    let steps = splits(&mut reports, &before, &all.alone);
     let (single, group) = (one.point(), all.point());
     let assertions = vec![Assertion::new(
         "the group chooses the tokens that one rank alone chooses",
