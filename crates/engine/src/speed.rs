@@ -12,8 +12,9 @@ const PREFILL_TOKENS_MIN: usize = 32;
 const MIXED_RATIO: f64 = 1.75;
 /// The budget moves by so much in one step at most: a step that a neighbour held up must not undo what many have taught.
 const BUDGET_STEP: (f64, f64) = (0.7, 1.25);
-/// Beside decode, prefill gets at least so many tokens a step, or a long prompt would never end where decode is cheap.
-const PREFILL_BESIDE_DECODE_MIN: usize = 16;
+/// Beside decode, prefill gets at least so many tokens a step, or a long prompt would never end where decode is cheap. With
+/// sixteen, a billion parameters on two cores took three times as long a step as without: too many where arithmetic is slow.
+const PREFILL_BESIDE_DECODE_MIN: usize = 4;
 
 /// Exponentially weighted observations.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
