@@ -23,6 +23,10 @@ from transformers.utils import logging
 import fuzz
 
 
+# Of these the converter computes new numbers (norms plus one, decays) in the stored type, and so rounds halves.
+ROUNDED = ("gemma2", "gemma3", "qwen3_5", "qwen3_5_moe")
+
+
 def narrow(family: str, config: dict) -> dict:
     """What GGUF can say."""
     scaling = config.get("rope_scaling") or {}
@@ -53,7 +57,8 @@ def narrow(family: str, config: dict) -> dict:
     if family in ("gemma2", "gemma3"):
         config["query_pre_attn_scalar"] = config["head_dim"]
     if family == "gemma2":
-        config |= {"attn_logit_softcapping": config["attn_logit_softcapping"] or 30.0,
+        config |= {"rope_theta": 10000.0,  # which no file says
+                   "attn_logit_softcapping": config["attn_logit_softcapping"] or 30.0,
                    "final_logit_softcapping": config["final_logit_softcapping"] or 20.0}
     if family == "gemma4":
         ropes = config.get("rope_parameters")
@@ -67,19 +72,19 @@ def narrow(family: str, config: dict) -> dict:
     return config
 
 
-def convert(folder: Path, dtype: str) -> Path:
+def convert(folder: Path, dtype: str, fuse: bool) -> Path:
     import gguf
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
     architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
     known = get_model_class(architecture)
-    cls = type(known.__name__, (known,), {"set_vocab": lambda self: self._set_vocab_none(), "model_arch": known.model_arch})
+    cls = type(known.__name__, (known,), {"set_vocab": lambda self: self._set_vocab_none(), "model_arch": known.model_arch,
+                                         "no_mtp": True})
     kinds = {"float32": gguf.LlamaFileType.ALL_F32, "float16": gguf.LlamaFileType.MOSTLY_F16,
              "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
     out = folder.parent / "model.gguf"
     with torch.inference_mode():
-        cls(folder, kinds[dtype], out, use_temp_file=False, eager=True,
-            fuse_gate_up_exps=random.Random(str(folder)).random() < 0.3).write()
+        cls(folder, kinds[dtype], out, use_temp_file=False, eager=True, fuse_gate_up_exps=fuse).write()
     return out
 
 
@@ -96,7 +101,12 @@ def case(phalanx: str, family: str, seed: int, folder: Path) -> tuple:
             model, dtype, layout = fuzz.build(folder, rng, config)
             with torch.no_grad():
                 reference = fuzz.all_logits(model, tokens)
-            file = convert(folder, dtype)
+            if dtype == "float16" and family in ROUNDED:
+                continue
+            # The converter counts the vocabulary by it, and writes none of it.
+            fuzz.write_json(folder / "tokenizer.json", {"model": {"vocab": {f"t{n}": n for n in range(config["vocab_size"])}},
+                                                        "added_tokens": []})
+            file = convert(folder, dtype, family in ("qwen3_5_moe", "gemma4") and rng.random() < 0.4)
             break
         except Exception as error:
             refused = error

@@ -12,7 +12,7 @@ use crate::terminal::say;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// `bundled`, or a model's folder.
+    /// `bundled`, a model's folder, or a GGUF file.
     #[arg(long, value_name = "PATH")]
     model: String,
     /// The tokens, as in 1,2,3.

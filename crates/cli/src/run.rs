@@ -18,7 +18,7 @@ use crate::terminal::{say, say_answer, say_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// `bundled`, or a model's folder.
+    /// `bundled`, a model's folder, or a GGUF file.
     model: String,
     /// What to say to it.
     prompt: String,

@@ -9,6 +9,7 @@ mod time;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
@@ -101,9 +102,11 @@ impl ChatTemplate {
         }
         let mut environment = environment::environment(FUEL);
         let source = environment::without_generation_marks(source);
-        environment.add_template_owned(NAME, source).map_err(|e| TemplateError::Syntax {
-            line: e.line().unwrap_or(0),
-            detail: e.detail().unwrap_or("syntax error").to_owned(),
+        guarded(|| {
+            environment.add_template_owned(NAME, source).map_err(|e| TemplateError::Syntax {
+                line: e.line().unwrap_or(0),
+                detail: e.detail().unwrap_or("syntax error").to_owned(),
+            })
         })?;
         let template = environment.get_template(NAME).expect("it was added above");
         let variables = template.undeclared_variables(false);
@@ -151,12 +154,25 @@ impl ChatTemplate {
 
         let template = self.environment.get_template(NAME).expect("it was added when this was made");
         let mut output = Limited { bytes: Vec::new(), full: false };
-        match template.render_captured_to(Value::from_object(variables), &mut output) {
-            Ok(_) => Ok(String::from_utf8(output.bytes).expect("templates write texts")),
+        let rendered = guarded(|| {
+            let rendered = template.render_captured_to(Value::from_object(variables), &mut output);
+            rendered.map(|_| ()).map_err(|error| failure(&error))
+        });
+        match rendered {
+            Ok(()) => Ok(String::from_utf8(output.bytes).expect("templates write texts")),
             Err(_) if output.full => Err(TemplateError::TooLong),
-            Err(error) => Err(failure(&error)),
+            Err(error) => Err(error),
         }
     }
+}
+
+/// The engine is foreign code over a foreign template and whatever a caller says: what it does there is an error and not
+/// our end. (Its 3.0 panics where a list without items is taken backwards, as Qwen's templates take the messages.)
+fn guarded<T>(work: impl FnOnce() -> Result<T, TemplateError>) -> Result<T, TemplateError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let detail = "the template engine broke down over it".to_owned();
+        Err(TemplateError::Failed { line: 0, detail })
+    })
 }
 
 fn failure(error: &minijinja::Error) -> TemplateError {

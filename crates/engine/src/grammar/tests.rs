@@ -206,6 +206,59 @@ fn what_is_costly_is_refused_or_followed_and_soon_either_way() {
     }
 }
 
+/// Sources cut short, doubled in places, or with characters changed: refused or followed, never a panic, never for long.
+#[test]
+fn damaged_forms_are_refused_or_followed_and_never_a_panic() {
+    let grammars = grammars();
+    let schema = r##"{"type":"object","properties":{"a":{"type":"string","pattern":"^[a-z]{1,9}$"},"b":{"type":"array",
+        "items":{"$ref":"#/$defs/d"},"minItems":1,"maxItems":3},"c":{"enum":[1,null,"x"]},"d":{"type":"number","minimum":-2.5}},
+        "required":["a"],"additionalProperties":false,"$defs":{"d":{"anyOf":[{"type":"integer"},{"const":true}]}}}"##;
+    let pattern = r"(?i:ab|[^\d\s]{2,5})+(\d{3}-)?\p{L}*\.?$";
+    let grammar =
+        "start: word (\",\" word)* end?\nword: /[a-z]+/ | \"(\" start \")\"\nend: \"!\" ~ 1..3\n%ignore / +/";
+    let mut rng = Rng::new(17);
+    for round in 0..360 {
+        let whole = [schema, pattern, grammar][round % 3];
+        let mut chars: Vec<char> = whole.chars().collect();
+        for _ in 0..1 + rng.below(3) {
+            let at = rng.below(chars.len().max(1) as u64) as usize;
+            match rng.below(4) {
+                0 => chars.truncate(at),
+                1 => chars.insert(
+                    at,
+                    *rng_pick(&mut rng, &['{', '}', '[', '(', ')', '"', '\\', '*', '9', '\u{0}', 'é']),
+                ),
+                2 if at < chars.len() => drop(chars.remove(at)),
+                _ => {
+                    let copy: Vec<char> = chars[at.min(chars.len())..].iter().take(20).copied().collect();
+                    chars.splice(at..at, copy);
+                }
+            }
+        }
+        let source: String = chars.into_iter().collect();
+        let form = match round % 3 {
+            0 => Grammar::JsonSchema { schema: source.clone() },
+            1 => Grammar::Regex { pattern: source.clone() },
+            _ => Grammar::Lark { grammar: source.clone() },
+        };
+        let started = Instant::now();
+        let mut guide = grammars.guide(&form.constraint(), &[]);
+        for _ in 0..6 {
+            let Ok(guide) = &mut guide else { break };
+            let Ok(Some(mask)) = guide.mask(false) else { break };
+            let Some(&token) = allowed(&mask).iter().find(|&&token| token != STOP) else { break };
+            if guide.advance(token).is_err() {
+                break;
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{source}");
+    }
+}
+
+fn rng_pick<'v, T>(rng: &mut Rng, values: &'v [T]) -> &'v T {
+    &values[rng.below(values.len() as u64) as usize]
+}
+
 #[test]
 fn a_vocabulary_without_stop_tokens_ends_where_the_form_does() {
     let mut grammars = grammars();

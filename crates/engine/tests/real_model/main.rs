@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod damage;
+mod day;
 mod group;
 mod harness;
 mod reference;

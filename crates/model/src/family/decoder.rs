@@ -16,6 +16,8 @@ const HEAD_DIM_MAX: usize = 1 << 12;
 const CONTEXT_MAX: usize = 1 << 30;
 const STOP_TOKENS_MAX: usize = 64;
 const EXPERTS_MAX: usize = 1 << 12;
+/// In all layers together: each has tensors that are listed one by one.
+const ALL_EXPERTS_MAX: usize = 1 << 17;
 
 /// The sizes that every family has.
 pub(super) struct Sizes {
@@ -211,6 +213,13 @@ pub(super) fn decoder(
     sizes: &Sizes,
     layer: impl Fn(usize) -> Result<LayerSpec, ConfigError>,
 ) -> Result<ModelSpec, ConfigError> {
+    let layers = (0..sizes.layers).map(layer).collect::<Result<Vec<_>, _>>()?;
+    let experts: usize =
+        layers.iter().filter_map(|layer| layer.feed_forward.experts()).map(|e| e.experts).sum();
+    if experts > ALL_EXPERTS_MAX {
+        let expected = format!("so many that there are at most {ALL_EXPERTS_MAX} experts, not {experts}");
+        return Err(fields.out_of_range("num_hidden_layers", expected));
+    }
     Ok(ModelSpec {
         family,
         hidden: sizes.hidden,
@@ -218,7 +227,7 @@ pub(super) fn decoder(
         context: sizes.context,
         embedding_scale: 1.0,
         tied_head: fields.shared("tie_word_embeddings").flag("tie_word_embeddings")?,
-        layers: (0..sizes.layers).map(layer).collect::<Result<_, _>>()?,
+        layers,
         layer_inputs: None,
         final_norm: norm(fields)?,
         logit_soft_cap: None,

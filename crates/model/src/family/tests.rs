@@ -264,3 +264,75 @@ proptest! {
         }
     }
 }
+
+/// Every family's configuration with fields that nobody means: refused in words, or a model whose tensors can be listed.
+#[test]
+fn hostile_fields_are_refused_or_make_a_model_of_bounded_size() {
+    use crate::checkpoint::expected_tensors;
+    use crate::synth::{Synth, SynthRequest};
+    let hostile = [
+        json!(null),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-1),
+        json!(7.5),
+        json!(1e18),
+        json!(u64::MAX),
+        json!(4096),
+        json!(1024),
+        json!("x"),
+        json!(""),
+        json!([]),
+        json!([1, "x"]),
+        json!({}),
+        json!({"0": {"head_dim": 7}}),
+        json!(true),
+        json!(1e-40),
+        json!({"rope_type": "yarn", "factor": 1e30}),
+        json!(["full_attention"]),
+        json!({"full_attention": {"rope_type": "longrope"}}),
+    ];
+    let more = [
+        "layer_types",
+        "rope_scaling",
+        "rope_parameters",
+        "per_layer_config",
+        "num_kv_shared_layers",
+        "text_config",
+        "quantization",
+        "generation",
+        "attention_bias",
+        "sliding_window",
+        "eos_token_id",
+        "partial_rotary_factor",
+    ];
+    let mut rng = base::Rng::new(23);
+    for family in names() {
+        let synth =
+            Synth::new(&SynthRequest { family: family.to_owned(), ..SynthRequest::default() }).unwrap();
+        let whole: serde_json::Map<String, Value> = serde_json::from_slice(&synth.kit().config).unwrap();
+        let fields: Vec<&str> = whole.keys().map(String::as_str).chain(more).collect();
+        for _ in 0..600 {
+            let mut config = whole.clone();
+            for _ in 0..1 + rng.below(3) {
+                let field = fields[rng.below(fields.len() as u64) as usize];
+                config.insert(field.to_owned(), hostile[rng.below(hostile.len() as u64) as usize].clone());
+            }
+            let text = Value::Object(config.clone()).to_string();
+            match spec_from_config(text.as_bytes(), None) {
+                Err(error) => assert!(error.to_string().contains("config.json"), "{error}"),
+                Ok(spec) => {
+                    let experts = |layer: &crate::spec::LayerSpec| {
+                        layer.feed_forward.experts().map_or(0, |e| e.experts)
+                    };
+                    let all: usize = spec.layers.iter().map(experts).sum();
+                    assert!(all <= 1 << 17, "{text}");
+                    if all + spec.layers.len() < 10_000 && spec.check().is_ok() {
+                        assert!(!expected_tensors(&spec).is_empty());
+                    }
+                }
+            }
+        }
+    }
+}

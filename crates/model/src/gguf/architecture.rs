@@ -253,6 +253,7 @@ impl<'f, 'a> Reading<'f, 'a> {
             for (key, name) in [
                 ("rope.scaling.factor", "factor"),
                 ("rope.scaling.original_context_length", "original_max_position_embeddings"),
+                ("rope.scaling.yarn_attn_factor", "attention_factor"),
                 ("rope.scaling.yarn_beta_fast", "beta_fast"),
                 ("rope.scaling.yarn_beta_slow", "beta_slow"),
             ] {
@@ -450,7 +451,9 @@ impl<'f, 'a> Reading<'f, 'a> {
         let Some(factors) = self.file.tensor("rope_freqs.weight")? else { return Ok(1.0) };
         let factors = dequantise_all(&factors);
         let turning = factors.iter().take_while(|factor| **factor == 1.0).count();
-        Ok(turning as f64 / factors.len().max(1) as f64)
+        // A little more than so many: pairs are the whole part of the share of all, and floats may be a little less.
+        let share = (turning as f64 + 0.25) / factors.len().max(1) as f64;
+        Ok(share.min(1.0))
     }
 
     /// Each layer's kind, where some see a window only.

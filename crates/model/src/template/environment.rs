@@ -23,6 +23,13 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     // Would show whatever the template can see.
     environment.remove_global("debug");
     environment.add_filter("tojson", tojson);
+    environment.add_filter("string", string);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
+    // Here `none` would be one.
+    environment.add_test("iterable", |value: &Value| {
+        value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
+    });
     environment.set_formatter(|out, state, value| {
         if value.kind() == ValueKind::Number && !value.is_integer() {
             let number = f64::try_from(value.clone())?;
@@ -34,6 +41,34 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
     environment
+}
+
+/// A value as Python's `str` writes it.
+fn string(value: &Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value.clone()),
+        ValueKind::Number if !value.is_integer() => {
+            Ok(Value::from(json::float(f64::try_from(value.clone())?)))
+        }
+        _ => Ok(Value::from(value.to_string())),
+    }
+}
+
+/// HTML's marks as Jinja escapes them, asked for by name; nothing is escaped otherwise.
+fn escape(value: &Value) -> Result<Value, Error> {
+    let text = string(value)?;
+    let mut out = String::new();
+    for letter in text.as_str().unwrap_or_default().chars() {
+        match letter {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&#39;"),
+            '"' => out.push_str("&#34;"),
+            _ => out.push(letter),
+        }
+    }
+    Ok(Value::from(out))
 }
 
 /// `tojson` as transformers has it: Python's `json.dumps`, without Jinja's escapes for HTML.

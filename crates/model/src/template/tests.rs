@@ -76,3 +76,36 @@ fn a_template_sees_neither_files_nor_the_whole_state() {
     assert!(render("{% include 'other' %}", &[]).is_err());
     assert!(render("{{ debug() }}", &[]).is_err());
 }
+
+/// Every template of the golden set, cut short or with some of its bytes changed: refused or rendered, and soon.
+#[test]
+fn a_damaged_template_is_refused_or_rendered_and_never_a_panic() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/templates");
+    let messages = [
+        json!({"role": "user", "content": "Hello"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [
+            {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": {"x": [1, {"y": null}]}}}]}),
+        json!({"role": "tool", "tool_call_id": "123456789", "content": "done"}),
+    ];
+    let mut rng = base::Rng::new(5);
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "jinja") {
+            continue;
+        }
+        let whole = std::fs::read(path).unwrap();
+        for _ in 0..150 {
+            let mut bytes = whole.clone();
+            if rng.below(3) == 0 {
+                bytes.truncate(rng.below(bytes.len() as u64) as usize);
+            }
+            for _ in 0..rng.below(4) {
+                let at = rng.below(bytes.len().max(1) as u64) as usize;
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = b"{}%|()[]\"' .0-+*/~x\n"[rng.below(22) as usize];
+                }
+            }
+            let _ = render(&String::from_utf8_lossy(&bytes), &messages);
+        }
+    }
+}

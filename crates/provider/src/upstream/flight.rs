@@ -121,7 +121,13 @@ async fn stream(shared: &Shared, job: &Job, answer: &mut Answer) -> End {
                     }
                 }
                 Said::Error(_) => return End::Failed("the server ended its answer with an error".to_owned()),
-                Said::Done => return End::Finished(finish.unwrap_or(FinishReason::Stop)),
+                // llama.cpp's Python server ends what another request interrupts so: as if all were well, with nothing said.
+                Said::Done => {
+                    return match finish {
+                        Some(reason) => End::Finished(reason),
+                        None => End::Failed("the server ended its answer and gave no reason".to_owned()),
+                    };
+                }
             }
         }
     }
