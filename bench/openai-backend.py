@@ -62,7 +62,9 @@ class Trial:
 
     def serve(self, model: Path, port: int):
         child = self.start(self.options.python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port),
-                           "--host", "127.0.0.1", "--n_ctx", "1024", "--n_threads", "1", "--model_alias", "tiny", "--verbose", "False")
+                           "--host", "127.0.0.1", "--n_ctx", "1024", "--n_threads", "1", "--model_alias", "tiny", "--verbose", "False",
+                           # Else a request that comes ends the one that is there, with nothing said.
+                           "--interrupt_requests", "False")
         until("llama.cpp's server", lambda: call(f"http://127.0.0.1:{port}/v1/models", timeout=2).status == 200)
         return child
 
