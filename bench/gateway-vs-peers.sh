@@ -55,7 +55,8 @@ model_list:
   - model_name: stand-in
     litellm_params: {model: openai/stand-in, api_base: "$upstream/v1", api_key: none}
 YAML
-"$folder/venv/bin/litellm" --config "$folder/litellm.yaml" --host 127.0.0.1 --port "$litellm_port" --num_workers 1 \
+# On the loopback alone, and only while this runs: it needs no key.
+LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true "$folder/venv/bin/litellm" --config "$folder/litellm.yaml" --host 127.0.0.1 --port "$litellm_port" --num_workers 1 \
   >"$folder/litellm.log" 2>&1 &
 started+=($!)
 sglang_port=$(free_port)
