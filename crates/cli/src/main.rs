@@ -24,6 +24,7 @@ mod run;
 mod serving;
 mod settings;
 mod shutdown;
+mod simulate;
 mod status;
 mod terminal;
 mod topology;
@@ -72,6 +73,8 @@ enum Command {
     Why(why::Options),
     /// Say where deployments would run on a fleet that a file describes, how fast, and why nowhere else.
     Plan(plan::Options),
+    /// Say what a policy would do with traffic; or live many fleets' lives with faults, from seeds.
+    Simulate(simulate::Options),
     /// Show what a machine is connected with.
     #[command(subcommand)]
     Topology(topology::Verb),
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         Command::Explain(options) => serving::block_on(explain::run(options)),
         Command::Why(options) => serving::block_on(why::run(options)),
         Command::Plan(options) => plan::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::Topology(verb) => topology::run(verb),
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),

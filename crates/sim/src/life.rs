@@ -1,0 +1,562 @@
+//! One fleet's life: events in the order of their times, faults, and what is checked after each.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use base::{Epoch, InstanceId, MachineId, Micros, ModelName, RequestId, Rng, Tokens};
+use fleet::deployment::{Replicas, Spec};
+use fleet::plan::PlanPolicy;
+use fleet::reconcile::{Controller, Effect as Order, Input as News, RankReport, World};
+use fleet::{Ask, Effect, Enqueue, Input, Outcome, Policy, Pool, Priority};
+
+use crate::world::{self, Provider};
+
+/// How long a life is, and how large.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Hours with faults; a quiet end comes after them.
+    pub hours: f64,
+    /// Machines at most; a seed has between a half and all.
+    pub machines: u64,
+    /// Whether readable lines are kept.
+    pub told: bool,
+}
+
+/// Something that must never be.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Violation {
+    /// In which life.
+    pub seed: u64,
+    /// Seconds after its begin.
+    pub at_s: u64,
+    /// Which invariant, in a word.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+/// What became of a life.
+#[derive(Debug, Clone, Default)]
+pub struct Life {
+    /// Things that happened.
+    pub events: u64,
+    /// Machines times hours.
+    pub machine_hours: f64,
+    /// What broke.
+    pub violations: Vec<Violation>,
+    /// Readable lines, where they were asked for.
+    pub lines: Vec<String>,
+    /// Requests that came, and that were answered.
+    pub requests: (u64, u64),
+}
+
+/// The quiet end: long enough for cool-downs, pauses and loads to pass.
+const QUIET: Micros = Micros::from_secs(1800);
+const MODELS: [(&str, f64); 2] = [("fast", 57.0), ("slow", 2.6)];
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    Arrival,
+    Fault,
+    Tick,
+    Pool(usize),
+    Connect(MachineId, u64),
+    Silent(MachineId, u64),
+    Told(MachineId, InstanceId, Epoch, u32, bool),
+    Loaded(MachineId, InstanceId, Epoch, u64),
+    Says(MachineId, InstanceId, Epoch, u32, u8),
+    First(RequestId, InstanceId),
+    Done(RequestId, InstanceId),
+}
+
+struct Running {
+    model: usize,
+    instance: Option<InstanceId>,
+    tried: u32,
+    over: bool,
+}
+
+struct Sim {
+    seed: u64,
+    options: Options,
+    rng: Rng,
+    now: Micros,
+    sequence: u64,
+    queue: BinaryHeap<Reverse<(Micros, u64, Happening)>>,
+    controller: Controller,
+    world: World,
+    pools: Vec<Pool>,
+    providers: BTreeMap<MachineId, Provider>,
+    requests: BTreeMap<RequestId, Running>,
+    offered: BTreeMap<InstanceId, (usize, MachineId)>,
+    life: Life,
+    faults_end: Micros,
+    largest: Epoch,
+    next_request: u64,
+}
+
+/// Lives one life.
+pub fn life(seed: u64, options: Options) -> Life {
+    let mut sim = Sim::new(seed, options);
+    sim.run();
+    sim.finish()
+}
+
+impl Sim {
+    fn new(seed: u64, options: Options) -> Self {
+        let mut rng = Rng::new(seed);
+        let most = options.machines.max(2);
+        let machines = most.div_ceil(2) + rng.below(most / 2 + 1);
+        let world = world::world(machines as usize, &mut rng);
+        let providers = world.machines.iter().map(|(id, machine)| (*id, Provider::new(machine))).collect();
+        let policy = Policy { explained_max: 0, ..Policy::default() };
+        let pool = |(name, _): &(&str, f64)| Pool::new(ModelName::new(*name), policy.clone(), rng.fork(3));
+        let pools: Vec<Pool> = MODELS.iter().map(pool).collect();
+        let mut sim = Self {
+            seed,
+            options,
+            now: Micros::from_secs(1),
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            controller: Controller::new(PlanPolicy::default(), Epoch(0), rng.fork(1)),
+            pools,
+            providers,
+            requests: BTreeMap::new(),
+            offered: BTreeMap::new(),
+            life: Life::default(),
+            faults_end: Micros::from_secs_f64(options.hours.max(0.01) * 3600.0),
+            largest: Epoch(0),
+            next_request: 0,
+            world,
+            rng,
+        };
+        for (at, (name, _)) in MODELS.iter().enumerate() {
+            let mut spec = Spec::new(*name, *name);
+            spec.max_batch = 4;
+            spec.replicas = Replicas::Fixed(1 + sim.rng.below(machines.div_ceil(3)) as u32);
+            if at == 1 && sim.rng.below(2) == 0 {
+                spec.shape = fleet::deployment::Division::Pipeline(2);
+                spec.replicas = Replicas::Fixed(1);
+            }
+            sim.news(News::Apply(Box::new(spec)));
+        }
+        for machine in sim.providers.keys().copied().collect::<Vec<_>>() {
+            let late = sim.rng.below(5_000_000);
+            sim.after(Micros(late), Happening::Connect(machine, 0));
+        }
+        sim.after(Micros(1), Happening::Arrival);
+        sim.after(Micros::from_secs(60), Happening::Fault);
+        sim.after(Micros::from_secs(1), Happening::Tick);
+        sim
+    }
+
+    fn after(&mut self, span: Micros, happening: Happening) {
+        self.sequence += 1;
+        self.queue.push(Reverse((self.now + span, self.sequence, happening)));
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        if self.options.told {
+            let line = format!("{:>9.1} s  {}", self.now.as_secs_f64(), line());
+            self.life.lines.push(line);
+        }
+    }
+
+    fn violate(&mut self, invariant: &'static str, what: String) {
+        let at_s = self.now.0 / 1_000_000;
+        self.say(|| format!("BROKEN {invariant}: {what}"));
+        if self.life.violations.len() < 16 {
+            self.life.violations.push(Violation { seed: self.seed, at_s, invariant, what });
+        }
+    }
+
+    fn run(&mut self) {
+        let end = self.faults_end + QUIET;
+        let mut settled_at = None;
+        while let Some(Reverse((at, _, happening))) = self.queue.pop() {
+            if at > end {
+                break;
+            }
+            self.now = at;
+            self.life.events += 1;
+            self.happen(happening);
+            self.check();
+            // Two thirds of the quiet end are enough to settle; in the last third nothing may move any more.
+            if settled_at.is_none() && at > self.faults_end + Micros(QUIET.0 / 3 * 2) {
+                settled_at = Some(self.controller.epoch());
+            }
+        }
+        self.now = end;
+        if settled_at.is_some_and(|epoch| epoch != self.controller.epoch()) {
+            self.violate("flapping", "assignments changed after everything was quiet".to_owned());
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Arrival => self.arrival(),
+            Happening::Fault => self.fault(),
+            Happening::Tick => {
+                self.look();
+                let next = self.controller.next_deadline().saturating_sub(self.now);
+                self.after(Micros(next.0.clamp(100_000, 1_000_000)), Happening::Tick);
+            }
+            Happening::Pool(model) => {
+                if self.pools[model].next_deadline().is_some_and(|at| at <= self.now) {
+                    self.pool(model, Input::Tick);
+                }
+            }
+            Happening::Connect(machine, life) => self.connect(machine, life),
+            Happening::Silent(machine, life) => {
+                if self.providers.get(&machine).is_some_and(|p| p.connection == life && !p.linked) {
+                    self.news(News::MachineGone(machine));
+                    self.lose(machine);
+                }
+            }
+            Happening::Told(machine, instance, epoch, rank, assign) => {
+                self.told(machine, (instance, epoch, rank), assign);
+            }
+            Happening::Loaded(machine, instance, epoch, start) => {
+                self.loaded(machine, instance, epoch, start)
+            }
+            Happening::Says(machine, instance, epoch, rank, phase) => {
+                let report = match phase {
+                    0 => RankReport::Loading(50),
+                    1 => RankReport::Ready,
+                    _ => RankReport::Failed("it ran out of memory".to_owned()),
+                };
+                if self.providers[&machine].linked {
+                    self.news(News::Report { machine, instance, epoch, rank, report });
+                }
+            }
+            Happening::First(request, instance) => {
+                if let Some(model) = self.on(request, instance) {
+                    self.pool(model, Input::FirstToken { request });
+                }
+            }
+            Happening::Done(request, instance) => {
+                if let Some(model) = self.on(request, instance) {
+                    let generated = Tokens(64);
+                    self.over(request, true);
+                    let outcome = Outcome::Completed;
+                    self.pool(model, Input::AttemptEnded { request, instance, outcome, generated });
+                }
+            }
+        }
+    }
+
+    fn on(&self, request: RequestId, instance: InstanceId) -> Option<usize> {
+        let running = self.requests.get(&request)?;
+        (running.instance == Some(instance) && !running.over).then_some(running.model)
+    }
+
+    fn over(&mut self, request: RequestId, answered: bool) {
+        let Some(running) = self.requests.get_mut(&request) else { return };
+        if std::mem::replace(&mut running.over, true) {
+            self.violate("one terminal", format!("{request} ended twice"));
+            return;
+        }
+        self.requests.remove(&request);
+        self.life.requests.1 += u64::from(answered);
+    }
+
+    fn arrival(&mut self) {
+        if self.now < self.faults_end {
+            self.next_request += 1;
+            self.life.requests.0 += 1;
+            let request = RequestId(u128::from(self.next_request));
+            let model = usize::from(self.rng.below(100) >= 83);
+            self.requests.insert(request, Running { model, instance: None, tried: 0, over: false });
+            self.enqueue(request, model, false, 0);
+            // By day four times as much as by night.
+            let hour = self.now.as_secs_f64() / 3600.0;
+            let rate = 0.05 * (1.0 + 0.6 * (hour / 24.0 * std::f64::consts::TAU).sin());
+            let gap = -(1.0 - self.rng.next_f64()).ln() / rate;
+            self.after(Micros::from_secs_f64(gap), Happening::Arrival);
+        }
+    }
+
+    fn enqueue(&mut self, request: RequestId, model: usize, again: bool, tried: u32) {
+        let asked = Enqueue {
+            ask: Ask::new(request, Tokens(128), Tokens(64)),
+            account: base::AccountId(request.0 % 7),
+            weight: 1,
+            priority: Priority::Normal,
+            deadline: None,
+            again,
+            tried,
+            prefixes: fleet::prefixes(&[], 0),
+        };
+        self.pool(model, Input::Enqueue(asked));
+    }
+
+    fn pool(&mut self, model: usize, input: Input) {
+        let mut effects = Vec::new();
+        self.pools[model].handle(self.now, input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Dispatch { request, instance, machine, .. } => {
+                    self.dispatch(model, request, instance, machine);
+                }
+                Effect::Refuse { request, .. } => self.over(request, false),
+                _ => {}
+            }
+        }
+        if let Some(at) = self.pools[model].next_deadline() {
+            self.after(at.saturating_sub(self.now) + Micros(1), Happening::Pool(model));
+        }
+    }
+
+    fn dispatch(&mut self, model: usize, request: RequestId, instance: InstanceId, machine: MachineId) {
+        let Some(of) = self.controller.instance(instance) else {
+            return self.violate("capacity truth", format!("{request} went to {instance}, which is no more"));
+        };
+        let broken = if of.deployment != MODELS[model].0 {
+            Some("no spill-over")
+        } else if of.places[0].0 != machine {
+            Some("ranks above 0 are never routed")
+        } else if !of.is_ready() {
+            Some("capacity truth")
+        } else {
+            None
+        };
+        if let Some(broken) = broken {
+            self.violate(broken, format!("{request} of {} went to {instance} on {machine}", MODELS[model].0));
+        }
+        let Some(running) = self.requests.get_mut(&request) else {
+            return self.violate("one terminal", format!("{request} is sent after its end"));
+        };
+        if running.instance.is_some() || running.over {
+            return self.violate("one terminal", format!("{request} is sent twice"));
+        }
+        running.instance = Some(instance);
+        let slow = self.providers[&machine].slow;
+        let seconds = 64.0 / MODELS[model].1 * slow * (0.5 + self.rng.next_f64());
+        self.after(Micros::from_secs_f64(seconds / 20.0), Happening::First(request, instance));
+        self.after(Micros::from_secs_f64(seconds), Happening::Done(request, instance));
+    }
+
+    /// What a machine had in flight moves.
+    fn withdraw(&mut self, instance: InstanceId) {
+        let Some((model, _)) = self.offered.remove(&instance) else { return };
+        self.pool(model, Input::InstanceGone { instance, lost: false });
+        let moved: Vec<(RequestId, u32)> = self
+            .requests
+            .iter_mut()
+            .filter(|(_, running)| running.instance == Some(instance))
+            .map(|(request, running)| {
+                (running.instance, running.tried) = (None, running.tried + 1);
+                (*request, running.tried)
+            })
+            .collect();
+        for (request, _) in moved {
+            self.enqueue(request, model, true, 0);
+        }
+    }
+
+    fn lose(&mut self, machine: MachineId) {
+        let of: Vec<InstanceId> =
+            self.offered.iter().filter(|(_, (_, at))| *at == machine).map(|(id, _)| *id).collect();
+        for instance in of {
+            self.withdraw(instance);
+        }
+    }
+
+    fn news(&mut self, news: News) {
+        let mut orders = Vec::new();
+        self.controller.handle(self.now, news, &mut orders);
+        self.controller.reconcile(self.now, &self.world, &mut orders);
+        self.carry_out(orders);
+    }
+
+    fn look(&mut self) {
+        let mut orders = Vec::new();
+        self.controller.reconcile(self.now, &self.world, &mut orders);
+        self.carry_out(orders);
+    }
+
+    fn carry_out(&mut self, orders: Vec<Order>) {
+        for order in orders {
+            let (machine, instance, epoch, rank, assign) = match order {
+                Order::Assign { machine, instance, epoch, rank } => (machine, instance, epoch, rank, true),
+                Order::Unassign { machine, instance, epoch, .. } => (machine, instance, epoch, 0, false),
+                Order::Withdraw(instance) => {
+                    self.withdraw(instance);
+                    continue;
+                }
+                Order::Store(_) | Order::Stray { .. } => continue,
+            };
+            self.say(|| {
+                let what = if assign { "assign" } else { "un-assign" };
+                format!("{what} {instance} (epoch {epoch}, rank {rank}) on {machine}")
+            });
+            if !self.providers.get(&machine).is_some_and(|provider| provider.linked) {
+                continue;
+            }
+            let told = Happening::Told(machine, instance, epoch, rank, assign);
+            self.after(Micros(1000), told.clone());
+            // A message may come a second time, and late.
+            if self.now < self.faults_end && self.rng.below(20) == 0 {
+                let late = self.rng.below(30_000_000);
+                self.after(Micros(2000 + late), told);
+            }
+        }
+        self.offer_what_is_ready();
+    }
+
+    /// Rank 0 of what is ready is what requests are routed to.
+    fn offer_what_is_ready(&mut self) {
+        let ready: Vec<(InstanceId, usize, MachineId, Epoch, usize)> = self
+            .controller
+            .instances()
+            .filter(|instance| instance.is_ready() && !self.offered.contains_key(&instance.id))
+            .filter(|instance| self.providers[&instance.places[0].0].linked)
+            .filter_map(|instance| {
+                let model = MODELS.iter().position(|(name, _)| *name == instance.deployment)?;
+                Some((instance.id, model, instance.places[0].0, instance.epoch, instance.places.len()))
+            })
+            .collect();
+        for (instance, model, machine, epoch, ranks) in ready {
+            self.say(|| format!("{instance} of {} takes requests on {machine}", MODELS[model].0));
+            self.offered.insert(instance, (model, machine));
+            let offer = world::offer(MODELS[model], (instance, epoch, ranks), self.now);
+            self.pool(model, Input::InstanceUp { machine, offer: Box::new(offer) });
+        }
+    }
+
+    fn connect(&mut self, machine: MachineId, connection: u64) {
+        let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+        if provider.linked || provider.connection != connection {
+            return;
+        }
+        provider.linked = true;
+        let (name, incarnation, holds) = (provider.name.clone(), provider.incarnation, provider.holds());
+        self.say(|| format!("{machine} ({name}) connects, holding {}", holds.len()));
+        self.news(News::MachineUp { machine, name, incarnation, holds });
+    }
+
+    fn told(&mut self, machine: MachineId, about: (InstanceId, Epoch, u32), assign: bool) {
+        let now = self.now;
+        let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+        if !provider.linked {
+            return;
+        }
+        if assign {
+            let Some(start) = provider.assign(about, now) else { return };
+            let takes = provider.load_s();
+            self.after(Micros::from_secs_f64(takes), Happening::Loaded(machine, about.0, about.1, start));
+            self.after(Micros(1000), Happening::Says(machine, about.0, about.1, about.2, 0));
+        } else {
+            provider.unassign(about.0, about.1);
+        }
+    }
+
+    fn loaded(&mut self, machine: MachineId, instance: InstanceId, epoch: Epoch, start: u64) {
+        let fails = self.now < self.faults_end && self.rng.below(12) == 0;
+        let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+        let Some(rank) = provider.loaded((instance, epoch), start, fails) else { return };
+        let phase = if fails { 2 } else { 1 };
+        self.after(Micros(1000), Happening::Says(machine, instance, epoch, rank, phase));
+    }
+
+    fn fault(&mut self) {
+        if self.now >= self.faults_end {
+            return self.heal();
+        }
+        let machines: Vec<MachineId> = self.providers.keys().copied().collect();
+        let machine = machines[self.rng.below(machines.len() as u64) as usize];
+        let kind = self.rng.below(6);
+        let away = Micros(self.rng.below(60_000_000));
+        self.say(|| {
+            let names = ["is lost", "freezes", "is cut off", "restarts", "slows down", "lies"];
+            format!("{machine} {} ({:.0} s)", names[kind as usize], away.as_secs_f64())
+        });
+        match kind {
+            0..=3 => {
+                let dies = kind == 0 || kind == 3;
+                let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+                let connection = provider.cut(dies);
+                let back = if kind == 3 { Micros(away.0 / 20) } else { away };
+                self.after(
+                    Micros::from_secs(if dies { 0 } else { 6 }),
+                    Happening::Silent(machine, connection),
+                );
+                self.after(back + Micros::from_secs(7), Happening::Connect(machine, connection));
+            }
+            4 => {
+                let slow = 1.0 + self.rng.next_f64() * 5.0;
+                self.providers.get_mut(&machine).expect("machines are not forgotten").slow = slow;
+            }
+            _ => {
+                let (instance, epoch) = (InstanceId(self.rng.next_u64().into()), Epoch(self.rng.below(100)));
+                let known = self.controller.instances().map(|i| i.id).nth(self.rng.below(3) as usize);
+                self.after(Micros(1), Happening::Says(machine, known.unwrap_or(instance), epoch, 0, 1));
+            }
+        }
+        // A quarter of an hour on average; the clock of deciding code may jump, too, by a pause.
+        let gap = -(1.0 - self.rng.next_f64()).ln() * 300.0;
+        self.after(Micros::from_secs_f64(gap.clamp(1.0, 3600.0)), Happening::Fault);
+    }
+
+    /// Faults are over: everybody comes back, as fast as before.
+    fn heal(&mut self) {
+        self.say(|| "faults are over".to_owned());
+        for machine in self.providers.keys().copied().collect::<Vec<_>>() {
+            let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+            provider.slow = 1.0;
+            let connection = provider.connection;
+            self.after(Micros::from_secs(1), Happening::Connect(machine, connection));
+        }
+    }
+
+    fn check(&mut self) {
+        if self.controller.epoch() < self.largest {
+            self.violate("epochs grow", format!("{} after {}", self.controller.epoch(), self.largest));
+        }
+        self.largest = self.controller.epoch();
+        let mut broken = Vec::new();
+        for (machine, provider) in &self.providers {
+            if self.controller.told(*machine).len() > 1 {
+                broken.push((
+                    "one model per machine",
+                    format!("{machine} is told {:?}", self.controller.told(*machine)),
+                ));
+            }
+            if let Some(what) = &provider.broken {
+                broken.push(("epochs grow", format!("{machine}: {what}")));
+            }
+        }
+        for (invariant, what) in broken {
+            self.violate(invariant, what);
+        }
+    }
+
+    fn finish(mut self) -> Life {
+        let hours = self.now.as_secs_f64() / 3600.0;
+        self.life.machine_hours = hours * self.providers.len() as f64;
+        let mut open = Vec::new();
+        for (name, deployment) in self.controller.deployments() {
+            let of: Vec<_> = self.controller.instances().filter(|i| i.deployment == *name).collect();
+            if of.iter().any(|instance| !instance.is_ready()) {
+                open.push(format!("{name}: {:?}", of.iter().map(|i| i.phase).collect::<Vec<_>>()));
+            }
+            let placed = deployment.conditions.is(fleet::deployment::ConditionType::Placed);
+            if placed && of.len() as u32 != deployment.spec.replicas.floor() {
+                open.push(format!("{name} is called placed with {} instances", of.len()));
+            }
+        }
+        for (machine, provider) in &self.providers {
+            let holds: Vec<_> = provider.holds().iter().map(|h| (h.instance, h.epoch, h.rank)).collect();
+            if self.controller.told(*machine) != holds {
+                open.push(format!(
+                    "{machine} holds {holds:?} and was told {:?}",
+                    self.controller.told(*machine)
+                ));
+            }
+        }
+        for what in open {
+            self.violate("convergence", what);
+        }
+        self.life
+    }
+}
