@@ -3,7 +3,7 @@
 //! What is real: the controller ([`fleet::reconcile`]), the planner in it, and a [`fleet::Pool`] for each model (eligibility,
 //! queue, routing, breakers). What is modelled: machines, loading, answers, the network between them and the coordinator.
 //! The same seed gives the same life, so that a failing one can be read again ([`life`]). What it is *not*: it runs no
-//! engine and sends nothing.
+//! engine and sends nothing. Start with [`life`] for faults, [`compare`] for traffic.
 
 mod life;
 mod traffic;

@@ -1,0 +1,108 @@
+//! What goes wrong in a life, and what is checked after everything that happens.
+
+use base::{Epoch, InstanceId, MachineId, Micros};
+
+use super::{Happening, Life, Sim};
+
+impl Sim {
+    pub(super) fn fault(&mut self) {
+        if self.now >= self.faults_end {
+            return self.heal();
+        }
+        let machines: Vec<MachineId> = self.providers.keys().copied().collect();
+        let machine = machines[self.rng.below(machines.len() as u64) as usize];
+        let kind = self.rng.below(6);
+        let away = Micros(self.rng.below(60_000_000));
+        self.say(|| {
+            let names = ["is lost", "freezes", "is cut off", "restarts", "slows down", "lies"];
+            format!("{machine} {} ({:.0} s)", names[kind as usize], away.as_secs_f64())
+        });
+        match kind {
+            0..=3 => {
+                let dies = kind == 0 || kind == 3;
+                let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+                let connection = provider.cut(dies);
+                let back = if kind == 3 { Micros(away.0 / 20) } else { away };
+                self.after(
+                    Micros::from_secs(if dies { 0 } else { 6 }),
+                    Happening::Silent(machine, connection),
+                );
+                self.after(back + Micros::from_secs(7), Happening::Connect(machine, connection));
+            }
+            4 => {
+                let slow = 1.0 + self.rng.next_f64() * 5.0;
+                self.providers.get_mut(&machine).expect("machines are not forgotten").slow = slow;
+            }
+            _ => {
+                let (instance, epoch) = (InstanceId(self.rng.next_u64().into()), Epoch(self.rng.below(100)));
+                let known = self.controller.instances().map(|i| i.id).nth(self.rng.below(3) as usize);
+                self.after(Micros(1), Happening::Says(machine, known.unwrap_or(instance), epoch, 0, 1));
+            }
+        }
+        // A quarter of an hour on average; the clock of deciding code may jump, too, by a pause.
+        let gap = -(1.0 - self.rng.next_f64()).ln() * 300.0;
+        self.after(Micros::from_secs_f64(gap.clamp(1.0, 3600.0)), Happening::Fault);
+    }
+
+    /// Faults are over: everybody comes back, as fast as before.
+    fn heal(&mut self) {
+        self.say(|| "faults are over".to_owned());
+        for machine in self.providers.keys().copied().collect::<Vec<_>>() {
+            let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
+            provider.slow = 1.0;
+            let connection = provider.connection;
+            self.after(Micros::from_secs(1), Happening::Connect(machine, connection));
+        }
+    }
+
+    pub(super) fn check(&mut self) {
+        if self.controller.epoch() < self.largest {
+            self.violate("epochs grow", format!("{} after {}", self.controller.epoch(), self.largest));
+        }
+        self.largest = self.controller.epoch();
+        let mut broken = Vec::new();
+        for (machine, provider) in &self.providers {
+            if self.controller.told(*machine).len() > 1 {
+                broken.push((
+                    "one model per machine",
+                    format!("{machine} is told {:?}", self.controller.told(*machine)),
+                ));
+            }
+            if let Some(what) = &provider.broken {
+                broken.push(("epochs grow", format!("{machine}: {what}")));
+            }
+        }
+        for (invariant, what) in broken {
+            self.violate(invariant, what);
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Life {
+        let hours = self.now.as_secs_f64() / 3600.0;
+        self.life.machine_hours = hours * self.providers.len() as f64;
+        let mut open = Vec::new();
+        for (name, deployment) in self.controller.deployments() {
+            let of: Vec<_> = self.controller.instances().filter(|i| i.deployment == *name).collect();
+            if of.iter().any(|instance| !instance.is_ready()) {
+                open.push(format!("{name}: {:?}", of.iter().map(|i| i.phase).collect::<Vec<_>>()));
+            }
+            let placed = deployment.conditions.is(fleet::deployment::ConditionType::Placed);
+            if placed && of.len() as u32 != deployment.spec.replicas.floor() {
+                open.push(format!("{name} is called placed with {} instances", of.len()));
+            }
+        }
+        for (machine, provider) in &self.providers {
+            let holds: Vec<_> = provider.holds().iter().map(|h| (h.instance, h.epoch, h.rank)).collect();
+            if self.controller.told(*machine) != holds {
+                open.push(format!(
+                    "{machine} holds {holds:?} and was told {:?}",
+                    self.controller.told(*machine)
+                ));
+            }
+        }
+        for what in open {
+            self.violate("convergence", what);
+        }
+        self.life
+    }
+}
