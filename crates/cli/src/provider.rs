@@ -42,6 +42,9 @@ pub(crate) struct Options {
         requires = "upstream"
     )]
     engine_key: Option<String>,
+    /// Compute models only together with others: read weights only as a rank of a group, and of them only its part.
+    #[arg(long, conflicts_with = "upstream")]
+    only_in_groups: bool,
     /// Compute nothing, and give tokens at this pace, in milliseconds to the first and between two: for benches.
     #[arg(long, value_name = "FIRST,EACH", value_parser = parse_pace, conflicts_with = "upstream", hide = true)]
     stand_in: Option<Pace>,
@@ -86,6 +89,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         let mut served = ModelConfig::new(model.name, model.source);
         served.engine = options.engine.config();
         served.stand_in = options.stand_in;
+        served.only_in_groups = options.only_in_groups;
         if let (Some(url), Some(kit)) = (&options.upstream, &options.kit) {
             served.upstream = Some(UpstreamConfig {
                 url: url.clone(),
@@ -163,6 +167,7 @@ impl Teller {
             Event::Draining { in_flight } => {
                 self.print(format!("Ending: {in_flight} requests are finished first."))
             }
+            Event::InGroups { model, detail } => self.print(format!("{model}: {detail}")),
             Event::Failed { model, detail } => eprintln!("{model} cannot be served: {detail}"),
             Event::Notice { model, text } => eprintln!("{model}: {text}"),
             // Where it ends, the error at the end says the same.

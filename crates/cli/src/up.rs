@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use wire::admin::FleetStatus;
+use wire::admin::{FleetStatus, InstanceStatus};
+use wire::control::InstancePhase;
 
 use self::children::{Children, Plan};
 use self::division::Division;
@@ -140,7 +141,8 @@ async fn await_served(
         pace.tick().await;
         let status: FleetStatus = client.get("/api/status").await?;
         let instances: Vec<_> = status.machines.iter().flat_map(|m| &m.instances).collect();
-        if instances.iter().filter(|i| i.ineligible.is_none()).count() >= wanted {
+        let in_groups = |i: &InstanceStatus| division.is_some() && i.phase == InstancePhase::InGroups;
+        if instances.iter().filter(|i| i.ineligible.is_none() || in_groups(i)).count() >= wanted {
             let status = match division {
                 Some(division) => division.carry_out(client, status, deadline).await?,
                 None => status,
@@ -148,7 +150,12 @@ async fn await_served(
             spinner.finish_and_clear();
             return Ok(status);
         }
-        let failed = instances.iter().find(|i| i.phase == wire::control::InstancePhase::Failed);
+        let cannot = |i: &InstanceStatus| match i.phase {
+            InstancePhase::Failed => true,
+            InstancePhase::InGroups => division.is_none(),
+            _ => false,
+        };
+        let failed = instances.iter().find(|i| cannot(i));
         if let Some(failed) = failed {
             bail!(
                 "{} cannot be served: {}",

@@ -63,6 +63,8 @@ pub enum Ineligible {
     Draining,
     /// It said that it cannot serve.
     Failed,
+    /// Its machine holds this model as a rank of groups only.
+    OnlyInGroups,
     /// It is in a phase that this build does not know.
     UnknownPhase,
     /// This request failed on its machine.
@@ -112,6 +114,7 @@ impl Ineligible {
             | Self::OtherKit
             | Self::Draining
             | Self::Failed
+            | Self::OnlyInGroups
             | Self::UnknownPhase
             | Self::Excluded
             | Self::TooLong { .. } => false,
@@ -131,7 +134,7 @@ impl Ineligible {
     }
 
     /// Every word that [`Ineligible::code`] gives, in the list's order.
-    pub const CODES: [&'static str; 15] = [
+    pub const CODES: [&'static str; 16] = [
         "rank_above_zero",
         "other_weights",
         "other_kit",
@@ -147,6 +150,7 @@ impl Ineligible {
         "no_slot",
         "full",
         "no_kv_room",
+        "only_in_groups",
     ];
 
     /// A word for metrics and programs.
@@ -172,6 +176,7 @@ impl Ineligible {
             Self::NoSlot { .. } => 12,
             Self::Full => 13,
             Self::NoKvRoom { .. } => 14,
+            Self::OnlyInGroups => 15,
         }
     }
 }
@@ -189,6 +194,7 @@ impl fmt::Display for Ineligible {
             ),
             Self::Draining => f.write_str("draining: it finishes what it has"),
             Self::Failed => f.write_str("failed"),
+            Self::OnlyInGroups => f.write_str("its machine computes this model only together with others"),
             Self::UnknownPhase => f.write_str("in a phase that this coordinator does not know; update it"),
             Self::Excluded => f.write_str("this request failed on its machine"),
             Self::TooLong { tokens, limit } => write!(f, "{tokens} tokens do not fit in {limit}"),
@@ -225,6 +231,7 @@ pub fn eligible(instance: &Instance, ask: &Ask, now: Micros) -> Result<(), Ineli
         InstancePhase::Ready | InstancePhase::Loading => {}
         InstancePhase::Draining => return Err(Ineligible::Draining),
         InstancePhase::Failed => return Err(Ineligible::Failed),
+        InstancePhase::InGroups => return Err(Ineligible::OnlyInGroups),
         InstancePhase::Unknown => return Err(Ineligible::UnknownPhase),
     }
     if ask.excluded.contains(&instance.machine) {

@@ -49,6 +49,8 @@ pub struct ModelConfig {
     pub engine: EngineConfig,
     /// Another server that computes it instead: then its source is not looked at.
     pub upstream: Option<UpstreamConfig>,
+    /// Its weights are read only as a rank of a group; else alone, too, where they fit into memory.
+    pub only_in_groups: bool,
     /// Nothing is computed, and tokens come at this pace: for benches.
     pub stand_in: Option<Pace>,
 }
@@ -56,7 +58,14 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// A model with the default way to compute it.
     pub fn new(name: ModelName, source: ModelSource) -> Self {
-        Self { name, source, engine: EngineConfig::default(), upstream: None, stand_in: None }
+        Self {
+            name,
+            source,
+            engine: EngineConfig::default(),
+            upstream: None,
+            only_in_groups: false,
+            stand_in: None,
+        }
     }
 }
 

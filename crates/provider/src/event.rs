@@ -40,6 +40,13 @@ pub enum Event {
         /// What its owner should know, for example a context that had to be shortened.
         text: String,
     },
+    /// A model's files are here, and its weights are read only as part of a group.
+    InGroups {
+        /// Which.
+        model: ModelName,
+        /// Why.
+        detail: String,
+    },
     /// A model cannot be served; the provider goes on with the others.
     Failed {
         /// Which.

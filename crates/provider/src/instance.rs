@@ -24,6 +24,8 @@ pub(crate) enum News {
     Described { descriptor: Box<ModelDescriptor>, kit: Arc<[u8]> },
     /// It takes requests.
     Started { engine: Host },
+    /// Its weights are not read here but as part of a group: why.
+    InGroups { detail: String },
     /// It never will.
     Failed { detail: String },
 }
@@ -60,6 +62,7 @@ struct Instance {
 enum State {
     Loading,
     Ready(Host),
+    InGroups(String),
     Failed(String),
 }
 
@@ -114,6 +117,7 @@ impl Instances {
                     return Change::Offer;
                 }
             }
+            News::InGroups { detail } => instance.state = State::InGroups(detail),
             News::Failed { detail } => instance.state = State::Failed(detail),
         }
         if known { Change::Report(step.index) } else { Change::Offer }
@@ -139,6 +143,7 @@ impl Instances {
             Some(Instance { state: State::Loading, .. }) => {
                 Serving::NotNow("its weights are being read".into())
             }
+            Some(Instance { state: State::InGroups(detail), .. }) => Serving::NotNow(detail.clone()),
             Some(Instance { state: State::Failed(detail), .. }) => {
                 Serving::NotNow(format!("it could not be loaded: {detail}"))
             }
@@ -253,7 +258,7 @@ impl Instances {
             State::Failed("the provider is leaving".into()),
         ) {
             State::Ready(engine) => Some(engine),
-            State::Loading | State::Failed(_) => None,
+            State::Loading | State::InGroups(_) | State::Failed(_) => None,
         };
         self.list.iter_mut().filter_map(leave).collect()
     }
@@ -269,6 +274,7 @@ impl Instance {
         let (phase, detail, load) = match &self.state {
             State::Loading => (InstancePhase::Loading, String::new(), EngineReport::default()),
             State::Failed(detail) => (InstancePhase::Failed, detail.clone(), EngineReport::default()),
+            State::InGroups(detail) => (InstancePhase::InGroups, detail.clone(), EngineReport::default()),
             State::Ready(engine) => {
                 let (phase, detail) = match (draining, engine.down()) {
                     (true, _) => (InstancePhase::Draining, "the provider is leaving".into()),

@@ -47,11 +47,14 @@ impl Loaders {
                 }
                 let tell = |news| sender.blocking_send(Step { index, news });
                 let loaded = match &model.upstream {
-                    Some(upstream) => connect(model, upstream, &runtime, &seen, |news| drop(tell(news))),
+                    Some(upstream) => {
+                        connect(model, upstream, &runtime, &seen, |news| drop(tell(news))).map(Loaded::Engine)
+                    }
                     None => load(model, |news| drop(tell(news))),
                 };
                 match loaded {
-                    Ok(engine) => {
+                    Ok(Loaded::InGroups(detail)) => drop(tell(News::InGroups { detail })),
+                    Ok(Loaded::Engine(engine)) => {
                         if let Err(mpsc::error::SendError(Step { news: News::Started { engine }, .. })) =
                             tell(News::Started { engine })
                         {
@@ -98,16 +101,42 @@ fn shared_out(models: &[ModelConfig]) -> Vec<ModelConfig> {
     models
 }
 
-fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Host, String> {
+/// What came of a load.
+enum Loaded {
+    Engine(Host),
+    /// The weights stay on the disk: why.
+    InGroups(String),
+}
+
+/// Why a model is not computed by this machine alone, where it is not.
+fn not_alone(model: &ModelConfig, weights: Bytes) -> Option<String> {
+    if model.only_in_groups {
+        return Some("this provider computes it only together with others (--only-in-groups)".to_owned());
+    }
+    // Refused rather than swapped: with others each holds a part. What other programs give back later is not counted on.
+    let memory = engine::machine::memory().filter(|memory| memory.available < weights)?;
+    Some(format!(
+        "its weights take {weights} and {} of memory are free: this machine can hold a part of it, in a group with \
+         others (POST /api/groups)",
+        memory.available
+    ))
+}
+
+fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Loaded, String> {
     let loaded = engine::load(&model.source, &LoadOptions::default()).map_err(|e| chain(&e))?;
     let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
     let descriptor = describe(model, &loaded, &kit);
     let context = descriptor.context.0;
     tell(News::Described { descriptor: Box::new(descriptor), kit });
     if let Some(pace) = model.stand_in {
-        return Ok(Host::Cadence(Cadence::start(pace, model.engine.batch_max, context)));
+        return Ok(Loaded::Engine(Host::Cadence(Cadence::start(pace, model.engine.batch_max, context))));
     }
-    Engine::start(model.name.clone(), loaded, model.engine.clone()).map(Host::Engine).map_err(|e| chain(&e))
+    if let Some(detail) = not_alone(model, loaded.weight_bytes()) {
+        return Ok(Loaded::InGroups(detail));
+    }
+    Engine::start(model.name.clone(), loaded, model.engine.clone())
+        .map(|engine| Loaded::Engine(Host::Engine(engine)))
+        .map_err(|e| chain(&e))
 }
 
 /// Waits until another server answers: it may be started after this provider.

@@ -286,6 +286,7 @@ impl Provider {
                 let took = self.instances.age(index);
                 Some(Event::Ready { model, took, slots: report.slots, kv_tokens: report.kv_tokens })
             }
+            News::InGroups { detail } => Some(Event::InGroups { model, detail: detail.clone() }),
             News::Failed { detail } => Some(Event::Failed { model, detail: detail.clone() }),
         };
         let change = self.instances.take(step);

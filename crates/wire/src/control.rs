@@ -369,6 +369,8 @@ pub enum InstancePhase {
     Draining,
     /// It cannot serve; the report's detail says why.
     Failed,
+    /// Its files are there, and its weights are read only as part of a group.
+    InGroups,
     /// A phase that this build does not know: never routable.
     #[serde(other)]
     Unknown,

@@ -62,6 +62,31 @@ async fn a_group_answers_as_one_machine_does_and_stands_again_after_each_rank_wa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn machines_that_hold_a_model_only_together_serve_it_and_nothing_does_while_they_are_apart() {
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let alone = provider(&api.url, token, "alone", &[]).start();
+    api.await_eligible(1).await;
+    let expected = answer(&api).await;
+    drop(alone);
+    let part = ["--only-in-groups"];
+    let _parts =
+        [provider(&api.url, token, "one", &part).start(), provider(&api.url, token, "two", &part).start()];
+    let asked = json!({"model": "phalanx-bundled", "machines": ["one", "two"], "mode": "tensor"});
+    let deadline = std::time::Instant::now() + testkit::program::PATIENCE;
+    while api.post("/api/groups", &asked).await.status() != 201 {
+        assert!(std::time::Instant::now() < deadline, "the machines do not come");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    await_phase(&api, "ready", 1).await;
+    assert_eq!(answer(&api).await, expected, "two parts choose what one whole does");
+    let status: Value = api.get("/api/status").await;
+    let held = status.to_string();
+    assert!(held.contains("in_groups") && held.contains("only together with others"), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_rank_is_named_and_the_service_goes_on() {
     let coordinator = coordinator(&[]);
     let api = Api::of(&coordinator);
