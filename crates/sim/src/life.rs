@@ -112,7 +112,7 @@ impl Sim {
         let world = world::world(machines as usize, &mut rng);
         let providers = world.machines.iter().map(|(id, machine)| (*id, Provider::new(machine))).collect();
         let policy = Policy { explained_max: 0, ..Policy::default() };
-        let pool = |(name, _): &(&str, f64)| Pool::new(ModelName::new(*name), policy.clone(), rng.fork(3));
+        let pool = |(name, _): &(&str, f64)| Pool::new(ModelName::new(*name), policy, rng.fork(3));
         let pools: Vec<Pool> = MODELS.iter().map(pool).collect();
         let mut sim = Self {
             seed,

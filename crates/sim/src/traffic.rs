@@ -216,7 +216,7 @@ impl<'a> Run<'a> {
     fn new(file: &'a TrafficFile, homes: &[Vec<u32>]) -> Self {
         let mut rng = Rng::new(file.seed.unwrap_or(1));
         let policy = Policy { explained_max: 0, ..Policy::default() };
-        let pool = |m: &TrafficModel| Pool::new(ModelName::new(m.name.as_str()), policy.clone(), rng.fork(5));
+        let pool = |m: &TrafficModel| Pool::new(ModelName::new(m.name.as_str()), policy, rng.fork(5));
         let pools = file.models.iter().map(pool).collect();
         let count = file.machines as usize;
         let mut run = Self {
