@@ -131,7 +131,7 @@ fn parse_upstream(text: &str) -> Result<String, String> {
     }
 }
 
-/// Prints what happens, and writes the ready file once something is served.
+/// Prints what happens, and writes the ready file once something is served, or held for groups.
 struct Teller {
     quiet: bool,
     json: bool,
@@ -167,7 +167,11 @@ impl Teller {
             Event::Draining { in_flight } => {
                 self.print(format!("Ending: {in_flight} requests are finished first."))
             }
-            Event::InGroups { model, detail } => self.print(format!("{model}: {detail}")),
+            // All that it can do alone is done: its groups say for themselves when they stand.
+            Event::InGroups { model, detail } => {
+                self.served = true;
+                self.print(format!("{model}: {detail}"));
+            }
             Event::Failed { model, detail } => eprintln!("{model} cannot be served: {detail}"),
             Event::Notice { model, text } => eprintln!("{model}: {text}"),
             // Where it ends, the error at the end says the same.

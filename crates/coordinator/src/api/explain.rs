@@ -57,7 +57,7 @@ pub(super) async fn request(
         explanation.events.push(ExplainedEvent {
             at_us: at.0,
             what: "turned_away".to_owned(),
-            text: format!("its caller was told {status} ({code}): {text}"),
+            text: format!("refused with {status} ({code}): {text}"),
             machine: None,
             candidates: Vec::new(),
             instances: BTreeMap::new(),
