@@ -162,6 +162,9 @@ impl Entry {
             dtype: self.asked.dtype.clone(),
             form_us_max: FORM_US_MAX,
             patience_us: self.asked.patience_ms.saturating_mul(1_000),
+            shard_map: None,
+            context: 0,
+            max_batch: 0,
         }
     }
 }

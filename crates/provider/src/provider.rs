@@ -435,7 +435,9 @@ impl Provider {
 
     fn register(&mut self) -> Option<Input> {
         let instances = self.instances.offers();
-        self.say(&FromProvider::Register(Register { hardware: self.hardware.clone(), instances }))
+        let (managed, holds) = (false, Vec::new());
+        let register = Register { hardware: self.hardware.clone(), instances, managed, holds };
+        self.say(&FromProvider::Register(register))
     }
 
     /// Puts a message into the control lane; an input where the session cannot go on for it.

@@ -15,11 +15,17 @@
 //!   heartbeat, instance_changed ---->            until the end
 //! ```
 
+mod assignment;
 mod group;
 
 use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, MachineId, ModelName, Tokens};
 use serde::{Deserialize, Serialize};
 
+pub use assignment::{
+    ASSIGNMENTS, Assignment, AssignmentPhase, AssignmentReport, DEVICES_MAX, DeviceFacts, HELD_MAX, Held,
+    Inventory, LABEL_BYTES_MAX, LABELS_MAX, Label, Lease, Leases, MODEL_CONFIG_BYTES_MAX, MODELS_ON_DISK_MAX,
+    ModelOnDisk, Unassignment,
+};
 pub use group::{
     AssignGroup, GROUPS, GroupAddress, GroupMember, GroupPhase, GroupPorts, GroupReport, GroupRoster,
     GroupTelemetry, RANKS_MAX,
@@ -80,6 +86,10 @@ pub enum FromProvider {
     GroupPorts(GroupPorts),
     /// How far this machine's rank has come, or why its group is over.
     GroupReport(GroupReport),
+    /// How far this machine is with an assignment.
+    AssignmentReport(AssignmentReport),
+    /// What a managed machine has to hold models with. Replaces what it said before.
+    Inventory(Inventory),
     /// No new attempts, please: this provider is going. Attempts in flight are finished.
     Draining,
     /// The last message on a connection.
@@ -148,6 +158,12 @@ pub enum FromCoordinator {
         /// In words.
         reason: String,
     },
+    /// Hold a model whole, alone.
+    Assign(Assignment),
+    /// Hold it no more.
+    Unassign(Unassignment),
+    /// Go on holding what is listed.
+    RenewLeases(Leases),
     /// This coordinator is going; connect again after the pause.
     Goodbye {
         /// In words.
@@ -268,6 +284,20 @@ pub struct Register {
     pub hardware: Hardware,
     /// What it serves.
     pub instances: Vec<InstanceOffer>,
+    /// Whether a coordinator decides what it holds: it loads nothing by itself, and takes assignments.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub managed: bool,
+    /// Every rank that it holds, or is about to, by assignment or in a group: [`HELD_MAX`] at most.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "assignment::at_most::<_, _, HELD_MAX>"
+    )]
+    pub holds: Vec<Held>,
+}
+
+fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 /// What a machine is made of.

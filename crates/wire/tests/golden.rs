@@ -11,7 +11,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use wire::chunk::Chunk;
-use wire::control::{AttemptRefusal, FromCoordinator, FromProvider, InstancePhase, RefusalCode};
+use wire::control::{
+    AssignmentPhase, AttemptRefusal, FromCoordinator, FromProvider, InstancePhase, RefusalCode,
+};
 use wire::frame::{FrameHeader, FrameKind};
 use wire::job::Job;
 
@@ -86,6 +88,15 @@ fn the_names_of_closed_sets_are_these() {
         InstancePhase::Failed,
         InstancePhase::Unknown,
     ];
+    let assignments = [
+        AssignmentPhase::Draining,
+        AssignmentPhase::Loading,
+        AssignmentPhase::Ready,
+        AssignmentPhase::Gone,
+        AssignmentPhase::Failed,
+        AssignmentPhase::Refused,
+        AssignmentPhase::Unknown,
+    ];
     let finishes = [
         wire::chunk::FinishReason::Stop,
         wire::chunk::FinishReason::Length,
@@ -96,6 +107,7 @@ fn the_names_of_closed_sets_are_these() {
         ("refusal_code", refusals.iter().map(name).collect::<Vec<_>>().join(" ")),
         ("attempt_refusal", attempts.iter().map(name).collect::<Vec<_>>().join(" ")),
         ("instance_phase", phases.iter().map(name).collect::<Vec<_>>().join(" ")),
+        ("assignment_phase", assignments.iter().map(name).collect::<Vec<_>>().join(" ")),
         ("finish_reason", finishes.iter().map(name).collect::<Vec<_>>().join(" ")),
     ];
     assert_golden("names.txt", include_str!("golden/names.txt"), &lines);

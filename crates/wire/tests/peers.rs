@@ -3,11 +3,15 @@
 #[path = "golden/samples.rs"]
 mod samples;
 
+use base::Epoch;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wire::DecodeError;
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
-use wire::control::{AttemptRefusal, FromCoordinator, FromProvider, InstancePhase, RefusalCode};
+use wire::control::{
+    AssignmentPhase, AttemptRefusal, FromCoordinator, FromProvider, HELD_MAX, InstancePhase, Inventory,
+    Lease, Leases, MODELS_ON_DISK_MAX, RefusalCode, Register,
+};
 use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 use wire::job::{Ask, Job, Sampling};
 
@@ -87,6 +91,50 @@ fn what_an_older_peer_leaves_out_has_its_default() {
     value.as_object_mut().unwrap().shift_remove("capabilities");
     let bare = wire::control::Hello { capabilities: Vec::new(), ..hello };
     assert_eq!(FromProvider::decode(&value.to_string()), Ok(FromProvider::Hello(bare)));
+}
+
+#[test]
+fn what_was_added_for_deployments_has_its_default_where_an_older_peer_leaves_it_out() {
+    let bare = samples::register();
+    let text = FromProvider::Register(bare.clone()).encode();
+    assert!(!text.contains("managed") && !text.contains("holds"), "{text}");
+    assert_eq!(FromProvider::decode(&text), Ok(FromProvider::Register(bare)));
+    let text = FromCoordinator::AssignGroup(samples::assign_group()).encode();
+    assert!(!text.contains("shard_map") && !text.contains("context"), "{text}");
+    let short =
+        format!(r#"{{"type":"assign","instance":"{}","epoch":1,"rank":0,"model":"m"}}"#, samples::INSTANCE);
+    let Ok(FromCoordinator::Assign(assign)) = FromCoordinator::decode(&short) else { panic!("{short}") };
+    assert!(assign.exclusive);
+    assert_eq!((assign.context, assign.max_batch, assign.lease_us), (0, 0, 0));
+    assert_eq!(serde_json::from_str::<AssignmentPhase>("\"warming\"").unwrap(), AssignmentPhase::Unknown);
+}
+
+#[test]
+fn lists_and_texts_about_deployments_are_bounded() {
+    let held = samples::deployments::managed_register().holds[0].clone();
+    let register = |n| Register { holds: vec![held.clone(); n], ..samples::deployments::managed_register() };
+    let text = |n| FromProvider::Register(register(n)).encode();
+    assert!(FromProvider::decode(&text(HELD_MAX)).is_ok());
+    let error = FromProvider::decode(&text(HELD_MAX + 1)).unwrap_err().to_string();
+    assert!(error.contains("a list of 64 at most"), "{error}");
+
+    let wrong = |change: &dyn Fn(&mut Inventory)| {
+        let mut inventory = samples::deployments::inventory();
+        change(&mut inventory);
+        let error = FromProvider::decode(&FromProvider::Inventory(inventory).encode());
+        error.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(wrong(&|i| i.models = vec![i.models[0].clone(); MODELS_ON_DISK_MAX]), "");
+    assert!(wrong(&|i| i.models = vec![i.models[0].clone(); MODELS_ON_DISK_MAX + 1]).contains("256 at most"));
+    assert!(wrong(&|i| i.devices = vec![i.devices[0].clone(); 65]).contains("64 at most"));
+    assert!(wrong(&|i| i.labels = vec![i.labels[0].clone(); 65]).contains("64 at most"));
+    assert!(wrong(&|i| i.labels[0].value = "x".repeat(129)).contains("a text of 128 bytes"));
+    assert!(wrong(&|i| i.models[0].config = "x".repeat((64 << 10) + 1)).contains("a text of 65536 bytes"));
+
+    let lease = Lease { instance: samples::INSTANCE, epoch: Epoch(1) };
+    let renew = |n| FromCoordinator::RenewLeases(Leases { lease_us: 1, leases: vec![lease; n] }).encode();
+    assert!(FromCoordinator::decode(&renew(HELD_MAX)).is_ok());
+    assert!(FromCoordinator::decode(&renew(HELD_MAX + 1)).is_err());
 }
 
 #[test]

@@ -163,7 +163,12 @@ fn register() -> Register {
         decode_tokens_per_s: 1.0,
     };
     let offer = InstanceOffer { instance, epoch: Epoch(1), rank: 0, ranks: 1, model, report };
-    Register { hardware: Hardware { cpu: "none".to_owned(), ..Hardware::default() }, instances: vec![offer] }
+    Register {
+        hardware: Hardware { cpu: "none".to_owned(), ..Hardware::default() },
+        instances: vec![offer],
+        managed: false,
+        holds: Vec::new(),
+    }
 }
 
 async fn say(socket: &mut Socket, message: &FromProvider) -> anyhow::Result<()> {

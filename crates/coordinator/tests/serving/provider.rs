@@ -126,6 +126,8 @@ impl Provider {
                 model: descriptor(&offer, &kit),
                 report: report.clone(),
             }],
+            managed: false,
+            holds: Vec::new(),
         });
         say(&mut socket, &register).await;
         let (seen_to, seen) = mpsc::unbounded_channel();

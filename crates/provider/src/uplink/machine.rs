@@ -287,6 +287,9 @@ impl Uplink {
                 | FromCoordinator::AssignGroup(_)
                 | FromCoordinator::GroupRoster(_)
                 | FromCoordinator::UnassignGroup { .. }
+                | (FromCoordinator::Assign(_)
+                | FromCoordinator::Unassign(_)
+                | FromCoordinator::RenewLeases(_))
                 | FromCoordinator::Cancel { .. }),
             ) => effects.push(Effect::Carry(message)),
             (_, message) => {
@@ -406,10 +409,7 @@ impl Uplink {
             }
             State::Greeting { until } | State::Proving { until } => {
                 if late(until) {
-                    let detail = format!(
-                        "the coordinator did not answer within {}",
-                        seconds(self.timing.handshake_max)
-                    );
+                    let detail = format!("no answer within {}", seconds(self.timing.handshake_max));
                     self.lost(now, detail, None, effects);
                 }
             }
@@ -481,9 +481,10 @@ fn kind_of(message: &FromCoordinator) -> &'static str {
         FromCoordinator::Credit { .. } => "credit",
         FromCoordinator::Cancel { .. } => "cancellation",
         FromCoordinator::AssignGroup(_) | FromCoordinator::GroupRoster(_) => "group's assignment",
-        FromCoordinator::UnassignGroup { .. } => "group's end",
+        FromCoordinator::Assign(_) => "assignment",
+        FromCoordinator::UnassignGroup { .. } | FromCoordinator::Unassign(_) => "assignment's end",
         FromCoordinator::Goodbye { .. } => "goodbye",
-        FromCoordinator::Unknown => "message of an unknown type",
+        FromCoordinator::RenewLeases(_) | FromCoordinator::Unknown => "message of another type",
     }
 }
 

@@ -40,6 +40,20 @@ pub struct AssignGroup {
     pub form_us_max: u64,
     /// How long a rank may be waited for within a step.
     pub patience_us: u64,
+    /// How the model is divided, exactly: a shard map as `model::shard::ShardMap::encode` writes it. Where absent, the
+    /// ranks find it from `mode` and their speeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard_map: Option<String>,
+    /// Tokens of a context, prompt and answer together; 0 leaves it to the machines.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context: u32,
+    /// Requests computed together, for each of which the caches hold a whole context; 0 leaves it to the machines.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_batch: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A rank and its machine.

@@ -1,6 +1,8 @@
 //! One value of everything that is sent, for the golden bytes and the other tests.
 #![allow(dead_code, reason = "shared by test programs that each use a part")]
 
+pub(crate) mod deployments;
+
 use base::{
     AccountId, AttemptId, Bytes, Epoch, Incarnation, InstanceId, KeyId, MachineId, ModelName, RequestId,
     Tokens,
@@ -80,11 +82,17 @@ pub(crate) fn register() -> Register {
     };
     let offer =
         InstanceOffer { instance: INSTANCE, epoch: Epoch(3), rank: 0, ranks: 1, model, report: report() };
-    Register { hardware: hardware(), instances: vec![offer] }
+    Register { hardware: hardware(), instances: vec![offer], managed: false, holds: Vec::new() }
 }
 
 /// Every message of a provider, by name.
 pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
+    let mut messages = session_from_provider();
+    messages.extend(deployments::from_provider());
+    messages
+}
+
+fn session_from_provider() -> Vec<(&'static str, FromProvider)> {
     let changed =
         InstanceReport { phase: InstancePhase::Failed, detail: "out of memory".to_owned(), ..report() };
     vec![
@@ -128,6 +136,12 @@ pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
 
 /// Every message of the coordinator, by name.
 pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
+    let mut messages = session_from_coordinator();
+    messages.extend(deployments::from_coordinator());
+    messages
+}
+
+fn session_from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
     vec![
         ("assign_group", FromCoordinator::AssignGroup(assign_group())),
         (
@@ -415,6 +429,9 @@ pub(crate) fn assign_group() -> wire::control::AssignGroup {
         dtype: "f32".to_owned(),
         form_us_max: 30_000_000,
         patience_us: 2_000_000,
+        shard_map: None,
+        context: 0,
+        max_batch: 0,
     }
 }
 
