@@ -287,9 +287,9 @@ impl Uplink {
                 | FromCoordinator::AssignGroup(_)
                 | FromCoordinator::GroupRoster(_)
                 | FromCoordinator::UnassignGroup { .. }
-                | (FromCoordinator::Assign(_)
+                | FromCoordinator::Assign(_)
                 | FromCoordinator::Unassign(_)
-                | FromCoordinator::RenewLeases(_))
+                | FromCoordinator::RenewLeases(_)
                 | FromCoordinator::Cancel { .. }),
             ) => effects.push(Effect::Carry(message)),
             (_, message) => {
