@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use nn::MappedFile;
+use nn::{FileStamp, MappedFile};
 
 /// No configuration, tokenizer or index comes near it; without a limit a wrong file would take all memory.
 const TEXT_BYTES_MAX: u64 = 1 << 30;
@@ -48,6 +48,14 @@ impl FileBytes {
         match self {
             Self::Bundled(_) => {}
             Self::Mapped(file) => file.let_go(),
+        }
+    }
+
+    /// Which contents these are, of a file on disk where the system tells.
+    pub(crate) fn stamp(&self) -> Option<FileStamp> {
+        match self {
+            Self::Bundled(_) => None,
+            Self::Mapped(file) => file.stamp(),
         }
     }
 

@@ -14,7 +14,7 @@ use model::family::{ConfigError, spec_from_config};
 use model::kit::{Kit, KitError, OpenKit};
 use model::spec::ModelSpec;
 use model::tokenizer::Tokenizer;
-use nn::KvCache;
+use nn::{FileStamp, KvCache};
 
 use crate::bundled;
 use crate::config::KvFormat;
@@ -253,6 +253,12 @@ impl LoadedModel {
             Layout::Gguf => None,
         };
         index.map(|bytes| (INDEX, bytes)).into_iter().chain(self.named_files())
+    }
+
+    /// Name and stamp of each file of weights, so that what [`Self::weight_files`] hashed to can be known again without
+    /// reading them; nothing where they are not files, or the system does not tell.
+    pub fn weight_stamps(&self) -> Option<Vec<(&str, FileStamp)>> {
+        self.files.iter().map(|file| Some((file.name.as_str(), file.bytes.stamp()?))).collect()
     }
 
     /// Lets go of the memory that reading the weights has taken so far.

@@ -44,7 +44,7 @@ pub use grouped::{Codes, Factors, GroupedFormat, GroupedRows, SUPER};
 pub use heads::{HeadsShape, Rotation, prepare_heads};
 pub use isa::{Isa, features};
 pub use kv::{KvElement, KvPages, KvPagesError};
-pub use mapped::MappedFile;
+pub use mapped::{FileStamp, MappedFile};
 pub use matmul::{Store, linear};
 pub use pack::{PackError, PackedMatrix, WeightBytes, WeightElement};
 pub use rows::{Activation, gate, rms_norm, sigmoid_gate};

@@ -13,6 +13,42 @@ use memmap2::Mmap;
 #[derive(Debug)]
 pub struct MappedFile {
     map: Option<Mmap>,
+    stamp: Option<FileStamp>,
+}
+
+/// What tells a file's contents from other contents without reading them, as long as nobody sets clocks back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    /// On which file system.
+    pub device: u64,
+    /// Which file there.
+    pub inode: u64,
+    /// How long, in bytes.
+    pub length: u64,
+    /// When its contents changed last, in nanoseconds since 1970.
+    pub modified_ns: i128,
+    /// When its contents, name or rights changed last, in nanoseconds since 1970: no program can set it.
+    pub changed_ns: i128,
+}
+
+impl FileStamp {
+    #[cfg(unix)]
+    fn of(metadata: &std::fs::Metadata) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let ns = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+
+    #[cfg(not(unix))]
+    fn of(_: &std::fs::Metadata) -> Option<Self> {
+        None
+    }
 }
 
 impl MappedFile {
@@ -26,18 +62,24 @@ impl MappedFile {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
+        let stamp = FileStamp::of(&metadata);
         // An empty mapping is an error on every system; an empty file is not.
         if metadata.len() == 0 {
-            return Ok(Self { map: None });
+            return Ok(Self { map: None, stamp });
         }
         // SAFETY: read only; for writers beside us see the type's description.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Self { map: Some(map) })
+        Ok(Self { map: Some(map), stamp })
     }
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// Which contents these are, where the system tells.
+    pub fn stamp(&self) -> Option<FileStamp> {
+        self.stamp
     }
 
     /// Lets go of what has been read: it counts as memory of this process no more, stays in the page cache, and comes back
@@ -78,6 +120,15 @@ mod tests {
             assert_eq!(mapped.bytes(), content);
             mapped.let_go();
             assert_eq!(mapped.bytes(), content);
+            assert_eq!(mapped.stamp(), MappedFile::open(&path).unwrap().stamp());
+            std::fs::write(folder.join("next"), content).unwrap();
+            std::fs::rename(folder.join("next"), &path).unwrap();
+            #[cfg(unix)]
+            assert_ne!(
+                mapped.stamp(),
+                MappedFile::open(&path).unwrap().stamp(),
+                "another file of the same length"
+            );
         }
         assert!(MappedFile::open(&folder).is_err());
         assert!(MappedFile::open(&folder.join("absent")).is_err());

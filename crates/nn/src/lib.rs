@@ -18,5 +18,7 @@ pub use cpu::Cpu;
 pub use decoder::{
     Decoder, ForwardError, LoadError, LoadOptions, LogitRows, Logits, Output, Scratch, Span, Weights,
 };
-pub use kernels::{Activations, Isa, MappedFile, Team, f32_ceiling, features, int8_ceiling, read_ceiling};
+pub use kernels::{
+    Activations, FileStamp, Isa, MappedFile, Team, f32_ceiling, features, int8_ceiling, read_ceiling,
+};
 pub use peers::Peers;

@@ -22,6 +22,7 @@ mod session;
 pub mod topology;
 mod uplink;
 mod upstream;
+mod weights;
 
 pub use cadence::Pace;
 pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_BYTES_MAX};

@@ -1,5 +1,6 @@
 //! Loading models in a thread of its own, one after the other: each step is told as it happens.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +17,7 @@ use crate::config::ModelConfig;
 use crate::host::Host;
 use crate::instance::{News, Step};
 use crate::upstream::{self, Upstream, UpstreamConfig};
+use crate::weights;
 
 /// A load that goes on while the provider leaves is waited for so long; then its thread is left to the process's
 /// end.
@@ -33,13 +35,13 @@ pub(crate) struct Loaders {
 impl Loaders {
     /// Begins to load. One after the other, so that each engine measures its speed and the machine's free memory
     /// undisturbed.
-    pub(crate) fn start(models: &[ModelConfig]) -> (Self, mpsc::Receiver<Step>) {
+    pub(crate) fn start(models: &[ModelConfig], folder: &Path) -> (Self, mpsc::Receiver<Step>) {
         // Two steps a model at most: the thread never waits for its listener.
         let (sender, receiver) = mpsc::channel(2 * models.len());
         let leaving = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&leaving);
         let models = shared_out(models);
-        let runtime = Handle::current();
+        let (runtime, folder) = (Handle::current(), folder.to_owned());
         let work = move || {
             for (index, model) in models.iter().enumerate() {
                 if seen.load(Ordering::Relaxed) {
@@ -50,7 +52,7 @@ impl Loaders {
                     Some(upstream) => {
                         connect(model, upstream, &runtime, &seen, |news| drop(tell(news))).map(Loaded::Engine)
                     }
-                    None => load(model, |news| drop(tell(news))),
+                    None => load(model, &folder, |news| drop(tell(news))),
                 };
                 match loaded {
                     Ok(Loaded::InGroups(detail)) => drop(tell(News::InGroups { detail })),
@@ -122,10 +124,10 @@ fn not_alone(model: &ModelConfig, weights: Bytes) -> Option<String> {
     ))
 }
 
-fn load(model: &ModelConfig, tell: impl Fn(News)) -> Result<Loaded, String> {
+fn load(model: &ModelConfig, folder: &Path, tell: impl Fn(News)) -> Result<Loaded, String> {
     let loaded = engine::load(&model.source, &LoadOptions::default()).map_err(|e| chain(&e))?;
     let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
-    let descriptor = describe(model, &loaded, &kit);
+    let descriptor = describe(model, &loaded, &kit, folder);
     let context = descriptor.context.0;
     tell(News::Described { descriptor: Box::new(descriptor), kit });
     if let Some(pace) = model.stand_in {
@@ -167,7 +169,12 @@ fn connect(
     }
 }
 
-pub(crate) fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) -> ModelDescriptor {
+pub(crate) fn describe(
+    model: &ModelConfig,
+    loaded: &LoadedModel,
+    kit: &[u8],
+    folder: &Path,
+) -> ModelDescriptor {
     let spec = loaded.spec();
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     ModelDescriptor {
@@ -177,7 +184,7 @@ pub(crate) fn describe(model: &ModelConfig, loaded: &LoadedModel, kit: &[u8]) ->
         weight_bytes: loaded.weight_bytes(),
         context: Tokens(number(spec.context)),
         vocabulary: number(spec.vocabulary),
-        weights_sha256: trust::hex(&trust::sha256_of_files(loaded.weight_files())),
+        weights_sha256: weights::sha256(loaded, folder),
         kit_sha256: trust::hex(&trust::sha256(kit)),
         kit_bytes: Bytes(kit.len() as u64),
     }

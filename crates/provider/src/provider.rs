@@ -159,7 +159,7 @@ impl Provider {
             on_event(Event::Loading { model: model.name.clone() });
         }
         let hardware = crate::hardware::probe();
-        let (loaders, steps) = Loaders::start(&config.models);
+        let (loaders, steps) = Loaders::start(&config.models, &config.data_dir);
         let listen = crate::hardware::group_listen(&config.group_listen, target.is_loopback());
         let (groups, rank_news) = Groups::new(Arc::clone(&identity.keys), listen, config.data_dir.clone());
         let timing = Timing { drain_max: config.drain_max.into(), ..Timing::default() };

@@ -114,7 +114,7 @@ impl Work {
         let loaded = engine::load(&self.model.source, &LoadOptions::default())
             .map_err(|e| self.own_fault(chain(&e)))?;
         let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
-        let mut descriptor = describe(&self.model, &loaded, &kit);
+        let mut descriptor = describe(&self.model, &loaded, &kit, &self.ground.folder);
         let map = self.divide(&loaded)?;
         let roster = self.await_roster()?;
         let group = self.form(&listener, &roster, &map, &descriptor.weights_sha256)?;
