@@ -101,15 +101,14 @@ impl ChatTemplate {
             return Err(TemplateError::SourceTooLong { found: source.len() });
         }
         let mut environment = environment::environment(FUEL);
-        let source = environment::without_generation_marks(source);
-        guarded(|| {
+        let variables = guarded(|| {
+            let source = environment::without_generation_marks(source);
             environment.add_template_owned(NAME, source).map_err(|e| TemplateError::Syntax {
                 line: e.line().unwrap_or(0),
                 detail: e.detail().unwrap_or("syntax error").to_owned(),
-            })
+            })?;
+            Ok(environment.get_template(NAME).expect("it was added above").undeclared_variables(false))
         })?;
-        let template = environment.get_template(NAME).expect("it was added above");
-        let variables = template.undeclared_variables(false);
         Ok(Self { environment, variables, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
     }
 

@@ -2,7 +2,10 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
+
+/// Columns or items that a template may ask of one filter: a line of text has fewer.
+const COUNT_MAX: usize = 1000;
 
 use super::{json, python};
 
@@ -26,6 +29,15 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     environment.add_filter("string", string);
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
+    // Their own would take any amount of memory in one step.
+    environment.add_filter("indent", indent);
+    environment.add_filter("batch", |state: &State, value: Value, count: usize, rest: Option<Value>| {
+        minijinja::filters::batch(state, value, within(count)?, rest)
+    });
+    environment.add_filter("slice", |state: &State, value: Value, count: usize, rest: Option<Value>| {
+        minijinja::filters::slice(state, value, within(count)?, rest)
+    });
+    environment.remove_filter("format");
     // Here `none` would be one.
     environment.add_test("iterable", |value: &Value| {
         value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
@@ -41,6 +53,53 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
     environment
+}
+
+/// Columns, items and the like that a filter is asked for in a template, if they are not absurdly many.
+fn within(count: usize) -> Result<usize, Error> {
+    if count <= COUNT_MAX {
+        return Ok(count);
+    }
+    let detail = format!("{count} is more than the {COUNT_MAX} that a chat template may ask of a filter");
+    Err(Error::new(ErrorKind::InvalidOperation, detail))
+}
+
+/// Jinja's `indent`: each line but the first and those without text begins with `width` spaces, or with that text.
+fn indent(
+    text: &str,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let flag = |given: Option<bool>, name: &str| match given {
+        Some(flag) => Ok(Some(flag)),
+        None => kwargs.get::<Option<bool>>(name),
+    };
+    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
+    let width = match width {
+        Some(width) => Some(width),
+        None => kwargs.get::<Option<Value>>("width")?,
+    };
+    kwargs.assert_all_used()?;
+    let spaces = match width {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(spaces) => spaces[..within(spaces.len())?].to_owned(),
+            None => " ".repeat(within(usize::try_from(width)?)?),
+        },
+    };
+    let mut out = String::with_capacity(text.len());
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        let begins =
+            if number == 0 { first.unwrap_or(false) } else { !line.is_empty() || blank == Some(true) };
+        out.push_str(if begins { &spaces } else { "" });
+        out.push_str(line);
+    }
+    Ok(out)
 }
 
 /// A value as Python's `str` writes it.
@@ -102,11 +161,12 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     while let Some(begin) = rest.find("{%") {
         let (before, tag) = rest.split_at(begin);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // Behind the two that open it: in `{%}` the tag has not ended yet.
+        let Some(end) = tag[2..].find("%}") else {
             out.push_str(tag);
             return out;
         };
-        let (tag, after) = tag.split_at(end + 2);
+        let (tag, after) = tag.split_at(2 + end + 2);
         let inner = &tag[2..tag.len() - 2];
         match inner.trim_matches(['-', '+']).trim() {
             "generation" => out.push_str(&tag.replace("generation", "if true")),
