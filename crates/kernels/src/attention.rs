@@ -8,7 +8,7 @@
 mod tile;
 
 use crate::isa::Isa;
-use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvPages};
+use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvInt8, KvPages};
 use crate::shared::SharedMut;
 use crate::team::Team;
 use tile::{Call, State, Tile, TileAt};
@@ -124,9 +124,12 @@ pub fn attention(
             let state = unsafe { &mut states.part(worker, 1)[0] };
             let (call, at) = (&call, tile_at(shape, spans, before, item));
             match &kv.elements {
-                KvElements::F32(elements) => isa.dispatch(Tile::<KvF32> { call, at, state, elements }),
-                KvElements::F16(elements) => isa.dispatch(Tile::<KvF16> { call, at, state, elements }),
-                KvElements::Bf16(elements) => isa.dispatch(Tile::<KvBf16> { call, at, state, elements }),
+                KvElements::F32(elements) => isa.dispatch(Tile::<KvF32>::new(call, at, state, elements)),
+                KvElements::F16(elements) => isa.dispatch(Tile::<KvF16>::new(call, at, state, elements)),
+                KvElements::Bf16(elements) => isa.dispatch(Tile::<KvBf16>::new(call, at, state, elements)),
+                KvElements::Int8(codes, scales) => {
+                    isa.dispatch(Tile::<KvInt8> { scales, ..Tile::new(call, at, state, codes) });
+                }
             }
         }
     });

@@ -3,7 +3,7 @@
 
 use crate::attention::{AttentionSpan, check_spans, row_width};
 use crate::isa::Isa;
-use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvLayout, KvPages, KvStored};
+use crate::kv::{KvBf16, KvElements, KvF16, KvF32, KvInt8, KvLayout, KvPages, KvStored};
 use crate::rows::NormInPlace;
 use crate::shared::SharedMut;
 use crate::team::Team;
@@ -77,9 +77,22 @@ pub fn prepare_heads(
     );
     let job = Prepare { isa, rows: SharedMut::new(rows), width, shape, spans, layout };
     match &mut kv.elements {
-        KvElements::F32(elements) => job.run::<KvF32>(team, count, &SharedMut::new(elements)),
-        KvElements::F16(elements) => job.run::<KvF16>(team, count, &SharedMut::new(elements)),
-        KvElements::Bf16(elements) => job.run::<KvBf16>(team, count, &SharedMut::new(elements)),
+        KvElements::F32(elements) => job.run::<KvF32>(team, count, &Places::new(elements, &mut [])),
+        KvElements::F16(elements) => job.run::<KvF16>(team, count, &Places::new(elements, &mut [])),
+        KvElements::Bf16(elements) => job.run::<KvBf16>(team, count, &Places::new(elements, &mut [])),
+        KvElements::Int8(codes, scales) => job.run::<KvInt8>(team, count, &Places::new(codes, scales)),
+    }
+}
+
+/// Where keys and values go.
+struct Places<'a, T> {
+    elements: SharedMut<'a, T>,
+    scales: SharedMut<'a, f32>,
+}
+
+impl<'a, T> Places<'a, T> {
+    fn new(elements: &'a mut [T], scales: &'a mut [f32]) -> Self {
+        Self { elements: SharedMut::new(elements), scales: SharedMut::new(scales) }
     }
 }
 
@@ -95,15 +108,15 @@ struct Prepare<'a> {
 impl Prepare<'_> {
     /// Workers share the KV heads out: each head's part of the rows and of the pages is its own, whatever pages
     /// the spans name.
-    fn run<E: KvStored>(&self, team: &Team, count: usize, elements: &SharedMut<'_, E::Element>) {
+    fn run<E: KvStored>(&self, team: &Team, count: usize, places: &Places<'_, E::Element>) {
         let kv_heads = self.shape.kv_heads;
         let alone = count * self.width < ALONE_BELOW;
         team.share(kv_heads, if alone { kv_heads } else { 1 }, &|_, heads| {
-            heads.for_each(|head| self.head::<E>(head, elements));
+            heads.for_each(|head| self.head::<E>(head, places));
         });
     }
 
-    fn head<E: KvStored>(&self, head: usize, elements: &SharedMut<'_, E::Element>) {
+    fn head<E: KvStored>(&self, head: usize, places: &Places<'_, E::Element>) {
         let HeadsShape { heads, kv_heads, head_dim, .. } = *self.shape;
         let group = heads / kv_heads;
         for span in self.spans {
@@ -124,7 +137,7 @@ impl Prepare<'_> {
                 // SAFETY: this row's value of this KV head, which only this worker touches.
                 let value = unsafe { self.rows.part(place(heads + kv_heads + head), head_dim) };
                 self.normalise(value, self.shape.value_norm);
-                self.keep::<E>(head, span, token, (key, value), elements);
+                self.keep::<E>(head, span, token, (key, value), places);
             }
         }
     }
@@ -152,20 +165,32 @@ impl Prepare<'_> {
         span: &AttentionSpan<'_>,
         token: usize,
         (key, value): (&[f32], &[f32]),
-        elements: &SharedMut<'_, E::Element>,
+        Places { elements, scales }: &Places<'_, E::Element>,
     ) {
         let position = span.position + token;
         let page_tokens = self.layout.page_tokens;
         let (page, slot) = (span.pages[position / page_tokens], position % page_tokens);
         // SAFETY: the page's keys of this head: no worker but this one touches them.
         let keys = unsafe { elements.part(self.layout.key(page, head, 0), key.len() * page_tokens) };
+        let scale = E::scale(key);
         for (of_dim, &x) in keys.chunks_exact_mut(page_tokens).zip(key) {
-            of_dim[slot] = E::from_f32(x);
+            of_dim[slot] = E::from_f32(x, scale);
+        }
+        if E::SCALED {
+            // SAFETY: the slot's scale of this head's key: no worker but this one touches it.
+            let place = unsafe { scales.part(self.layout.key_scale(page, head, slot), 1) };
+            place[0] = scale;
         }
         // SAFETY: the slot's value of this head: no worker but this one touches it.
         let values = unsafe { elements.part(self.layout.value(page, head, slot), value.len()) };
+        let scale = E::scale(value);
         for (stored, &x) in values.iter_mut().zip(value) {
-            *stored = E::from_f32(x);
+            *stored = E::from_f32(x, scale);
+        }
+        if E::SCALED {
+            // SAFETY: the slot's scale of this head's value: no worker but this one touches it.
+            let place = unsafe { scales.part(self.layout.value_scale(page, head, slot), 1) };
+            place[0] = scale;
         }
     }
 }

@@ -51,6 +51,8 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn load_bf16(from: *const u16) -> Self::V;
     /// Sixteen IEEE halves.
     unsafe fn load_f16(from: *const u16) -> Self::V;
+    /// Sixteen signed bytes.
+    unsafe fn load_i8(from: *const u8) -> Self::V;
     /// Those at even positions among 32 bf16.
     unsafe fn load_bf16_even(from: *const u16) -> Self::V;
     /// Those at odd positions among 32 bf16.

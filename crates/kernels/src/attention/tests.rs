@@ -138,7 +138,9 @@ proptest! {
     #[test]
     fn chunks_pages_threads_and_vectors_do_not_change_a_bit(
         seed in 0u64..1000, shape in shapes(), len in 1usize..300, cuts in proptest::collection::vec(1usize..150, 0..5),
-        element in prop_oneof![Just(KvElement::F32), Just(KvElement::F16), Just(KvElement::Bf16)],
+        element in prop_oneof![
+            Just(KvElement::F32), Just(KvElement::F16), Just(KvElement::Bf16), Just(KvElement::Int8)
+        ],
     ) {
         let sequence = Sequence::new(seed, shape, len);
         let fused: Vec<_> = [Isa::avx512(), Isa::avx2()].into_iter().flatten().collect();
@@ -164,7 +166,7 @@ fn every_vector_path_gives_the_twins_bits() {
         ..AttentionShape::default()
     };
     let sequence = Sequence::new(4, shape, 150);
-    for element in [KvElement::F32, KvElement::F16, KvElement::Bf16] {
+    for element in [KvElement::F32, KvElement::F16, KvElement::Bf16, KvElement::Int8] {
         let twin = bits(&sequence.run(Isa::twin(), 1, &[150], 16, element));
         for isa in [Isa::avx512(), Isa::avx2()].into_iter().flatten() {
             assert_eq!(bits(&sequence.run(isa, 1, &[150], 16, element)), twin, "{isa:?} {element:?}");
@@ -173,7 +175,7 @@ fn every_vector_path_gives_the_twins_bits() {
 }
 
 #[test]
-fn halves_in_the_cache_cost_little_accuracy() {
+fn halves_and_bytes_in_the_cache_cost_little_accuracy() {
     let shape = AttentionShape {
         heads: 4,
         kv_heads: 2,
@@ -184,7 +186,13 @@ fn halves_in_the_cache_cost_little_accuracy() {
     };
     let sequence = Sequence::new(6, shape, 200);
     let exact = sequence.exact();
-    for (element, bound) in [(KvElement::F32, 1e-5), (KvElement::F16, 6e-3), (KvElement::Bf16, 6e-2)] {
+    for (element, bound) in [
+        (KvElement::F32, 1e-5),
+        (KvElement::F16, 6e-3),
+        (KvElement::Bf16, 6e-2),
+        // A byte has a step of 1/127 of its vector's largest element, as bf16 has one of 1/128 of each.
+        (KvElement::Int8, 6e-2),
+    ] {
         let got = sequence.run(Isa::detect(), 1, &[200], 16, element);
         let worst =
             got.iter().zip(&exact).map(|(&got, exact)| (f64::from(got) - exact).abs()).fold(0.0, f64::max);

@@ -53,6 +53,19 @@ pub(super) struct Tile<'a, E: KvStored> {
     pub(super) at: TileAt<'a>,
     pub(super) state: &'a mut State,
     pub(super) elements: &'a [E::Element],
+    /// Of keys and values that have them.
+    pub(super) scales: &'a [f32],
+}
+
+impl<'a, E: KvStored> Tile<'a, E> {
+    pub(super) fn new(
+        call: &'a Call<'a>,
+        at: TileAt<'a>,
+        state: &'a mut State,
+        elements: &'a [E::Element],
+    ) -> Self {
+        Self { call, at, state, elements, scales: &[] }
+    }
 }
 
 /// A block of the context, as the loops see it: positions count from its start.
@@ -64,6 +77,9 @@ struct Block<E: KvStored> {
     /// Of each vector of sixteen positions: dimension 0 of its first key, and its first value.
     keys: [*const E::Element; VECTORS],
     values: [*const E::Element; VECTORS],
+    /// Where there are any: of each vector, its first key's and its first value's scale.
+    key_scales: [*const f32; VECTORS],
+    value_scales: [*const f32; VECTORS],
 }
 
 impl<E: KvStored> Block<E> {
@@ -135,8 +151,9 @@ impl<E: KvStored> Tile<'_, E> {
     fn block(&self, start: usize, from: usize, until: usize) -> Block<E> {
         let layout = &self.call.layout;
         let dims = self.call.shape.head_dim;
-        let nowhere = std::ptr::null();
-        let mut block = Block { start, from, until, keys: [nowhere; VECTORS], values: [nowhere; VECTORS] };
+        let (nowhere, none) = (std::ptr::null(), [std::ptr::null(); VECTORS]);
+        let (keys, values) = ([nowhere; VECTORS], [nowhere; VECTORS]);
+        let mut block = Block { start, from, until, keys, values, key_scales: none, value_scales: none };
         for vector in block.vectors() {
             let position = start + vector * LANES;
             let (page, slot) =
@@ -150,6 +167,16 @@ impl<E: KvStored> Tile<'_, E> {
             unsafe {
                 block.keys[vector] = self.elements.as_ptr().add(key);
                 block.values[vector] = self.elements.as_ptr().add(value);
+            }
+            if E::SCALED {
+                let of_key = layout.key_scale(page, self.at.kv_head, slot);
+                let of_value = layout.value_scale(page, self.at.kv_head, slot);
+                assert!(of_key + LANES <= self.scales.len() && of_value + LANES <= self.scales.len());
+                // SAFETY: just checked.
+                unsafe {
+                    block.key_scales[vector] = self.scales.as_ptr().add(of_key);
+                    block.value_scales[vector] = self.scales.as_ptr().add(of_value);
+                }
             }
         }
         block
@@ -233,8 +260,12 @@ impl<E: KvStored> Tile<'_, E> {
             }
             let scale = L::splat(self.call.shape.scale);
             let scores = self.state.scores.as_mut_ptr();
-            for q in 0..Q {
-                for p in 0..P {
+            for p in 0..P {
+                let scale = match E::SCALED {
+                    true => L::mul(scale, L::load(block.key_scales[vector + p])),
+                    false => scale,
+                };
+                for q in 0..Q {
                     let at = (row + q) * BLOCK + (vector + p) * LANES;
                     L::store(scores.add(at), L::mul(sums[q][p], scale));
                 }
@@ -371,7 +402,11 @@ impl<E: KvStored> Tile<'_, E> {
                         parts[c] = E::load::<L>(value.add(c * LANES));
                     }
                     for q in 0..Q {
-                        let weight = L::splat(*weights.add(q * BLOCK + position));
+                        let weight = *weights.add(q * BLOCK + position);
+                        let weight = L::splat(match E::SCALED {
+                            true => weight * *block.value_scales[positions].add(position - start),
+                            false => weight,
+                        });
                         for c in 0..C {
                             sums[q][c] = L::fma(weight, parts[c], sums[q][c]);
                         }

@@ -52,6 +52,14 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Two {
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()));
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_even(from: *const u16) -> Two {
         unsafe {
             let low = _mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()));

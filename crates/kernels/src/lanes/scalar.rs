@@ -50,6 +50,12 @@ impl<const FUSED: bool> Lanes for Scalar<FUSED> {
         each!(i => f16::from_bits(bits[i]).to_f32_const())
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self::V {
+        // SAFETY: as above.
+        let codes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        each!(i => f32::from(codes[i]))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_even(from: *const u16) -> Self::V {
         // SAFETY: the caller's pointer is valid for 32 elements.
         let bits = unsafe { from.cast::<[u16; 2 * LANES]>().read_unaligned() };

@@ -75,11 +75,11 @@ fn logits_are_those_of_the_definition_for_every_shape_type_and_instruction_set()
 }
 
 #[test]
-fn halves_in_the_cache_stay_near_the_definition() {
+fn halves_and_bytes_in_the_cache_stay_near_the_definition() {
     let rig = rig(&LLAMA, DType::BF16, &LoadOptions::default(), 1);
     let tokens = tokens(&mut Rng::new(6), 60, LLAMA.vocabulary);
     let exact = reference::logits(&rig.spec, &rig.tensors, &tokens);
-    for (dtype, bound) in [(KvDType::F16, 2e-2), (KvDType::Bf16, 2e-1)] {
+    for (dtype, bound) in [(KvDType::F16, 2e-2), (KvDType::Bf16, 2e-1), (KvDType::Int8, 2e-1)] {
         let got = rig.whole(&tokens, dtype);
         let pairs = got.iter().flatten().zip(exact.iter().flatten());
         let worst = pairs.map(|(got, exact)| (f64::from(*got) - exact).abs()).fold(0.0, f64::max);
