@@ -5,13 +5,14 @@
 #   bench/engine-vs-llama.sh PHALANX LLAMA_BENCH FOLDER
 #
 # PHALANX is a release build of ours, LLAMA_BENCH llama.cpp's llama-bench (built with -DGGML_NATIVE=ON); a llama-batched-bench
-# beside it is used for the batch. FOLDER is where the models are made (about 5 GB) and kept. From the environment: ROUNDS (3),
+# beside it is used for the batch. FOLDER is where the models are made (about 6 GB) and kept. From the environment: ROUNDS (3),
 # THREADS ("1 2"), FORMATS ("q4_0 q8_0 q4_k mlx4 bf16"), PROMPT (256), TOKENS (32), ISA (what ours computes with: avx2, say, where
-# LLAMA_BENCH was built without AVX-512). llama.cpp reads no MLX: beside mlx4 stands its q4_0. On bf16 weights both round activations
-# to bf16. About four minutes a round on two cores. Needs python3.
+# LLAMA_BENCH was built without AVX-512). llama.cpp reads no MLX: beside mlx4 stands its q4_1, which has a scale and a minimum
+# too (for 32 weights, not 64). On bf16 weights both round activations to bf16. About four minutes a round on two cores. Needs
+# python3.
 set -euo pipefail
 
-[ $# -eq 3 ] || { sed -n '2,13p' "$0"; exit 2; }
+[ $# -eq 3 ] || { sed -n '2,14p' "$0"; exit 2; }
 phalanx=$1 llama=$2 folder=$3
 rounds=${ROUNDS:-3} threads=${THREADS:-1 2} formats=${FORMATS:-q4_0 q8_0 q4_k mlx4 bf16}
 prompt=${PROMPT:-256} tokens=${TOKENS:-32}
@@ -20,7 +21,8 @@ mkdir -p "$folder"
 results=$(mktemp "$folder/results.XXXXXX")
 trap 'rm -f "$results"' EXIT
 
-for format in $formats; do
+[[ " $formats " = *" mlx4 "* ]] && peers=q4_1 || peers=
+for format in $formats $peers; do
   kind=gguf
   [ "$format" = mlx4 ] && kind=mlx
   [ -e "$folder/$format" ] ||
@@ -42,7 +44,7 @@ print(*sys.argv[1:], "ours", report["decode_tokens_per_s"], report["prefill_toke
 
 theirs() {
   local of=$1
-  [ "$of" = mlx4 ] && of=q4_0
+  [ "$of" = mlx4 ] && of=q4_1
   local model=$folder/$of/model.gguf
   "$llama" -m "$model" -t "$2" -p "$prompt" -n "$tokens" -r 1 -o json 2>/dev/null | python3 -c 'import json, sys
 tests = json.load(sys.stdin)

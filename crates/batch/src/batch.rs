@@ -6,7 +6,7 @@ use base::{AttemptId, Micros};
 
 use crate::limits::{Limits, LimitsError};
 use crate::pages::Pages;
-use crate::plan::{Cause, Drawn, Ended, Plan, Span};
+use crate::plan::{Cause, Draw, Drawn, Ended, Pace, Plan, Span};
 use crate::sequence::{Arrival, Refusal, Sequence};
 use crate::share::share;
 
@@ -14,7 +14,7 @@ use crate::share::share;
 ///
 /// ```
 /// # use base::{AttemptId, Micros};
-/// # use batch::{Arrival, Batch, Drawn, Limits};
+/// # use batch::{Arrival, Batch, Drawn, Limits, Pace};
 /// let mut batch = Batch::new(Limits {
 ///     pages: 4, page_tokens: 4, context: 16, running_max: 2, waiting_max: 2, step_tokens_max: 8,
 ///     pause_us_max: Micros::ZERO,
@@ -23,9 +23,9 @@ use crate::share::share;
 ///     attempt: AttemptId(1), tokens: vec![5, 6, 7], prompt: 3, generated_max: 1, deadline: None,
 /// };
 /// batch.submit(Micros(0), arrival).expect("there is room");
-/// let plan = batch.plan(Micros(1), usize::MAX, |_| true);
+/// let plan = batch.plan(Micros(1), &Pace::prefill(usize::MAX), |_| true);
 /// assert_eq!(batch.tokens(&plan.spans[0]), [5, 6, 7]);
-/// let ended = batch.commit(Micros(2), plan, &[Drawn::Token(8)]);
+/// let ended = batch.commit(Micros(2), plan, &[Drawn::Token(8).into()]);
 /// assert_eq!(ended[0].account.generated_tokens, 1);
 /// # Ok::<(), batch::LimitsError>(())
 /// ```
@@ -126,22 +126,17 @@ impl Batch {
 
     /// Decides the next step.
     ///
-    /// `prefill_beside_decode`: prefill tokens at most in a step that decodes too, so that a long prompt does not
-    /// stall running streams (one at least is planned); the step's own bound holds in any case. `has_room`: whether a sequence's reader can
+    /// `pace`: how it is divided; the step's own bound holds in any case. `has_room`: whether a sequence's reader can
     /// take more. A plan that is dropped instead of committed computed nothing.
-    pub fn plan(
-        &mut self,
-        now: Micros,
-        prefill_beside_decode: usize,
-        has_room: impl Fn(AttemptId) -> bool,
-    ) -> Plan {
+    pub fn plan(&mut self, now: Micros, pace: &Pace, has_room: impl Fn(AttemptId) -> bool) -> Plan {
         for sequence in self.sequences.values_mut() {
             sequence.note_room(now, has_room(sequence.attempt));
         }
         let mut plan = Plan { ended: self.expire(now), ..Plan::default() };
         let next_time = self.plan_decode(now, &mut plan);
         self.admit();
-        self.plan_prefill(now, prefill_beside_decode, &next_time, &mut plan);
+        self.plan_prefill(now, pace.prefill_beside_decode, &next_time, &mut plan);
+        self.plan_guesses(pace, &mut plan);
         plan.tokens = plan.spans.iter().map(|span| span.count).sum();
         plan.wipe = self.pages.drain_wipes();
         plan.paused = self.sequences.values().any(Sequence::paused);
@@ -169,8 +164,9 @@ impl Batch {
         self.sequences.contains_key(&span.order)
     }
 
-    /// Takes in what `plan` computed: `drawn` has one entry for each span that draws, in their order.
-    pub fn commit(&mut self, now: Micros, plan: Plan, drawn: &[Drawn]) -> Vec<Ended> {
+    /// Takes in what `plan` computed: `drawn` has one entry for each span that draws, in their order. Of guesses that were
+    /// wrong nothing counts: what was computed of them is written over by what comes instead.
+    pub fn commit(&mut self, now: Micros, plan: Plan, drawn: &[Draw]) -> Vec<Ended> {
         let drawing = plan.spans.iter().filter(|span| span.draws).count();
         assert_eq!(drawing, drawn.len(), "tokens drawn for another plan");
         let mut drawn = drawn.iter();
@@ -182,11 +178,16 @@ impl Batch {
             };
             assert_eq!(sequence.computed, span.start, "a plan was committed out of order");
             sequence.in_flight = false;
-            sequence.computed += span.count;
+            let accepted = token.map_or(0, |draw| draw.accepted);
+            assert!(accepted <= span.guesses, "more guesses were right than were computed");
+            if let Some(draw) = token {
+                sequence.learn(accepted, draw.drawn.token());
+            }
+            sequence.computed += span.count - span.guesses + accepted;
             if self.prefixes {
                 enter_full_pages(sequence, &mut self.pages, self.limits.page_tokens as usize);
             }
-            let cause = token.and_then(|&drawn| take(sequence, now, drawn));
+            let cause = token.and_then(|draw| take(sequence, now, draw.drawn));
             if let Some(cause) = cause {
                 ended.push(self.remove(now, span.order, cause));
             }
@@ -194,9 +195,14 @@ impl Batch {
         ended
     }
 
-    /// The tokens of a span of the last plan.
+    /// The tokens of a span of the last plan, guesses last.
     pub fn tokens(&self, span: &Span) -> &[u32] {
-        &self.sequences[&span.order].tokens.as_slice()[span.start..span.start + span.count]
+        &self.sequences[&span.order].tokens.with_guesses()[span.start..span.start + span.count]
+    }
+
+    /// How many sequences the next step would decode at most.
+    pub fn decoding(&self) -> usize {
+        self.sequences.values().filter(|s| s.runs() && s.decodes() && !s.paused()).count()
     }
 
     /// The pages of a span of the last plan: of all positions up to its end.
@@ -399,7 +405,7 @@ impl Batch {
 
     fn plan_prefill(&mut self, now: Micros, beside_decode: usize, next_time: &[u64], plan: &mut Plan) {
         let left = self.limits.step_tokens_max as usize - plan.decoding;
-        let budget = if plan.decoding > 0 { left.min(beside_decode.max(1)) } else { left };
+        let budget = if plan.decoding > 0 { left.min(beside_decode) } else { left };
         let planned = |order: &u64| plan.spans.iter().any(|span| span.order == *order);
         let prefilling: Vec<u64> = self
             .sequences
@@ -424,6 +430,32 @@ impl Batch {
     }
 }
 
+impl Batch {
+    /// Lengthens the spans of a step that only decodes by guesses that are likely enough for what they cost. They take
+    /// pages that nobody needs, and never anybody's place.
+    fn plan_guesses(&mut self, pace: &Pace, plan: &mut Plan) {
+        if pace.guessing.tokens_max == 0 || plan.spans.len() > plan.decoding {
+            return;
+        }
+        let running = self.running();
+        let page_tokens = self.limits.page_tokens as usize;
+        let mut left = self.limits.step_tokens_max as usize - plan.decoding;
+        for span in &mut plan.spans {
+            let sequence = self.sequences.get_mut(&span.order).expect("it was planned just now");
+            let wanted = sequence.guess(&pace.guessing).min(left);
+            let mut room = sequence.pages.len() * page_tokens - sequence.tokens.len();
+            while room < wanted && self.pages.available() > running {
+                sequence.pages.push(self.pages.take().expect("there are more than one available"));
+                room += page_tokens;
+            }
+            span.guesses = wanted.min(room);
+            span.count += span.guesses;
+            plan.guesses += span.guesses;
+            left -= span.guesses;
+        }
+    }
+}
+
 /// Makes the pages that are full now findable.
 fn enter_full_pages(sequence: &mut Sequence, pages: &mut Pages, page_tokens: usize) {
     while (sequence.entered + 1) * page_tokens <= sequence.computed {
@@ -434,7 +466,7 @@ fn enter_full_pages(sequence: &mut Sequence, pages: &mut Pages, page_tokens: usi
     }
 }
 
-/// Gives `sequence` what was drawn for it; why it ends, if it does.
+/// Gives `sequence` what was drawn for it last; why it ends, if it does.
 fn take(sequence: &mut Sequence, now: Micros, drawn: Drawn) -> Option<Cause> {
     match drawn {
         Drawn::Stop => return Some(Cause::Stop),

@@ -16,6 +16,8 @@
 //! - **Admission is optimistic**: a sequence enters when the tokens it has *now* fit, and one spare page for each one
 //!   already running. Answers that outgrow the cache preempt the youngest, which is computed again later; from
 //!   then on that one enters only when its longest possible form fits, so that it is not thrown out again and again.
+//! - **Guesses** ([`Guessing`]) fill a step that only decodes, as far as they have been right and pay: an answer gets on by
+//!   several tokens then, and is the same.
 //! - **A paused sequence** (its reader is slow) holds up nobody: it is skipped, and gives up place and pages when
 //!   another needs them.
 //! - **Pages are wiped** before they belong to anyone else: [`Plan::wipe`] and [`Batch::drain_wipes`] name them. The one
@@ -24,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod guess;
 mod limits;
 mod pages;
 mod plan;
@@ -33,6 +36,7 @@ mod share;
 mod tokens;
 
 pub use batch::{Batch, Load};
+pub use guess::Guessing;
 pub use limits::{Limits, LimitsError};
-pub use plan::{Account, Cause, Drawn, Ended, Plan, Span};
+pub use plan::{Account, Cause, Draw, Drawn, Ended, Pace, Plan, Span};
 pub use sequence::{Arrival, Refusal};

@@ -2,16 +2,20 @@
 
 use base::{AttemptId, Micros};
 
+use crate::guess::Guessing;
+
 /// What to compute in one step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
     /// Runs of tokens, at most one for each sequence; the first [`Plan::decoding`] of them are single tokens of
-    /// sequences that decode.
+    /// sequences that decode, with the guesses behind them.
     pub spans: Vec<Span>,
     /// How many of the spans decode.
     pub decoding: usize,
     /// Tokens in all spans together.
     pub tokens: usize,
+    /// How many of these are guesses.
+    pub guesses: usize,
     /// Pages to overwrite before anything is computed.
     pub wipe: Vec<u32>,
     /// Sequences that ended without a step, because their time was over.
@@ -33,10 +37,45 @@ pub struct Span {
     pub count: usize,
     /// Whether the span reaches the end of what is known, so that a token is drawn from its last row.
     pub draws: bool,
+    /// How many of its last tokens are guesses at what will be drawn. A span with guesses draws, and from the row before
+    /// each of them as well, as long as they turn out right.
+    pub guesses: usize,
     pub(crate) order: u64,
 }
 
-/// What was drawn for a span that draws.
+/// How the next step is to be divided.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Prefill tokens at most in a step that decodes too, so that a long prompt does not stall running streams. None holds
+    /// prompts back: not in every step, or they never get on.
+    pub prefill_beside_decode: usize,
+    /// How far to guess ahead.
+    pub guessing: Guessing,
+}
+
+impl Pace {
+    /// So much prefill beside decode, and no guesses.
+    pub fn prefill(beside_decode: usize) -> Self {
+        Self { prefill_beside_decode: beside_decode, guessing: Guessing::default() }
+    }
+}
+
+/// What came of a span that draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// How many of its guesses were drawn, one after the other, before what follows. 0 where it has none.
+    pub accepted: usize,
+    /// What was drawn last.
+    pub drawn: Drawn,
+}
+
+impl From<Drawn> for Draw {
+    fn from(drawn: Drawn) -> Self {
+        Self { accepted: 0, drawn }
+    }
+}
+
+/// What was drawn from a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drawn {
     /// The next token.
@@ -45,6 +84,16 @@ pub enum Drawn {
     Last(u32),
     /// A token that only says that the answer has ended: it does not belong to the answer.
     Stop,
+}
+
+impl Drawn {
+    /// The token that belongs to the answer, if there is one.
+    pub fn token(self) -> Option<u32> {
+        match self {
+            Self::Token(token) | Self::Last(token) => Some(token),
+            Self::Stop => None,
+        }
+    }
 }
 
 /// A sequence's terminal: it comes exactly once for each one that was taken.

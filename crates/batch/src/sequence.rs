@@ -2,6 +2,7 @@
 
 use base::{AttemptId, Micros};
 
+use crate::guess::{Guessing, Record, guess};
 use crate::limits::Limits;
 use crate::plan::{Account, Cause, Ended, Span};
 use crate::prefix::NodeId;
@@ -88,6 +89,7 @@ pub(crate) struct Sequence {
     pub(crate) deadline: Option<Micros>,
     /// A plan that has it is being computed: it can be in no other, and keeps its pages.
     pub(crate) in_flight: bool,
+    record: Record,
     cached: Option<usize>,
     arrived: Micros,
     started: Option<Micros>,
@@ -113,6 +115,7 @@ impl Sequence {
             paused_since: None,
             deadline: arrival.deadline,
             in_flight: false,
+            record: Record::new(),
             cached: None,
             arrived: now,
             started: None,
@@ -171,6 +174,7 @@ impl Sequence {
         self.node = NodeId::ROOT;
         self.entered = 0;
         self.computed = 0;
+        self.tokens.drop_guesses();
         std::mem::take(&mut self.pages)
     }
 
@@ -182,7 +186,23 @@ impl Sequence {
             self.remaining()
         );
         self.started.get_or_insert(now);
-        Span { attempt: self.attempt, start: self.computed, count, draws: count == self.remaining(), order }
+        let draws = count == self.remaining();
+        Span { attempt: self.attempt, start: self.computed, count, draws, guesses: 0, order }
+    }
+
+    /// Guesses what comes next; how many of the guesses are worth computing. One token fewer than there may still be: what
+    /// is drawn last needs no place.
+    pub(crate) fn guess(&mut self, guessing: &Guessing) -> usize {
+        let most = self.length_max.saturating_sub(self.tokens.len() + 1);
+        guess(&mut self.tokens, guessing.tokens_max.min(most));
+        self.record.worth(guessing).min(self.tokens.guesses().len())
+    }
+
+    /// Takes in that the first `accepted` guesses were drawn, and then `drawn`.
+    pub(crate) fn learn(&mut self, accepted: usize, drawn: Option<u32>) {
+        self.record.learn(self.tokens.guesses(), accepted, drawn);
+        self.tokens.accept(accepted);
+        self.tokens.drop_guesses();
     }
 
     /// Takes a drawn token.

@@ -6,7 +6,7 @@ mod day;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::{AttemptId, Micros, Rng};
-use batch::{Arrival, Batch, Cause, Drawn, Ended, Limits, Plan};
+use batch::{Arrival, Batch, Cause, Draw, Drawn, Ended, Guessing, Limits, Pace, Plan};
 use proptest::prelude::*;
 
 /// What stops an answer: one draw in 29, so that answers are often long enough to outgrow a small cache.
@@ -50,7 +50,10 @@ struct Harness {
     paused: BTreeSet<AttemptId>,
     /// How many plans are computed at the same time, and those that are, with what was drawn.
     lanes: usize,
-    under_way: VecDeque<(Plan, Vec<u32>)>,
+    under_way: VecDeque<(Plan, Vec<Vec<u32>>)>,
+    guessing: Guessing,
+    /// Guesses that were computed, and how many of them were right.
+    guesses: (usize, usize),
 }
 
 impl Harness {
@@ -65,6 +68,8 @@ impl Harness {
         Self {
             lanes,
             under_way: VecDeque::new(),
+            guessing: Guessing::default(),
+            guesses: (0, 0),
             batch,
             places,
             now: 0,
@@ -103,7 +108,9 @@ impl Harness {
     fn step(&mut self, beside_decode: usize) -> Plan {
         self.now += 10;
         let paused = self.paused.clone();
-        let mut plan = self.batch.plan(Micros(self.now), beside_decode, |attempt| !paused.contains(&attempt));
+        let beside_decode = beside_decode.max(1);
+        let pace = Pace { prefill_beside_decode: beside_decode, guessing: self.guessing };
+        let mut plan = self.batch.plan(Micros(self.now), &pace, |attempt| !paused.contains(&attempt));
         self.check(&plan, beside_decode);
         let (wipe, ended) = (std::mem::take(&mut plan.wipe), std::mem::take(&mut plan.ended));
         self.wipe(&wipe);
@@ -117,14 +124,19 @@ impl Harness {
                 0 => 0,
                 start => self.places[at(start - 1)].expect("what comes before a span is in the cache"),
             };
+            let mut rows = Vec::new();
             for (position, token) in (span.start..).zip(tokens) {
                 state = digest(state, token, position);
                 let place = &mut self.places[at(position)];
                 assert_eq!(*place, None, "a place was taken without being wiped");
                 *place = Some(state);
+                if position + span.guesses + 1 >= span.start + span.count {
+                    rows.push(draw(state));
+                }
             }
             if span.draws {
-                drawn.push(draw(state));
+                assert_eq!(rows.len(), 1 + span.guesses);
+                drawn.push(rows);
             }
         }
         if !plan.spans.is_empty() {
@@ -143,10 +155,27 @@ impl Harness {
             return;
         };
         let mut drawn = Vec::new();
-        for (span, token) in plan.spans.iter().filter(|span| span.draws).zip(tokens) {
-            drawn.push(if token == STOP { Drawn::Stop } else { Drawn::Token(token) });
-            if token != STOP && self.batch.has(span) {
-                self.answers.get_mut(&span.attempt).expect("it was submitted").push(token);
+        let size = self.batch.limits().page_tokens as usize;
+        for (span, rows) in plan.spans.iter().filter(|span| span.draws).zip(tokens) {
+            if !self.batch.has(span) {
+                drawn.push(Drawn::Stop.into());
+                continue;
+            }
+            let guesses = self.batch.tokens(span)[span.count - span.guesses..].to_vec();
+            let accepted = guesses.iter().zip(&rows).take_while(|(guess, drawn)| guess == drawn).count();
+            self.guesses = (self.guesses.0 + guesses.len(), self.guesses.1 + accepted);
+            let answer = self.answers.get_mut(&span.attempt).expect("it was submitted");
+            answer.extend_from_slice(&guesses[..accepted]);
+            let last = rows[accepted];
+            drawn.push(match last {
+                STOP => Draw { accepted, drawn: Drawn::Stop },
+                token => Draw { accepted, drawn: Drawn::Token(token) },
+            });
+            answer.extend((last != STOP).then_some(last));
+            // What was computed of wrong guesses is written over by what comes instead.
+            let pages = self.batch.pages(span);
+            for position in span.start + span.count - span.guesses + accepted..span.start + span.count {
+                self.places[pages[position / size] as usize * size + position % size] = None;
             }
         }
         let ended = self.batch.commit(Micros(self.now + 5), plan, &drawn);
@@ -157,9 +186,11 @@ impl Harness {
         let limits = self.batch.limits();
         assert!(plan.tokens <= limits.step_tokens_max as usize);
         assert!(plan.spans.len() <= limits.running_max as usize);
-        assert!(plan.spans[..plan.decoding].iter().all(|span| span.count == 1 && span.draws));
+        assert!(plan.spans[..plan.decoding].iter().all(|span| span.count == 1 + span.guesses && span.draws));
+        assert!(plan.spans[plan.decoding..].iter().all(|span| span.guesses == 0));
+        assert_eq!(plan.guesses, plan.spans.iter().map(|span| span.guesses).sum::<usize>());
         if plan.decoding > 0 {
-            assert!(plan.tokens - plan.decoding <= beside_decode.max(1));
+            assert!(plan.tokens - plan.guesses - plan.decoding <= beside_decode);
         }
         let attempts: BTreeSet<_> = plan.spans.iter().map(|span| span.attempt).collect();
         assert_eq!(attempts.len(), plan.spans.len(), "two spans of one sequence");
@@ -237,8 +268,10 @@ proptest! {
         pages in 8..24u32,
         beside_decode in 0..9usize,
         lanes in 1..4usize,
+        (tokens_max, cost) in (0..6usize, 0.0..1.2),
     ) {
         let mut harness = Harness::with_lanes(limits(pages), lanes);
+        harness.guessing = Guessing { tokens_max, cost };
         let mut asked: Vec<(AttemptId, Vec<u32>, usize)> = Vec::new();
         let mut cancelled = BTreeSet::new();
         for act in acts {
@@ -368,13 +401,14 @@ fn a_deadline_and_a_reader_that_stays_away_both_end_a_sequence_as_expired() {
         deadline: Some(Micros(10)),
     };
     harness.batch.submit(Micros(0), arrival).unwrap();
-    let plan = harness.batch.plan(Micros(9), 8, |attempt| attempt != AttemptId(1));
+    let pace = Pace::prefill(8);
+    let plan = harness.batch.plan(Micros(9), &pace, |attempt| attempt != AttemptId(1));
     assert_eq!(plan.next_deadline, Some(Micros(10)));
     assert!(plan.ended.is_empty());
-    let plan = harness.batch.plan(Micros(10), 8, |attempt| attempt != AttemptId(1));
+    let plan = harness.batch.plan(Micros(10), &pace, |attempt| attempt != AttemptId(1));
     assert_eq!((plan.ended[0].attempt, plan.ended[0].cause), (AttemptId(2), Cause::Expired));
     assert_eq!(plan.next_deadline, Some(Micros(109)));
-    let plan = harness.batch.plan(Micros(109), 8, |_| false);
+    let plan = harness.batch.plan(Micros(109), &pace, |_| false);
     assert_eq!((plan.ended[0].attempt, plan.ended[0].cause), (AttemptId(1), Cause::Expired));
     assert!(harness.batch.is_empty());
 }
@@ -442,4 +476,46 @@ fn several_answers_to_one_prompt_compute_it_once() {
     assert_eq!(computed, 20 + 4 * 2 + 4);
     assert_eq!(harness.terminals[&AttemptId(3)].account.cached_tokens, 20);
     assert_eq!(harness.answers.values().collect::<BTreeSet<_>>().len(), 1);
+}
+
+/// An answer that says what was said before: what a model that repeats its prompt's text does.
+fn repeating(position: usize) -> u32 {
+    1 + (position % 7) as u32
+}
+
+#[test]
+fn an_answer_that_repeats_itself_takes_fewer_steps_and_one_that_does_not_is_not_guessed_for_long() {
+    let limits = Limits { context: 256, ..limits(128) };
+    let run = |tokens_max: usize, next: fn(usize) -> u32| {
+        let mut batch = Batch::new(limits.clone()).unwrap();
+        let tokens = (0..14).map(next).collect();
+        let arrival =
+            Arrival { attempt: AttemptId(1), tokens, prompt: 14, generated_max: 200, deadline: None };
+        batch.submit(Micros(0), arrival).unwrap();
+        let pace = Pace { prefill_beside_decode: 8, guessing: Guessing { tokens_max, cost: 0.2 } };
+        let (mut steps, mut rows) = (0, 0);
+        while !batch.is_empty() {
+            let plan = batch.plan(Micros(steps), &pace, |_| true);
+            steps += 1;
+            rows += plan.tokens;
+            let mut drawn = Vec::new();
+            for span in plan.spans.iter().filter(|span| span.draws) {
+                let guesses = &batch.tokens(span)[span.count - span.guesses..];
+                let at = span.start + span.count - span.guesses;
+                let right = guesses.iter().enumerate().take_while(|(i, guess)| **guess == next(at + i));
+                let accepted = right.count();
+                drawn.push(Draw { accepted, drawn: Drawn::Token(next(at + accepted)) });
+            }
+            batch.commit(Micros(steps), plan, &drawn);
+        }
+        (steps, rows)
+    };
+    let (plain, _) = run(0, repeating);
+    let (guessed, rows) = run(5, repeating);
+    assert!(guessed * 3 < plain, "{guessed} steps instead of {plain}");
+    assert!(rows < 300, "{rows} rows for 214 tokens");
+    // Pairs of tokens come again, and what follows them is another each time.
+    let wrong = |at: usize| if at % 3 == 2 { 100 + at as u32 } else { 1 + (at % 3) as u32 };
+    let (_, rows) = run(5, wrong);
+    assert!(rows < 260, "{rows} rows for 214 tokens that nobody can guess");
 }

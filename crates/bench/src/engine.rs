@@ -12,7 +12,7 @@ use anyhow::Context;
 use base::{ModelName, Rng};
 use engine::{ActivationFormat, Engine, EngineConfig, LoadOptions, ModelSource};
 
-use crate::engine::report::{BatchPoint, EngineReport, Mixed, Prefix};
+use crate::engine::report::{BatchPoint, EngineReport, Mixed, Prefix, Repetition};
 use crate::engine::run::{Bench, Start};
 use crate::machine::Machine;
 use crate::scenarios::{Assertion, print};
@@ -45,8 +45,11 @@ pub struct Options {
     /// Compute with this instruction set: avx512bf16, avx512vnni, avx512, avx2 or portable [default: the best there is].
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
-    /// Measure one request and the largest batch only, and leave out a long prompt beside running streams and beginnings
-    /// that are known.
+    /// Guess up to N tokens ahead, as --speculate does elsewhere.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=32))]
+    pub speculate: u32,
+    /// Measure one request and the largest batch only, and leave out a long prompt beside running streams, beginnings
+    /// that are known and text that repeats itself.
     #[arg(long)]
     pub brief: bool,
     /// How often each is measured; the median is reported.
@@ -112,9 +115,13 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let prefills = prefills(&mut bench, options.runs, prompt)?;
     let batches = decode_sweep(&mut bench, options)?;
     let equal = bench.equal_at_any_batch(options.batch, options.tokens)?;
-    let (mixed, prefix) = match options.brief {
-        true => (None, None),
-        false => (Some(mixed(&mut bench, options)?), Some(prefix(&mut bench, options)?)),
+    let (mixed, prefix, repetition) = match options.brief {
+        true => (None, None, None),
+        false => (
+            Some(mixed(&mut bench, options)?),
+            Some(prefix(&mut bench, options)?),
+            Some(repetition(&mut bench, options)?),
+        ),
     };
     bench.engine.stop();
 
@@ -146,6 +153,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         batches,
         mixed,
         prefix,
+        repetition,
         context: limits.context.0,
         kv_tokens: limits.kv_tokens,
         peak_rss_bytes,
@@ -170,6 +178,7 @@ fn config(options: &Options) -> EngineConfig {
             (false, false) => ActivationFormat::Int8,
         },
         instruction_set: options.isa.clone(),
+        speculate: options.speculate,
         ..EngineConfig::default()
     }
 }
@@ -249,6 +258,21 @@ fn prefix(bench: &mut Bench, options: &Options) -> anyhow::Result<Prefix> {
     Ok(Prefix { prompt_tokens, reused_tokens, first_ms: first * 1e3, again_ms: again * 1e3 })
 }
 
+/// Decode after a prompt that says the same again and again: where guessing ahead shows what it can do.
+fn repetition(bench: &mut Bench, options: &Options) -> anyhow::Result<Repetition> {
+    let before = bench.engine.load_now();
+    let runs: anyhow::Result<Vec<f64>> =
+        (0..options.runs).map(|_| bench.decode_repeated(options.tokens)).collect();
+    let tokens_per_s = median(&runs?);
+    let after = bench.engine.load_now();
+    Ok(Repetition {
+        speculate: options.speculate,
+        tokens_per_s,
+        guessed_tokens: after.guessed_tokens - before.guessed_tokens,
+        guessed_right: after.guessed_right - before.guessed_right,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +295,7 @@ mod tests {
             exact: false,
             rounded: false,
             isa: None,
+            speculate: 4,
             brief: false,
             runs: 5,
             quick: true,

@@ -49,6 +49,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let folder = options.client.data().folder()?;
     let findings = vec![
         processor(),
+        backends(),
         memory(),
         Finding::of("data folder", writable(&folder)),
         Finding::of("store", store(&folder).await),
@@ -77,6 +78,19 @@ fn processor() -> Finding {
         let slow = "no vector instructions that the kernels know: computing works, slowly";
         Finding::note("processor", format!("{detail}: {slow}"))
     }
+}
+
+/// What this build computes with, and what it does not. Said here, since nothing else would tell before a model is slow.
+fn backends() -> Finding {
+    let sets = engine::machine::instruction_sets().join(", ");
+    let here = format!("the CPU ({sets}), and another server by --engine openai=URL");
+    let gone = "not in this build: Metal, CUDA, candle, and the CPU's AMX tiles";
+    // Compiled and run is x86-64 only; elsewhere the loops are the compiler's own.
+    let portable = match cfg!(target_arch = "x86_64") {
+        true => "",
+        false => "; on this processor only portable loops, which nobody has measured",
+    };
+    Finding::of("backends", Ok(format!("{here}; {gone}{portable}")))
 }
 
 fn memory() -> Finding {

@@ -27,7 +27,8 @@ pub(crate) struct Options {
     #[arg(long = "model", value_name = "MODEL", value_parser = serving::parse_served_model)]
     models: Vec<ServedModel>,
     /// Let another server compute, as openai=URL: vLLM, llama-server, Ollama, MLX or another Phalanx. Then --model is
-    /// NAME or NAME=THE-SERVER'S-NAME, and --kit is needed.
+    /// NAME or NAME=THE-SERVER'S-NAME, and --kit is needed. Otherwise the CPU computes: this build has no other backend
+    /// (no Metal, no CUDA).
     #[arg(long = "engine", value_name = "openai=URL", value_parser = parse_upstream, requires = "kit", requires = "models")]
     upstream: Option<String>,
     /// The folder with the config.json, tokenizer and chat template of the model that another server computes.

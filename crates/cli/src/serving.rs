@@ -104,7 +104,12 @@ pub(crate) struct EngineOptions {
     /// bf16 too (bf16), or all with activations as they are (f32) [default: int8].
     #[arg(long, value_name = "FORMAT", value_parser = parse_activations)]
     pub(crate) activations: Option<ActivationFormat>,
-    /// Hold keys and values as f32 (auto), f16 or bf16.
+    /// Guess up to N tokens ahead from what prompt and answer said before, and compute them together where that pays:
+    /// faster where text repeats itself, and the same text. Not for recurrent models, and not in groups [default: 0].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=32))]
+    pub(crate) speculate: Option<u32>,
+    /// Hold keys and values as f32 (auto), f16, bf16, or as bytes with scales (int8): less memory for each token, and
+    /// answers that may differ.
     #[arg(long, value_name = "FORMAT", value_parser = parse_kv)]
     pub(crate) kv: Option<KvFormat>,
 }
@@ -126,6 +131,7 @@ impl EngineOptions {
         }
         config.activations = self.activations.unwrap_or_default();
         config.kv = self.kv.unwrap_or_default();
+        config.speculate = self.speculate.unwrap_or(config.speculate);
         config
     }
 
@@ -146,6 +152,7 @@ impl EngineOptions {
             KvFormat::F32 => "f32",
             KvFormat::F16 => "f16",
             KvFormat::Bf16 => "bf16",
+            KvFormat::Int8 => "int8",
         });
         let given = [
             ("--threads", self.threads.map(|n| n.to_string())),
@@ -155,6 +162,7 @@ impl EngineOptions {
             ("--weights", weights.map(str::to_owned)),
             ("--activations", activations.map(str::to_owned)),
             ("--kv", kv.map(str::to_owned)),
+            ("--speculate", self.speculate.map(|n| n.to_string())),
         ];
         given.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])).flatten().collect()
     }
@@ -200,7 +208,8 @@ fn parse_kv(text: &str) -> Result<KvFormat, String> {
         "f32" => Ok(KvFormat::F32),
         "f16" => Ok(KvFormat::F16),
         "bf16" => Ok(KvFormat::Bf16),
-        _ => Err("expected auto, f32, f16 or bf16".into()),
+        "int8" => Ok(KvFormat::Int8),
+        _ => Err("expected auto, f32, f16, bf16 or int8".into()),
     }
 }
 

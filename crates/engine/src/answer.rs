@@ -69,7 +69,8 @@ pub(crate) struct Answer {
     guide: Option<Guided>,
     /// Tokens there are, those of earlier attempts included.
     generated: u32,
-    /// What the current step made, to be delivered once it is known whether the answer ends with it.
+    /// What the current step made (several tokens, where guesses were right), to be delivered once it is known whether
+    /// the answer ends with it.
     pending: Chunk,
 }
 
@@ -118,8 +119,6 @@ impl Answer {
 
     /// Draws the next token from `row`: `[V]`.
     pub(crate) fn draw(&mut self, row: &[f32], terms: &Terms) -> Result<Drawn, DrawError> {
-        let first_index = self.generated;
-        self.pending = Chunk { first_index, ..Chunk::default() };
         let mask = match &mut self.guide {
             Some(guide) => guide.next().map_err(DrawError::Constraint)?,
             None => None,
@@ -127,13 +126,17 @@ impl Answer {
         if mask.is_some_and(|mask| mask.over) {
             return Ok(Drawn::Stop);
         }
-        let token = self.sampler.draw(row, first_index, mask)?;
+        let token = self.sampler.draw(row, self.generated, mask)?;
         if !self.ignore_stop_tokens && terms.stop_tokens.contains(&token) {
             return Ok(Drawn::Stop);
         }
-        self.pending.logprobs = self.logprobs.map(|count| vec![logprob(row, token, count, &self.tokenizer)]);
-        self.pending.tokens = vec![token];
-        self.pending.text = self.certain_text(token);
+        if let Some(count) = self.logprobs {
+            let logprob = logprob(row, token, count, &self.tokenizer);
+            self.pending.logprobs.get_or_insert_default().push(logprob);
+        }
+        self.pending.tokens.push(token);
+        let text = self.certain_text(token);
+        self.pending.text.push_str(&text);
         self.sampler.note(token);
         if let Some(guide) = &mut self.guide
             && !self.stopped

@@ -63,6 +63,11 @@ pub(crate) fn size(
     let page_tokens = u64::from(config.page_tokens.max(1));
     let page_bytes = per_token.0.max(1) * page_tokens;
     let context_pages = u64::from(wanted).div_ceil(page_tokens);
+    if per_token == Bytes::ZERO {
+        // Nothing is kept for each token: pages are numbers only.
+        let pages = (context_pages * EngineConfig::KV_CONTEXTS).min(u64::from(u32::MAX));
+        return Ok(Capacity { pages: pages as u32, context: wanted, notice: None });
+    }
     let allowed = config.kv_bytes.unwrap_or_else(|| {
         let part = memory.map_or(KV_BYTES_UNKNOWN, |memory| {
             Bytes((memory.available.0 as f64 * EngineConfig::KV_MEMORY_PART) as u64)
@@ -121,6 +126,15 @@ mod tests {
         assert!(error.contains("allow 4.0 MiB"), "{error}");
         let error = size(&config, 2048, PER_TOKEN, None).unwrap_err();
         assert_eq!(error, CapacityError::Context { asked: 4096, model: 2048 });
+    }
+
+    #[test]
+    fn a_model_that_keeps_nothing_for_a_token_has_room_for_its_context_whatever_the_memory() {
+        for kv_bytes in [None, Some(Bytes(0)), Some(Bytes(77))] {
+            let capacity =
+                size(&EngineConfig { kv_bytes, ..EngineConfig::default() }, 4096, Bytes::ZERO, memory(1));
+            assert_eq!(capacity, Ok(Capacity { pages: 4096, context: 4096, notice: None }));
+        }
     }
 
     #[test]

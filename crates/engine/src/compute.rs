@@ -1,5 +1,7 @@
 //! What the step loop asks of a model: so much, so that the loop can be tested with a scripted one.
 
+use nn::LogitRows;
+
 use crate::group::GroupReport;
 
 /// Some tokens of one sequence, to be computed in one step.
@@ -10,8 +12,8 @@ pub(crate) struct Work<'a> {
     pub(crate) position: usize,
     /// Pages of all positions up to the last token's.
     pub(crate) pages: &'a [u32],
-    /// Whether the last token's logits are wanted.
-    pub(crate) draws: bool,
+    /// Whose logits are wanted.
+    pub(crate) logits: LogitRows,
 }
 
 /// A model that computes steps over one paged KV cache.
@@ -20,9 +22,14 @@ pub(crate) trait Compute {
     fn is_recurrent(&self) -> bool {
         false
     }
+    /// Whether tokens that turn out to be wrong guesses may be among those of a step: what was computed of them is computed
+    /// again from their position on, or never read.
+    fn takes_guesses(&self) -> bool {
+        false
+    }
     /// Overwrites pages.
     fn wipe(&mut self, pages: &[u32]);
-    /// Computes a step: the logits, `[V]`, of each piece of work that draws, in order.
+    /// Computes a step: the logits that are wanted, a row of `[V]` each, in order.
     fn step(&mut self, work: &[Work<'_>]) -> Result<Vec<&[f32]>, String>;
     /// Logits of `tokens` from position 0, of all positions or the last, beside the cache.
     fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String>;

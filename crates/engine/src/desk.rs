@@ -48,6 +48,10 @@ pub struct EngineReport {
     pub computed_tokens: u64,
     /// Prompt tokens that were found in cache instead.
     pub cached_tokens: u64,
+    /// Tokens that were guessed ahead and computed.
+    pub guessed_tokens: u64,
+    /// Of these, those that were drawn.
+    pub guessed_right: u64,
     /// Times that a request lost its pages and was computed again.
     pub preemptions: u64,
     /// Where the time goes, of an engine that leads a group.

@@ -101,6 +101,8 @@ pub(crate) struct Ready<C> {
     pub(crate) limits: Limits,
     pub(crate) speed: Speed,
     pub(crate) notice: Option<String>,
+    /// Tokens to guess ahead at most.
+    pub(crate) speculate: usize,
 }
 
 impl Engine {
@@ -293,7 +295,8 @@ impl Drop for Shared {
 type Assembled<C> = (Worker<C>, Arc<Desk>, Option<String>);
 
 fn assemble<C: Compute>(ready: Ready<C>, terms: Terms, clock: Clock) -> Result<Assembled<C>, StartError> {
-    let Ready { compute, limits, speed, notice } = ready;
+    let Ready { compute, limits, mut speed, notice, speculate } = ready;
+    speed.set_guesses(if compute.takes_guesses() { speculate } else { 0 });
     let report = EngineReport {
         slots: limits.running_max,
         waiting_max: limits.waiting_max,

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{AttemptId, Micros};
-use batch::{Account, Arrival, Batch, Cause, Drawn, Ended, Plan};
+use batch::{Account, Arrival, Batch, Cause, Draw, Drawn, Ended, Plan};
+use nn::LogitRows;
 
 use crate::answer::{Answer, DrawError, Terms};
 use crate::compute::{Compute, Work};
 use crate::desk::{Accepted, Desk, Intake};
-use crate::speed::Speed;
+use crate::speed::{Speed, Step};
 
 /// How soon to look again whether a slow reader has room: sinks cannot ring. Short against what a person notices, long
 /// against what looking costs.
@@ -57,9 +58,17 @@ pub(crate) struct Worker<C> {
     endings: VecDeque<(AttemptId, Answer, Ending)>,
     /// Steps that were begun and not finished, and when.
     under_way: VecDeque<(Plan, Micros)>,
+    counts: Counts,
+}
+
+/// What was done so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
     steps: u64,
     computed_tokens: u64,
     cached_tokens: u64,
+    guessed_tokens: u64,
+    guessed_right: u64,
     preemptions: u64,
 }
 
@@ -83,10 +92,7 @@ impl<C: Compute> Worker<C> {
             wait: Some(IDLE_WAIT),
             endings: VecDeque::new(),
             under_way: VecDeque::new(),
-            steps: 0,
-            computed_tokens: 0,
-            cached_tokens: 0,
-            preemptions: 0,
+            counts: Counts::default(),
         }
     }
 
@@ -179,9 +185,10 @@ impl<C: Compute> Worker<C> {
 
     fn step(&mut self) {
         let answers = &self.answers;
-        let mut plan = self.batch.plan(self.clock.now(), self.speed.prefill_beside_decode(), |attempt| {
-            answers.get(&attempt).is_none_or(Answer::has_room)
-        });
+        let pace = self.speed.pace(self.batch.decoding());
+        let mut plan = self
+            .batch
+            .plan(self.clock.now(), &pace, |attempt| answers.get(&attempt).is_none_or(Answer::has_room));
         self.compute.wipe(&plan.wipe);
         for ended in std::mem::take(&mut plan.ended) {
             self.finish(ended);
@@ -235,10 +242,18 @@ impl<C: Compute> Worker<C> {
     fn commit(&mut self, plan: Plan, started: Micros, drawn: Result<DrawnRows, String>) {
         match drawn {
             Ok((drawn, damaged)) => {
-                let (tokens, decoding) = (plan.tokens, plan.decoding);
-                self.speed.observe(tokens, decoding, self.clock.now().saturating_sub(started));
-                self.steps += 1;
-                self.computed_tokens += tokens as u64;
+                let right: usize = drawn.iter().map(|draw| draw.accepted).sum();
+                let step = Step {
+                    decoding: plan.decoding,
+                    guesses: plan.guesses,
+                    right,
+                    prefill: plan.tokens - plan.decoding - plan.guesses,
+                };
+                self.speed.observe(step, self.clock.now().saturating_sub(started));
+                self.counts.steps += 1;
+                self.counts.computed_tokens += plan.tokens as u64;
+                self.counts.guessed_tokens += plan.guesses as u64;
+                self.counts.guessed_right += right as u64;
                 self.hand_out(plan, &drawn, &damaged);
             }
             Err(message) => self.fail_step(&plan, &message),
@@ -252,7 +267,7 @@ impl<C: Compute> Worker<C> {
     }
 
     /// Gives what was drawn to the batch and the answers' sinks.
-    fn hand_out(&mut self, plan: Plan, drawn: &[Drawn], damaged: &[(AttemptId, DrawError)]) {
+    fn hand_out(&mut self, plan: Plan, drawn: &[Draw], damaged: &[(AttemptId, DrawError)]) {
         let drawing: Vec<AttemptId> =
             plan.spans.iter().filter(|span| span.draws).map(|span| span.attempt).collect();
         let ended = self.batch.commit(self.clock.now(), plan, drawn);
@@ -283,8 +298,8 @@ impl<C: Compute> Worker<C> {
     }
 
     fn finish(&mut self, ended: Ended) {
-        self.cached_tokens += u64::from(ended.account.cached_tokens);
-        self.preemptions += u64::from(ended.account.preemptions);
+        self.counts.cached_tokens += u64::from(ended.account.cached_tokens);
+        self.counts.preemptions += u64::from(ended.account.preemptions);
         self.end(ended.attempt, Ending::Finished(ended));
     }
 
@@ -295,8 +310,7 @@ impl<C: Compute> Worker<C> {
 
     fn settle(&mut self) {
         let load = self.batch.load();
-        let (speed, steps, computed) = (self.speed, self.steps, self.computed_tokens);
-        let (cached, preemptions) = (self.cached_tokens, self.preemptions);
+        let (speed, counts) = (&self.speed, self.counts);
         let group = self.compute.group();
         let ended: Vec<AttemptId> = self.endings.iter().map(|(attempt, ..)| *attempt).collect();
         self.desk.settle(&ended, load.pages_needed as u64, |report| {
@@ -304,10 +318,12 @@ impl<C: Compute> Worker<C> {
             report.prefill_tokens_waiting = load.prefill_tokens as u64;
             report.prefill_tokens_per_s = speed.prefill_tokens_per_s();
             report.decode_tokens_per_s = speed.decode_tokens_per_s();
-            report.steps = steps;
-            report.computed_tokens = computed;
-            report.cached_tokens = cached;
-            report.preemptions = preemptions;
+            report.steps = counts.steps;
+            report.computed_tokens = counts.computed_tokens;
+            report.cached_tokens = counts.cached_tokens;
+            report.guessed_tokens = counts.guessed_tokens;
+            report.guessed_right = counts.guessed_right;
+            report.preemptions = counts.preemptions;
             report.group = group;
         });
         while let Some((_, answer, ending)) = self.endings.pop_front() {
@@ -341,13 +357,18 @@ fn work<'a>(batch: &'a Batch, plan: &Plan) -> Vec<Work<'a>> {
         tokens: batch.tokens(span),
         position: span.start,
         pages: batch.pages(span),
-        draws: span.draws,
+        logits: match (span.draws, span.guesses) {
+            (false, _) => LogitRows::None,
+            (true, 0) => LogitRows::Last,
+            // A span with guesses has one known token, and is drawn from at each.
+            (true, _) => LogitRows::All,
+        },
     };
     plan.spans.iter().map(work).collect()
 }
 
 /// What was drawn for each span that draws, and the attempts among them for which nothing could be.
-type DrawnRows = (Vec<Drawn>, Vec<(AttemptId, DrawError)>);
+type DrawnRows = (Vec<Draw>, Vec<(AttemptId, DrawError)>);
 
 /// Draws the tokens of a plan from its logits.
 fn draw(
@@ -358,19 +379,41 @@ fn draw(
     rows: Vec<&[f32]>,
 ) -> DrawnRows {
     let (mut drawn, mut damaged) = (Vec::new(), Vec::new());
-    for (span, row) in plan.spans.iter().filter(|span| span.draws).zip(rows) {
+    let mut rows = rows.as_slice();
+    for span in plan.spans.iter().filter(|span| span.draws) {
+        let (own, others) = rows.split_at(1 + span.guesses);
+        rows = others;
         // One that ended while its step was under way draws nothing: the batch no longer knows it.
         let answer = if batch.has(span) { answers.get_mut(&span.attempt) } else { None };
-        drawn.push(match answer.map(|answer| answer.draw(row, terms)) {
-            None => Drawn::Stop,
-            Some(Ok(drawn)) => drawn,
-            Some(Err(error)) => {
-                damaged.push((span.attempt, error));
-                Drawn::Stop
-            }
-        });
+        let Some(answer) = answer else {
+            drawn.push(Drawn::Stop.into());
+            continue;
+        };
+        let guesses = &batch.tokens(span)[span.count - span.guesses..];
+        drawn.push(draw_ahead(answer, terms, own, guesses).unwrap_or_else(|error| {
+            damaged.push((span.attempt, error));
+            Drawn::Stop.into()
+        }));
     }
     (drawn, damaged)
+}
+
+/// Draws an answer's tokens from its rows as far as the guesses are what is drawn: the row after a guess says what comes
+/// after it.
+fn draw_ahead(
+    answer: &mut Answer,
+    terms: &Terms,
+    rows: &[&[f32]],
+    guesses: &[u32],
+) -> Result<Draw, DrawError> {
+    let mut accepted = 0;
+    loop {
+        let drawn = answer.draw(rows[accepted], terms)?;
+        match drawn {
+            Drawn::Token(token) if guesses.get(accepted) == Some(&token) => accepted += 1,
+            drawn => return Ok(Draw { accepted, drawn }),
+        }
+    }
 }
 
 /// Both, one after the other, with nothing left of them elsewhere: growing the first would leave a copy behind.

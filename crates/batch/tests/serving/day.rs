@@ -10,6 +10,7 @@ fn a_day_of_random_requests_loses_no_page_starves_nobody_and_mixes_nothing_up() 
     let mut below = |bound: u64| rng.below(bound);
     let limits = Limits { running_max: 6, waiting_max: 24, pause_us_max: Micros(4_000), ..limits(40) };
     let mut harness = Harness::new(limits);
+    harness.guessing = Guessing { tokens_max: 4, cost: 0.3 };
     let (mut asked, mut cancelled, mut stalled) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     let mut refused = 0;
     for hour in 0..24u64 {
@@ -64,6 +65,8 @@ fn a_day_of_random_requests_loses_no_page_starves_nobody_and_mixes_nothing_up() 
     }
     harness.paused.clear();
     harness.finish(8);
+    let (guesses, right) = harness.guesses;
+    assert!(right > 500 && guesses > right + 1_000, "{right} of {guesses} guesses were right");
     assert!(asked.len() > 10_000 && refused > 1_000, "{} asked, {refused} refused", asked.len());
     check_answers(&harness, &asked, &cancelled, &stalled);
     let preempted = harness.terminals.values().filter(|ended| ended.account.preemptions > 0).count();

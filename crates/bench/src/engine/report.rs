@@ -41,6 +41,19 @@ pub(crate) struct Prefix {
     pub(crate) again_ms: f64,
 }
 
+/// Decode after a prompt that repeats itself.
+#[derive(Debug, Serialize)]
+pub(crate) struct Repetition {
+    /// Tokens guessed ahead at most.
+    pub(crate) speculate: u32,
+    /// One request alone.
+    pub(crate) tokens_per_s: f64,
+    /// Guesses that were computed in all runs together.
+    pub(crate) guessed_tokens: u64,
+    /// Of these, right.
+    pub(crate) guessed_right: u64,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct EngineReport {
     pub(crate) version: &'static str,
@@ -66,6 +79,7 @@ pub(crate) struct EngineReport {
     /// Absent where only speed is measured.
     pub(crate) mixed: Option<Mixed>,
     pub(crate) prefix: Option<Prefix>,
+    pub(crate) repetition: Option<Repetition>,
     pub(crate) context: u32,
     pub(crate) kv_tokens: u64,
     pub(crate) peak_rss_bytes: u64,
@@ -108,6 +122,18 @@ impl EngineReport {
                 "after a known beginning",
                 format!("{:.0} ms", prefix.again_ms),
                 format!("{} of them found", prefix.reused_tokens),
+            );
+        }
+        if let Some(repetition) = &self.repetition {
+            row(
+                "decode, repeating text",
+                format!("{:.1} tokens/s", repetition.tokens_per_s),
+                match repetition.speculate {
+                    0 => "no guesses (--speculate)".to_owned(),
+                    _ => {
+                        format!("{} of {} guesses right", repetition.guessed_right, repetition.guessed_tokens)
+                    }
+                },
             );
         }
     }

@@ -15,6 +15,8 @@ use crate::spread::Spread;
 const ANSWER_MAX: Duration = Duration::from_secs(3600);
 /// Prompt tokens where only decode is measured.
 const SHORT_PROMPT: u32 = 16;
+/// Tokens that a repeating prompt repeats.
+const REPEATED: u32 = 12;
 
 /// An engine and what its jobs are made of.
 pub(crate) struct Bench {
@@ -33,11 +35,13 @@ pub(crate) struct Start {
     seed: Option<u64>,
     /// So many tokens come from that seed, and those behind them from none.
     known: Option<u32>,
+    /// After so many tokens the prompt begins again.
+    period: Option<u32>,
 }
 
 impl Start {
     pub(crate) fn new(prompt_tokens: u32, max_tokens: u32) -> Self {
-        Self { prompt_tokens, max_tokens, seed: None, known: None }
+        Self { prompt_tokens, max_tokens, seed: None, known: None, period: None }
     }
 }
 
@@ -87,6 +91,9 @@ impl Bench {
         for token in prompt.iter_mut().skip(start.known.map_or(usize::MAX, |known| known as usize)) {
             *token = self.rng.below(vocabulary) as u32;
         }
+        for at in start.period.map_or(usize::MAX, |period| period as usize)..prompt.len() {
+            prompt[at] = prompt[at - start.period.unwrap_or_default() as usize];
+        }
         let ask = Ask {
             request: RequestId::random(&mut self.rng),
             model: self.name.clone(),
@@ -127,6 +134,13 @@ impl Bench {
         let answered = self.answers((0..batch).map(|_| Start::new(SHORT_PROMPT, tokens)).collect())?;
         let rate = |a: &Answered| f64::from(tokens - 1) / (a.finish.decode_us.max(1) as f64 / 1e6);
         Ok(answered.iter().map(rate).sum())
+    }
+
+    /// Generated tokens a second of one request whose prompt says the same few tokens again and again.
+    pub(crate) fn decode_repeated(&mut self, tokens: u32) -> anyhow::Result<f64> {
+        let start = Start { period: Some(REPEATED), ..Start::new(8 * REPEATED, tokens) };
+        let answered = self.answers(vec![start])?;
+        Ok(f64::from(tokens - 1) / (answered[0].finish.decode_us.max(1) as f64 / 1e6))
     }
 
     /// Whether a greedy answer is the same alone and among `batch` requests.

@@ -13,6 +13,7 @@ use wire::job::{Ask, Sampling};
 use super::*;
 use crate::compute::Work;
 use model::tokenizer::Tokenizer;
+use nn::LogitRows;
 
 /// The fixture's tokenizer has a token for each byte, then special ones.
 const VOCABULARY: usize = 264;
@@ -51,17 +52,21 @@ impl Compute for Script {
             for page in &work.pages[work.position / 16..] {
                 assert_eq!(*self.written.entry(*page).or_insert(script), script, "a page was not wiped");
             }
-            if !work.draws {
-                continue;
+            let drawn = match work.logits {
+                LogitRows::None => end..end,
+                LogitRows::Last => end - 1..end,
+                LogitRows::All => work.position..end,
+            };
+            for position in drawn {
+                let mut row = vec![0.0; VOCABULARY];
+                match self.answers[script].get(position).copied().unwrap_or(STOP) {
+                    DAMAGE => row[5] = f32::NAN,
+                    FAIL => return Err("the script says so".to_owned()),
+                    PANIC => panic!("the script says so"),
+                    token => row[token as usize] = 1.0,
+                }
+                self.rows.push(row);
             }
-            let mut row = vec![0.0; VOCABULARY];
-            match self.answers[script].get(end - 1).copied().unwrap_or(STOP) {
-                DAMAGE => row[5] = f32::NAN,
-                FAIL => return Err("the script says so".to_owned()),
-                PANIC => panic!("the script says so"),
-                token => row[token as usize] = 1.0,
-            }
-            self.rows.push(row);
         }
         Ok(self.rows.iter().map(Vec::as_slice).collect())
     }
@@ -90,7 +95,7 @@ fn scripted(answers: &[&[u32]]) -> Engine {
         step_tokens_max: 16,
         pause_us_max: Micros::ZERO,
     };
-    let ready = Ready { compute, limits, speed: Speed::default(), notice: None };
+    let ready = Ready { compute, limits, speed: Speed::default(), notice: None, speculate: 0 };
     Engine::start_with("script".into(), terms, || Ok(ready)).unwrap()
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use nn::LogitRows;
 use wire::step::{GroupSettings, StepCommand, StepLogits, StepOrder, StepPlan, StepSpan};
 
 use super::rank::{self, Rank};
@@ -89,13 +90,17 @@ pub(crate) fn lead(
         return Err(StartError::Group(GroupError::Lost(end)));
     }
     leader.on_end = Some(on_end);
-    Ok(Ready { compute: leader, limits, speed, notice })
+    Ok(Ready { compute: leader, limits, speed, notice, speculate: 0 })
 }
 
 fn plan_of(work: &[Work<'_>]) -> StepPlan {
     let span = |work: &Work<'_>| StepSpan {
         position: work.position as u32,
-        logits: if work.draws { StepLogits::Last } else { StepLogits::None },
+        logits: match work.logits {
+            LogitRows::None => StepLogits::None,
+            LogitRows::Last => StepLogits::Last,
+            LogitRows::All => StepLogits::All,
+        },
         tokens: work.tokens.to_vec(),
         pages: work.pages.to_vec(),
     };

@@ -91,7 +91,7 @@ fn day(source: &ModelSource, seed: u64) -> (u64, u64) {
     // Room for little more than two contexts, where up to six requests run.
     let kv_bytes = Some(Bytes(per_token * 336));
     let sizes = EngineConfig { context: Some(CONTEXT), kv_bytes, batch_max: 6, waiting_max: 3, ..config() };
-    let tight = start(source, EngineConfig { step_tokens_max: 48, ..sizes });
+    let tight = start(source, EngineConfig { step_tokens_max: 48, speculate: 4, ..sizes });
     let roomy = start(source, EngineConfig { context: Some(CONTEXT), ..config() });
     let all = tight.load_now().kv_tokens_free;
     let mut rng = Rng::new(seed);

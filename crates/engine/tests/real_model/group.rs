@@ -22,7 +22,7 @@ fn modes() -> [(GroupMode, usize); 6] {
 }
 
 /// Every model there is a fixture of, whatever its family and format.
-fn models() -> Vec<PathBuf> {
+pub(crate) fn models() -> Vec<PathBuf> {
     let folders = ["tiny", "quantised", "../../../nn/tests/fixtures/families"];
     let within = |folder: &str| std::fs::read_dir(fixtures().join(folder)).unwrap();
     let mut paths: Vec<_> = folders.into_iter().flat_map(within).map(|entry| entry.unwrap().path()).collect();
@@ -32,7 +32,7 @@ fn models() -> Vec<PathBuf> {
 
 /// The model in this folder. Families' fixtures have no tokenizer, and an engine takes no request without one: they get one
 /// of single bytes, in a folder beside.
-fn source_of(path: &Path, beside: &Path) -> ModelSource {
+pub(crate) fn source_of(path: &Path, beside: &Path) -> ModelSource {
     let gguf = path.join("model.gguf");
     if gguf.is_file() {
         return ModelSource::Folder(gguf);

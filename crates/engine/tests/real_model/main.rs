@@ -6,7 +6,9 @@
 mod damage;
 mod day;
 mod group;
+mod guessing;
 mod harness;
+mod mlx;
 mod reference;
 mod serving;
 mod shapes;

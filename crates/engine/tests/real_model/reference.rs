@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use engine::{ActivationFormat, EngineConfig, LoadOptions, ModelSource, WeightFormat, load};
+use engine::{ActivationFormat, EngineConfig, KvFormat, LoadOptions, ModelSource, WeightFormat, load};
 use model::checkpoint::SafetensorsFile;
 use serde_json::Value;
 use wire::job::Sampling;
 
-use crate::harness::{answer, config, fixtures, job, start, tiny};
+use crate::group::{models, source_of};
+use crate::harness::{answer, config, fixtures, job, prompt, start, tiny};
 
 /// How far a logit may be from the reference's, relative to one plus its size. Weights are used as they are stored and sums
 /// are in f32 on both sides, so what is left is the order of additions; 7e-6 is the most that was seen.
@@ -149,18 +150,55 @@ fn fnv1a64(bytes: &[u8]) -> String {
 /// a row's differences, relative to that of its logits around their mean; 0.039 is the most that was seen.
 const TOLERANCE_ROUNDED: f64 = 0.06;
 
+/// Root mean square of the differences, relative to that of what is expected around its mean.
+fn off(found: &[f32], expected: &[f32]) -> f64 {
+    let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / expected.len() as f64;
+    let spread: f64 = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+    let off: f64 = found.iter().zip(expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();
+    (off / spread).sqrt()
+}
+
 fn check_rounded(source: &ModelSource, config: EngineConfig, cases: &[Case]) {
     let engine = start(source, config);
     for case in cases {
         let found = engine.logits(&case.tokens, true).unwrap();
         for (&at, expected) in case.positions.iter().zip(&case.logits) {
-            let count = expected.len() as f64;
-            let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
-            let spread: f64 = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
-            let off: f64 = found[at].iter().zip(expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();
-            let off = (off / spread).sqrt();
+            let off = off(&found[at], expected);
             assert!(off <= TOLERANCE_ROUNDED, "{source} {} at {at}: off by {off}", case.name);
         }
+    }
+}
+
+/// What a cache in fewer bits moves logits by, measured as [`TOLERANCE_ROUNDED`] is, against the same engine with a cache of
+/// f32: about what is left of a key or value of which each element has 11, 8 or (the largest of a head) 7 bits. Of a
+/// model's positions the median: where two experts' scores are close, the other one may be chosen at one of them.
+const TOLERANCE_KV: [(KvFormat, f64); 3] =
+    [(KvFormat::F16, 0.004), (KvFormat::Bf16, 0.04), (KvFormat::Int8, 0.06)];
+
+#[test]
+fn caches_in_fewer_bits_stay_within_their_rounding_for_every_family() {
+    let exact = EngineConfig { activations: ActivationFormat::F32, ..config() };
+    let mut most = [0.0f64; 3];
+    let mut told = Vec::new();
+    for path in models() {
+        let beside = tempfile::tempdir().unwrap();
+        let source = source_of(&path, beside.path());
+        let tokens = prompt(7, 90);
+        let expected = start(&source, exact.clone()).logits(&tokens, true).unwrap();
+        for (most, (kv, _)) in most.iter_mut().zip(TOLERANCE_KV) {
+            let engine = start(&source, EngineConfig { kv, ..exact.clone() });
+            let found = engine.logits(&tokens, true).unwrap();
+            let mut offs: Vec<f64> =
+                found.iter().zip(&expected).map(|(found, expected)| off(found, expected)).collect();
+            offs.sort_by(f64::total_cmp);
+            let (median, worst) = (offs[offs.len() / 2], offs[offs.len() - 1]);
+            told.push(format!("{} {kv:?}: median {median:.5}, worst {worst:.5}", path.display()));
+            *most = most.max(median);
+        }
+    }
+    println!("{}", told.join("\n"));
+    for (most, (kv, tolerance)) in most.into_iter().zip(TOLERANCE_KV) {
+        assert!(most > 0.0 && most <= tolerance, "{kv:?}: off by {most}");
     }
 }
 

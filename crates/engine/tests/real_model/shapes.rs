@@ -11,7 +11,8 @@ use model::synth::{Synth, SynthFormat, SynthRequest};
 use crate::group::{TOLERANCE, hold, steps};
 
 /// (family, hidden, heads, KV heads, head size, feed-forward, layers, vocabulary, format, type, tied)
-type Shape = (&'static str, usize, (usize, usize, usize), usize, usize, usize, SynthFormat, DType, bool);
+pub(crate) type Shape =
+    (&'static str, usize, (usize, usize, usize), usize, usize, usize, SynthFormat, DType, bool);
 
 fn shapes() -> Vec<Shape> {
     use SynthFormat::{Gguf, Mlx, Safetensors};
@@ -35,7 +36,7 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-fn write(shape: &Shape, folder: &Path) -> ModelSource {
+pub(crate) fn write(shape: &Shape, folder: &Path) -> ModelSource {
     let (family, hidden, (heads, kv_heads, head_dim), feed_forward, layers, vocabulary, format, dtype, tied) =
         *shape;
     let synth = Synth::new(&SynthRequest {
