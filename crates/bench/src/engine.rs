@@ -115,14 +115,7 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
     let prefills = prefills(&mut bench, options.runs, prompt)?;
     let batches = decode_sweep(&mut bench, options)?;
     let equal = bench.equal_at_any_batch(options.batch, options.tokens)?;
-    let (mixed, prefix, repetition) = match options.brief {
-        true => (None, None, None),
-        false => (
-            Some(mixed(&mut bench, options)?),
-            Some(prefix(&mut bench, options)?),
-            Some(repetition(&mut bench, options)?),
-        ),
-    };
+    let (mixed, prefix, repetition) = beside_speed(&mut bench, options)?;
     bench.engine.stop();
 
     // Before the buffer of the bandwidth's measurement is there.
@@ -166,6 +159,17 @@ fn measure(options: &Options) -> anyhow::Result<EngineReport> {
         pass: assertions.iter().all(|assertion| assertion.pass),
         assertions,
     })
+}
+
+/// What is no plain speed, where it is asked for.
+type BesideSpeed = (Option<Mixed>, Option<Prefix>, Option<Repetition>);
+
+fn beside_speed(bench: &mut Bench, options: &Options) -> anyhow::Result<BesideSpeed> {
+    if options.brief {
+        return Ok((None, None, None));
+    }
+    let (mixed, prefix) = (mixed(bench, options)?, prefix(bench, options)?);
+    Ok((Some(mixed), Some(prefix), Some(repetition(bench, options)?)))
 }
 
 fn config(options: &Options) -> EngineConfig {
@@ -244,9 +248,10 @@ fn mixed(bench: &mut Bench, options: &Options) -> anyhow::Result<Mixed> {
     let streams = options.batch.min(4);
     // As long as the context allows beside an answer.
     let long = (8 * options.prompt).min(4000).min(limits.context.0.saturating_sub(8)).max(1);
-    let alone = bench.between_tokens(streams, options.tokens, None)?;
-    let disturbed = bench.between_tokens(streams, options.tokens, Some(long))?;
-    Ok(Mixed { streams, long_prompt_tokens: long, alone, disturbed })
+    let (alone, _) = bench.between_tokens(streams, options.tokens, None)?;
+    let (disturbed, long_prompt) = bench.between_tokens(streams, options.tokens, Some(long))?;
+    let long_prompt_s = long_prompt.as_secs_f64();
+    Ok(Mixed { streams, long_prompt_tokens: long, alone, disturbed, long_prompt_s })
 }
 
 /// Time to the first token of a prompt, and of one that begins the same and ends otherwise.

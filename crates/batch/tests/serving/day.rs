@@ -65,8 +65,6 @@ fn a_day_of_random_requests_loses_no_page_starves_nobody_and_mixes_nothing_up() 
     }
     harness.paused.clear();
     harness.finish(8);
-    let (guesses, right) = harness.guesses;
-    assert!(right > 500 && guesses > right + 1_000, "{right} of {guesses} guesses were right");
     assert!(asked.len() > 10_000 && refused > 1_000, "{} asked, {refused} refused", asked.len());
     check_answers(&harness, &asked, &cancelled, &stalled);
     let preempted = harness.terminals.values().filter(|ended| ended.account.preemptions > 0).count();
@@ -88,6 +86,8 @@ fn check_answers(
     cancelled: &BTreeSet<AttemptId>,
     stalled: &BTreeSet<AttemptId>,
 ) {
+    let (guesses, right) = harness.guesses;
+    assert!(right > 500 && guesses > right + 1_000, "{right} of {guesses} guesses were right");
     assert_eq!(harness.terminals.len(), asked.len(), "one terminal each");
     let mut causes = [0; 4];
     for (attempt, prompt, generated_max, _, hurried) in asked {

@@ -27,6 +27,8 @@ pub(crate) struct Mixed {
     pub(crate) alone: Spread,
     /// The same while the long prompt was prefilled.
     pub(crate) disturbed: Spread,
+    /// How long that prompt took beside them, as far as they lasted.
+    pub(crate) long_prompt_s: f64,
 }
 
 /// A prompt, and another that begins like it.
@@ -109,7 +111,10 @@ impl EngineReport {
             row(
                 "beside a long prompt",
                 format!("{:.1} ms", mixed.disturbed.p99_ms),
-                format!("p99, {} prompt tokens", mixed.long_prompt_tokens),
+                format!(
+                    "p99, {} prompt tokens, which took {:.1} s",
+                    mixed.long_prompt_tokens, mixed.long_prompt_s
+                ),
             );
         }
         if let Some(prefix) = &self.prefix {

@@ -153,13 +153,14 @@ impl Bench {
         Ok(alone[0].tokens == among[among.len() - 1].tokens)
     }
 
-    /// How long between a running stream's tokens, while a prompt of `long` tokens is prefilled or not.
+    /// How long between a running stream's tokens, while a prompt of `long` tokens is prefilled or not; and how long that
+    /// prompt took.
     pub(crate) fn between_tokens(
         &mut self,
         streams: u32,
         tokens: u32,
         long: Option<u32>,
-    ) -> anyhow::Result<Spread> {
+    ) -> anyhow::Result<(Spread, Duration)> {
         let starts: Vec<Start> = (0..streams).map(|_| Start::new(SHORT_PROMPT, tokens)).collect();
         let receivers: Vec<_> =
             starts.iter().map(|start| self.submit(start)).collect::<anyhow::Result<_>>()?;
@@ -175,10 +176,11 @@ impl Bench {
             let answered = gather_after(start, receiver, Some(first))?;
             gaps.extend(answered.times.windows(2).map(|two| (two[1] - two[0]).as_secs_f64()));
         }
+        let mut prefill = Duration::ZERO;
         if let (Some(start), Some(receiver)) = (&long, &disturbance) {
-            gather(start, receiver)?;
+            prefill = Duration::from_micros(gather(start, receiver)?.finish.prefill_us);
         }
-        Ok(Spread::of(gaps))
+        Ok((Spread::of(gaps), prefill))
     }
 }
 
