@@ -1,6 +1,6 @@
 //! The model on this machine's CPU: weights, KV cache, scratch and threads, all owned by the engine's thread.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base::{Bytes, Rng};
@@ -116,6 +116,8 @@ struct Passing<'a> {
     checkpoint: &'a Tensors<'a>,
     /// The one whose tensors were asked for last.
     layer: AtomicUsize,
+    /// Bytes of tensors that were asked for.
+    read: AtomicU64,
 }
 
 impl TensorSource for Passing<'_> {
@@ -127,7 +129,11 @@ impl TensorSource for Passing<'_> {
         if self.layer.swap(layer, Ordering::Relaxed) != layer {
             self.model.let_go();
         }
-        self.checkpoint.tensor(role)
+        let view = self.checkpoint.tensor(role)?;
+        let apart = view.parts.as_ref().map_or(0, |parts| parts.scales.len() + parts.biases.len());
+        let bytes = (view.bytes.len() + apart) as u64;
+        self.model.has_read(self.read.fetch_add(bytes, Ordering::Relaxed) + bytes)?;
+        Ok(view)
     }
 }
 
@@ -156,7 +162,12 @@ pub(crate) fn decoder(
     let activations = config.activations.activations();
     let options = nn::LoadOptions { weights, activations, isa: isa(config)? };
     let (spec, checkpoint) = (model.spec(), model.checkpoint()?);
-    let passing = Passing { model, checkpoint: &checkpoint, layer: AtomicUsize::new(usize::MAX) };
+    let passing = Passing {
+        model,
+        checkpoint: &checkpoint,
+        layer: AtomicUsize::new(usize::MAX),
+        read: AtomicU64::new(0),
+    };
     let decoder = match part {
         None => Decoder::load(spec, &passing, &options, team),
         Some(part) => {

@@ -33,5 +33,5 @@ pub use capacity::CapacityError;
 pub use config::{ActivationFormat, EngineConfig, KvFormat, WeightFormat};
 pub use desk::EngineReport;
 pub use engine::{Engine, LogitsError, StartError};
-pub use load::{LoadError, LoadOptions, LoadedModel, ModelSource, StoredFormat, load, load_kit};
+pub use load::{LoadError, LoadOptions, LoadedModel, ModelSource, StoredFormat, Watch, load, load_kit, look};
 pub use sink::{Refusal, Sink};

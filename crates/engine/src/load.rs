@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base::Bytes;
-use model::checkpoint::{CheckpointError, TensorSource, expected_tensors, parameters};
+use model::checkpoint::{CheckpointError, DType, TensorSource, expected_tensors, parameters};
 use model::family::{ConfigError, spec_from_config};
 use model::kit::{Kit, KitError, OpenKit};
 use model::spec::ModelSpec;
@@ -55,6 +56,9 @@ impl Default for LoadOptions {
         Self { tokenizer_needed: true }
     }
 }
+
+/// Told how many bytes of weights a load has come to; where it says no, the load ends with an error.
+pub type Watch = Arc<dyn Fn(Bytes) -> bool + Send + Sync>;
 
 /// Why a model cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +135,7 @@ pub struct LoadedModel {
     layout: Layout,
     files: Vec<WeightFile>,
     weight_bytes: Bytes,
+    watch: Option<Watch>,
 }
 
 impl fmt::Debug for LoadedModel {
@@ -144,27 +149,43 @@ impl fmt::Debug for LoadedModel {
 /// # Errors
 /// The first file, and in weights the first tensor, that is missing, truncated or not what the configuration says.
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
-    let Found { kit, layout, files } = match source {
+    let found = match source {
         ModelSource::Bundled => bundled::files(),
-        ModelSource::Folder(path) => found::find(path, options)?,
+        ModelSource::Folder(path) => found::find(path, Some(options))?,
     };
-    let folder = source.to_string();
-    let open = if kit.tokenizer.is_empty() && !options.tokenizer_needed {
+    let open = if found.kit.tokenizer.is_empty() && !options.tokenizer_needed {
         None
     } else {
-        Some(
-            kit.open()
-                .map_err(|source| LoadError::Kit { folder: folder.clone(), source: Box::new(source) })?,
-        )
+        let wrong = |error| LoadError::Kit { folder: source.to_string(), source: Box::new(error) };
+        Some(found.kit.open().map_err(wrong)?)
     };
+    check(source, found, open)
+}
+
+/// As [`load`], without the tokenizer, and of the weights only the headers: what tells how large a model is, and whether
+/// its files are whole. For many models at once.
+///
+/// # Errors
+/// As [`load`].
+pub fn look(source: &ModelSource) -> Result<LoadedModel, LoadError> {
+    let found = match source {
+        ModelSource::Bundled => bundled::files(),
+        ModelSource::Folder(path) => found::find(path, None)?,
+    };
+    check(source, found, None)
+}
+
+fn check(source: &ModelSource, found: Found, open: Option<OpenKit>) -> Result<LoadedModel, LoadError> {
+    let Found { kit, layout, files } = found;
+    let folder = source.to_string();
     let spec = match &open {
         Some(open) => open.spec.clone(),
         None => spec_from_config(&kit.config, kit.generation_config.as_deref())
             .map_err(|source| LoadError::Config { folder: folder.clone(), source: Box::new(source) })?,
     };
     let files = files.into_iter().map(|(name, bytes)| WeightFile { name, bytes }).collect();
-    let mut model =
-        LoadedModel { source: source.clone(), kit, open, spec, layout, files, weight_bytes: Bytes::ZERO };
+    let (source, weight_bytes, watch) = (source.clone(), Bytes::ZERO, None);
+    let mut model = LoadedModel { source, kit, open, spec, layout, files, weight_bytes, watch };
     let stored = Tensors::check(&model.layout, &model.named_files(), &model.spec, &model.kit)
         .map_err(|source| LoadError::Checkpoint { folder, source: Box::new(source) })?;
     // One truth about the model, wherever it is asked for.
@@ -229,6 +250,30 @@ impl LoadedModel {
             stored.bytes += Bytes((view.bytes.len() + apart) as u64);
         }
         found.into_values().collect()
+    }
+
+    /// What the weights take in memory, held whole as the engine holds them where nothing else is said: as they are
+    /// stored, but for 16-bit floats, which become 32-bit ones.
+    pub fn memory_bytes(&self) -> Bytes {
+        let held = |stored: &StoredFormat| {
+            if stored.name == DType::F16.name() { stored.bytes.0.saturating_mul(2) } else { stored.bytes.0 }
+        };
+        Bytes(self.stored().iter().map(held).sum())
+    }
+
+    /// Has `watch` told how far reading the weights has come, in this call and never before it; it can end that.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    /// Says that so much of the weights is read; an error where whoever watches wants no more of it.
+    pub(crate) fn has_read(&self, bytes: u64) -> Result<(), CheckpointError> {
+        match &self.watch {
+            Some(watch) if !watch(Bytes(bytes)) => Err(CheckpointError::Unwanted),
+            _ => Ok(()),
+        }
     }
 
     /// What its files are, in the words of their users.

@@ -33,8 +33,8 @@ pub(crate) enum Layout {
     Gguf,
 }
 
-/// Finds the model at `path`.
-pub(super) fn find(path: &Path, options: &LoadOptions) -> Result<Found, LoadError> {
+/// Finds the model at `path`; without options no tokenizer is read.
+pub(super) fn find(path: &Path, options: Option<&LoadOptions>) -> Result<Found, LoadError> {
     if path.is_file() {
         return read_gguf(path);
     }
@@ -69,13 +69,16 @@ fn texts(folder: &Path) -> Result<Kit, LoadError> {
     })
 }
 
-fn read_folder(folder: &Path, options: &LoadOptions) -> Result<Found, LoadError> {
+fn read_folder(folder: &Path, options: Option<&LoadOptions>) -> Result<Found, LoadError> {
     let needed = |name: &str| read(&folder.join(name));
     let optional = |name: &str| read_optional(&folder.join(name));
-    let tokenizer = match optional("tokenizer.json")? {
-        Some(tokenizer) => tokenizer,
-        None if options.tokenizer_needed => needed("tokenizer.json")?,
+    let tokenizer = match options {
         None => Vec::new(),
+        Some(options) => match optional("tokenizer.json")? {
+            Some(tokenizer) => tokenizer,
+            None if options.tokenizer_needed => needed("tokenizer.json")?,
+            None => Vec::new(),
+        },
     };
     let kit = Kit { tokenizer, ..texts(folder)? };
     // One file wins over an index that was left beside it, as in transformers.

@@ -9,6 +9,9 @@ pub enum CheckpointError {
         "a checkpoint has no files: expected model.safetensors, or the files of model.safetensors.index.json"
     )]
     NoFiles,
+    /// Reading was ended by whoever wanted it.
+    #[error("reading the weights was cancelled")]
+    Unwanted,
     /// A tensor cannot be cut for a rank of a group.
     #[error("tensor {tensor} cannot be divided: {detail}")]
     Cut {
