@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use provider::{Config, Event, ModelConfig, Pace, UpstreamConfig, UpstreamKey};
+use provider::{Config, Event, ManagedConfig, ModelConfig, Pace, UpstreamConfig, UpstreamKey};
 use serde::Serialize;
 
 use crate::place::DataOption;
@@ -46,6 +46,8 @@ pub(crate) struct Options {
     /// Compute models only together with others: read weights only as a rank of a group, and of them only its part.
     #[arg(long, conflicts_with = "upstream")]
     only_in_groups: bool,
+    #[command(flatten)]
+    managed: ManagedOptions,
     /// Compute nothing, and give tokens at this pace, in milliseconds to the first and between two: for benches.
     #[arg(long, value_name = "FIRST,EACH", value_parser = parse_pace, conflicts_with = "upstream", hide = true)]
     stand_in: Option<Pace>,
@@ -69,6 +71,44 @@ pub(crate) struct Options {
     with_parent: Option<u32>,
 }
 
+/// How a machine is whose coordinator decides what it holds.
+#[derive(clap::Args)]
+struct ManagedOptions {
+    /// Let the coordinator decide what this machine holds: load nothing by itself, and take deployments. Models are those
+    /// of --model, --models-dir and the Hugging Face cache.
+    #[arg(long, conflicts_with_all = ["upstream", "stand_in", "only_in_groups"])]
+    managed: bool,
+    /// A folder with folders of models, or with GGUF files, to take deployments from. May be repeated.
+    #[arg(long, value_name = "DIR", requires = "managed")]
+    models_dir: Vec<std::path::PathBuf>,
+    /// Memory that models may take together, as in 24GiB [default: what is free at the start].
+    #[arg(long, value_name = "SIZE", value_parser = serving::parse_bytes, requires = "managed")]
+    memory_limit: Option<base::Bytes>,
+    /// What selectors of deployments may ask for, as in room=attic,gpu=none.
+    #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = parse_label, requires = "managed")]
+    labels: Vec<(String, String)>,
+}
+
+impl ManagedOptions {
+    fn config(self, engine: &EngineOptions) -> Option<ManagedConfig> {
+        let variable = |name: &str| std::env::var_os(name).map(std::path::PathBuf::from);
+        self.managed.then(|| ManagedConfig {
+            folders: self.models_dir.into_iter().chain(provider::hugging_face_cache(variable)).collect(),
+            memory_limit: self.memory_limit,
+            labels: self.labels,
+            engine: engine.config(),
+            ..ManagedConfig::default()
+        })
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is no label: KEY=VALUE")),
+    }
+}
+
 /// What a script wants to know of a provider.
 #[derive(Serialize)]
 struct Ready {
@@ -85,6 +125,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut config = Config::new(options.join, options.token, folder);
     config.name = options.name;
     config.ca_file = options.ca_file;
+    config.managed = options.managed.config(&options.engine);
     let models = if options.models.is_empty() { vec![ServedModel::bundled()] } else { options.models };
     for model in models {
         let mut served = ModelConfig::new(model.name, model.source);
@@ -172,6 +213,16 @@ impl Teller {
             Event::InGroups { model, detail } => {
                 self.served = true;
                 self.print(format!("{model}: {detail}"));
+            }
+            Event::Shelved { models } => {
+                // What it could hold is what a managed machine is there for.
+                self.served = true;
+                self.print(format!("Models on this machine's disk: {models}."));
+            }
+            Event::Broken { name, why } => eprintln!("{name} cannot be held: {why}"),
+            Event::Declined { detail } => eprintln!("refused to the coordinator: {detail}"),
+            Event::Unloaded { resident: Some((before, after)) } => {
+                self.print(format!("Memory was given back: {before} held before, {after} after."));
             }
             Event::Failed { model, detail } => eprintln!("{model} cannot be served: {detail}"),
             Event::Notice { model, text } => eprintln!("{model}: {text}"),

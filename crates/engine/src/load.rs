@@ -13,6 +13,7 @@ use base::Bytes;
 use model::checkpoint::{CheckpointError, DType, TensorSource, expected_tensors, parameters};
 use model::family::{ConfigError, spec_from_config};
 use model::kit::{Kit, KitError, OpenKit};
+use model::shard::ShardMap;
 use model::spec::ModelSpec;
 use model::tokenizer::Tokenizer;
 use nn::{FileStamp, KvCache};
@@ -288,6 +289,12 @@ impl LoadedModel {
     /// Memory that a token takes in an engine's KV cache.
     pub fn kv_bytes_per_token(&self, format: KvFormat) -> Bytes {
         KvCache::bytes_per_token(&self.spec, format.dtype())
+    }
+
+    /// As [`Self::kv_bytes_per_token`], of one rank's part; nothing where the model cannot be divided so.
+    pub fn part_kv_bytes_per_token(&self, map: &ShardMap, rank: usize, format: KvFormat) -> Option<Bytes> {
+        let part = map.part(&self.spec, rank).ok()?;
+        Some(KvCache::bytes_per_token(&part.spec, format.dtype()))
     }
 
     /// What to hash so that two machines know that they hold the same weights: (name, contents) of the index, where there

@@ -5,8 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use base::ModelName;
+use base::{Bytes, ModelName};
 use engine::{EngineConfig, ModelSource};
+use wire::control::{LABEL_BYTES_MAX, LABELS_MAX};
 
 use crate::cadence::Pace;
 use crate::uplink::socket::AuthorityError;
@@ -36,6 +37,35 @@ pub struct Config {
     pub group_listen: Vec<std::net::IpAddr>,
     /// How long attempts may take to finish when the provider is asked to leave.
     pub drain_max: Duration,
+    /// A coordinator decides what is held: then `models` are only known, and nothing is loaded by itself.
+    pub managed: Option<ManagedConfig>,
+}
+
+/// How a machine is whose coordinator decides what it holds.
+#[derive(Debug, Clone)]
+pub struct ManagedConfig {
+    /// Folders of models, the Hugging Face cache among them; of two models with one name the first folder's counts.
+    pub folders: Vec<PathBuf>,
+    /// What models may take together; what is free at the start where absent.
+    pub memory_limit: Option<Bytes>,
+    /// For selectors of deployments.
+    pub labels: Vec<(String, String)>,
+    /// How models are computed; context, batch and cache are the coordinator's word where it says them.
+    pub engine: EngineConfig,
+    /// How often the folders are looked through again.
+    pub look_every: Duration,
+}
+
+impl Default for ManagedConfig {
+    fn default() -> Self {
+        Self {
+            folders: Vec::new(),
+            memory_limit: None,
+            labels: Vec::new(),
+            engine: EngineConfig::default(),
+            look_every: Duration::from_secs(15),
+        }
+    }
 }
 
 /// One model to serve.
@@ -81,6 +111,7 @@ impl Config {
             ca_file: None,
             group_listen: Vec::new(),
             drain_max: Duration::from_secs(30),
+            managed: None,
         }
     }
 
@@ -88,8 +119,11 @@ impl Config {
         if self.token.0.is_empty() {
             return Err(ConfigError::NoToken);
         }
-        if self.models.is_empty() {
+        if self.models.is_empty() && self.managed.is_none() {
             return Err(ConfigError::NoModel);
+        }
+        if let Some(managed) = &self.managed {
+            managed.check()?;
         }
         let mut names = HashSet::new();
         for model in &self.models {
@@ -99,6 +133,19 @@ impl Config {
             }
         }
         self.name.as_deref().map_or(Ok(()), |name| checked("machine", name))
+    }
+}
+
+impl ManagedConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let long = |text: &str| {
+            text.is_empty() || text.len() > LABEL_BYTES_MAX || text.chars().any(char::is_control)
+        };
+        match self.labels.iter().find(|(key, value)| long(key) || (!value.is_empty() && long(value))) {
+            Some((key, _)) => Err(ConfigError::Label { key: key.chars().take(40).collect() }),
+            None if self.labels.len() > LABELS_MAX => Err(ConfigError::Labels { count: self.labels.len() }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -147,6 +194,20 @@ pub enum ConfigError {
     TwoOfAName {
         /// The name.
         name: ModelName,
+    },
+    /// A label that cannot be told.
+    #[error(
+        "the label {key:?} cannot be told: keys and values have 1 to {LABEL_BYTES_MAX} bytes, none a control character"
+    )]
+    Label {
+        /// Which, clipped.
+        key: String,
+    },
+    /// Too many labels.
+    #[error("{count} labels are given, {LABELS_MAX} are allowed")]
+    Labels {
+        /// How many.
+        count: usize,
     },
     /// A name that cannot be shown.
     #[error("the {what}'s name {name:?} {why}")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use base::{Incarnation, MachineId, ModelName};
+use base::{Bytes, Incarnation, MachineId, ModelName};
 use wire::control::RefusalCode;
 
 /// Something that a person at this machine wants to know. None holds a prompt, an answer or a key.
@@ -53,6 +53,28 @@ pub enum Event {
         model: ModelName,
         /// Why: names the file and the tensor where there is one.
         detail: String,
+    },
+    /// This managed machine's disk was looked through, or has changed.
+    Shelved {
+        /// How many models it has.
+        models: usize,
+    },
+    /// Files look like a model, and are none that can be held.
+    Broken {
+        /// Which, and where.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// The coordinator wanted something held that cannot be.
+    Declined {
+        /// Why.
+        detail: String,
+    },
+    /// A model's memory was given back.
+    Unloaded {
+        /// What this process held before and after, where the system tells.
+        resident: Option<(Bytes, Bytes)>,
     },
     /// A coordinator is being dialled.
     Connecting {

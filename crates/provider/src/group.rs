@@ -18,7 +18,7 @@ use link::{Cancel, Stopper};
 use tokio::sync::mpsc;
 use trust::MachineKeys;
 use wire::control::{
-    AssignGroup, FromCoordinator, GroupPhase, GroupPorts, GroupReport, GroupRoster, ModelDescriptor,
+    AssignGroup, FromCoordinator, GroupPhase, GroupPorts, GroupReport, GroupRoster, Held, ModelDescriptor,
 };
 
 use crate::config::ModelConfig;
@@ -91,6 +91,7 @@ struct Life {
     model: ModelName,
     /// Its links stand: it takes what the machine has.
     stands: bool,
+    held: Held,
 }
 
 /// Every rank of this machine.
@@ -120,6 +121,25 @@ impl Groups {
     /// group's links stand: until then, and where they never do, the machine serves as it can.
     pub(crate) fn computes(&self, model: &ModelName) -> bool {
         self.lives.values().any(|life| life.stands && life.model == *model)
+    }
+
+    /// The models of all ranks that are here or about to be.
+    pub(crate) fn computed(&self) -> Vec<String> {
+        self.lives.values().map(|life| life.model.to_string()).collect()
+    }
+
+    /// The threads of ranks that have ended and may hold memory still.
+    pub(crate) fn take_ended(&mut self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Every rank that is here or about to be.
+    pub(crate) fn held(&self) -> Vec<Held> {
+        let is_ready = |held: &Held| {
+            let last = self.last.get(&held.instance);
+            last.is_some_and(|last| last.epoch == held.epoch && last.phase == GroupPhase::Ready)
+        };
+        self.lives.values().map(|life| Held { ready: is_ready(&life.held), ..life.held.clone() }).collect()
     }
 
     /// What the coordinator wants of a rank. What comes back is said to it at once.
@@ -193,6 +213,8 @@ impl Groups {
         let (roster, rosters) = sync_channel(1);
         let ending = Ending::default();
         let name = assign.model.clone();
+        let ranks = u32::try_from(assign.members.len()).unwrap_or(u32::MAX);
+        let held = Held { instance, epoch, rank, ranks, model: name.clone(), ready: false };
         let work = life::Work {
             ground: Arc::clone(&self.ground),
             model: model.clone(),
@@ -205,7 +227,8 @@ impl Groups {
         let thread = std::thread::Builder::new().name(format!("rank-{rank}")).spawn(move || life::live(work));
         match thread {
             Ok(thread) => {
-                self.lives.insert(instance, Life { ending, roster, thread, model: name, stands: false });
+                self.lives
+                    .insert(instance, Life { ending, roster, thread, model: name, stands: false, held });
                 None
             }
             Err(error) => {

@@ -1,5 +1,7 @@
 //! The instances that this provider holds: loaded in threads of their own, reported in phases.
 
+mod assigned;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +9,7 @@ use base::{Bytes, Epoch, InstanceId, ModelName, Rng, Tokens};
 use engine::{Engine, EngineReport};
 use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
 
+use crate::assignment::desk::Life;
 use crate::attempt::lane::Kit;
 use crate::group::Up;
 use crate::host::Host;
@@ -57,6 +60,10 @@ struct Instance {
     seat: Option<(Epoch, u32)>,
     /// This machine is a rank of a group that computes the same model.
     aside: bool,
+    /// Which assignment it carries out, where it does.
+    life: Option<Life>,
+    /// It finishes what it has, and is then unloaded.
+    leaving: bool,
 }
 
 enum State {
@@ -68,7 +75,7 @@ enum State {
 
 /// Whether a model is served here.
 pub(crate) enum Serving {
-    Ready(Host),
+    Ready(InstanceId, Host),
     /// Not now: why.
     NotNow(String),
     /// Another model is meant.
@@ -88,6 +95,8 @@ impl Instances {
             began: Instant::now(),
             seat: None,
             aside: false,
+            life: None,
+            leaving: false,
         });
         Self { list: list.collect(), draining: false }
     }
@@ -139,7 +148,8 @@ impl Instances {
         let found = self.list.iter().find(of_group);
         match found.or_else(|| self.list.iter().find(|instance| instance.model == *model)) {
             None => Serving::Never,
-            Some(Instance { state: State::Ready(engine), .. }) => Serving::Ready(engine.clone()),
+            Some(Instance { leaving: true, .. }) => Serving::NotNow("it is being unloaded".into()),
+            Some(Instance { id, state: State::Ready(engine), .. }) => Serving::Ready(*id, engine.clone()),
             Some(Instance { state: State::Loading, .. }) => {
                 Serving::NotNow("its weights are being read".into())
             }
@@ -218,6 +228,8 @@ impl Instances {
             began: Instant::now(),
             seat: Some((up.epoch, up.ranks)),
             aside: false,
+            life: None,
+            leaving: false,
         });
     }
 
@@ -278,6 +290,9 @@ impl Instance {
             State::Ready(engine) => {
                 let (phase, detail) = match (draining, engine.down()) {
                     (true, _) => (InstancePhase::Draining, "the provider is leaving".into()),
+                    (false, _) if self.leaving => {
+                        (InstancePhase::Draining, "the coordinator takes it off this machine".into())
+                    }
                     (false, Some(detail)) => (InstancePhase::Loading, detail),
                     (false, None) if self.aside => {
                         (InstancePhase::Draining, "its machine is a rank of a group that serves it".into())

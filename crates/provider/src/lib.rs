@@ -7,6 +7,7 @@
 //! for when it dials, waits and gives up, `attempt/intake.rs` for how an attempt is taken, and `attempt/outbox.rs`
 //! for how its answer leaves.
 
+mod assignment;
 mod attempt;
 mod cadence;
 mod config;
@@ -17,18 +18,21 @@ mod host;
 mod identity;
 mod instance;
 mod load;
+mod measured;
 mod provider;
 mod session;
+mod shelf;
 pub mod topology;
 mod uplink;
 mod upstream;
 mod weights;
 
 pub use cadence::Pace;
-pub use config::{Config, ConfigError, JoinToken, ModelConfig, NAME_BYTES_MAX};
+pub use config::{Config, ConfigError, JoinToken, ManagedConfig, ModelConfig, NAME_BYTES_MAX};
 pub use event::Event;
 pub use identity::{IdentityError, KEY_FILE};
 pub use provider::{Farewell, RunError, run};
+pub use shelf::hugging_face_cache;
 pub use uplink::socket::AuthorityError;
 pub use uplink::target::TargetError;
 pub use upstream::{UpstreamConfig, UpstreamKey};

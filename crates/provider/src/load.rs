@@ -37,7 +37,7 @@ impl Loaders {
     /// undisturbed.
     pub(crate) fn start(models: &[ModelConfig], folder: &Path) -> (Self, mpsc::Receiver<Step>) {
         // Two steps a model at most: the thread never waits for its listener.
-        let (sender, receiver) = mpsc::channel(2 * models.len());
+        let (sender, receiver) = mpsc::channel((2 * models.len()).max(1));
         let leaving = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&leaving);
         let models = shared_out(models);

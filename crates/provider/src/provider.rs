@@ -1,6 +1,8 @@
 //! A provider's life: one task that owns its state, waits for what happens, and does what the uplink decides.
 
+mod assigned;
 mod heard;
+mod own;
 mod ranks;
 
 use std::collections::VecDeque;
@@ -13,14 +15,16 @@ use base::{MachineId, Micros, Rng};
 use tokio::sync::mpsc;
 use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::{self, Message};
-use wire::control::{FromProvider, Hardware, Heartbeat, RefusalCode, Refused, Register};
+use wire::control::{FromProvider, HELD_MAX, Hardware, Heartbeat, RefusalCode, Refused, Register};
 
+use crate::assignment::desk::Input as Desk;
+use crate::assignment::{AssignNews, Managed};
 use crate::attempt::table::Table;
 use crate::config::{Config, ConfigError};
 use crate::event::Event;
 use crate::group::{GroupNews, Groups};
 use crate::identity::{Identity, IdentityError};
-use crate::instance::{Change, Instances, News, Step};
+use crate::instance::{Instances, Step};
 use crate::load::Loaders;
 use crate::session::{Ear, Session};
 use crate::uplink::machine::{Effect, Ending, Input, Timing, Uplink, clipped};
@@ -103,6 +107,8 @@ enum Occurrence {
     Shutdown,
     Step(Step),
     Rank(GroupNews),
+    Assign(AssignNews),
+    AssignDue,
     Dialled(Box<Result<Socket, OpenError>>),
     Heard(Option<Result<Message, tungstenite::Error>>),
     Written(Result<(), tungstenite::Error>),
@@ -129,6 +135,9 @@ struct Provider {
     steps: mpsc::Receiver<Step>,
     groups: Groups,
     rank_news: mpsc::Receiver<GroupNews>,
+    /// Where a coordinator decides what is held.
+    managed: Option<Managed>,
+    assign_news: mpsc::Receiver<AssignNews>,
     table: Arc<Table>,
     dial: Option<Dial>,
     session: Option<Session>,
@@ -154,12 +163,21 @@ impl Provider {
             incarnation: identity.incarnation,
             name: name.clone(),
         });
-        let instances = Instances::new(config.models.iter().map(|model| model.name.clone()), &mut rng);
-        for model in &config.models {
+        let hardware = crate::hardware::probe();
+        let (managed, assign_news) = match config.managed.clone() {
+            Some(managed) => {
+                let started = Managed::start(managed, &config.models, config.data_dir.clone(), &hardware);
+                (Some(started.0), started.1)
+            }
+            None => (None, mpsc::channel(1).1),
+        };
+        // A managed machine loads nothing by itself.
+        let own = if managed.is_some() { &[][..] } else { &config.models[..] };
+        let instances = Instances::new(own.iter().map(|model| model.name.clone()), &mut rng);
+        for model in own {
             on_event(Event::Loading { model: model.name.clone() });
         }
-        let hardware = crate::hardware::probe();
-        let (loaders, steps) = Loaders::start(&config.models, &config.data_dir);
+        let (loaders, steps) = Loaders::start(own, &config.data_dir);
         let listen = crate::hardware::group_listen(&config.group_listen, target.is_loopback());
         let (groups, rank_news) = Groups::new(Arc::clone(&identity.keys), listen, config.data_dir.clone());
         let timing = Timing { drain_max: config.drain_max.into(), ..Timing::default() };
@@ -178,6 +196,8 @@ impl Provider {
             steps,
             groups,
             rank_news,
+            managed,
+            assign_news,
             table: Arc::new(Table::default()),
             dial: None,
             session: None,
@@ -205,6 +225,7 @@ impl Provider {
                     inputs.push_back(Input::Idle);
                 }
             }
+            let assign_deadline = self.managed.as_ref().and_then(|managed| managed.desk.next_deadline());
             let occurrence = tokio::select! {
                 biased;
                 () = &mut shutdown, if !self.leaving => Occurrence::Shutdown,
@@ -212,6 +233,8 @@ impl Provider {
                 () = sleep_until(self.kept_until, self.origin) => Occurrence::KeptTooLong,
                 Some(step) = self.steps.recv() => Occurrence::Step(step),
                 Some(news) = self.rank_news.recv() => Occurrence::Rank(news),
+                Some(news) = self.assign_news.recv() => Occurrence::Assign(news),
+                () = sleep_until(assign_deadline, self.origin) => Occurrence::AssignDue,
                 dialled = dialled(&mut self.dial) => Occurrence::Dialled(Box::new(dialled)),
                 () = self.table.something_ended() => Occurrence::AttemptEnded,
                 ear = Session::listen(&mut self.session) => match ear {
@@ -243,6 +266,8 @@ impl Provider {
             }
             Occurrence::Step(step) => self.step(step),
             Occurrence::Rank(news) => self.group_news(news),
+            Occurrence::Assign(news) => self.assign_news(news),
+            Occurrence::AssignDue => self.decide(Desk::Tick),
             Occurrence::Dialled(dialled) => {
                 self.dial = None;
                 Some(match *dialled {
@@ -254,7 +279,7 @@ impl Provider {
                 })
             }
             // The loop itself looks whether anything is in flight.
-            Occurrence::AttemptEnded => self.look_for_broken(),
+            Occurrence::AttemptEnded => self.look_for_broken().or_else(|| self.look_at_drains()),
             Occurrence::Written(Ok(())) => None,
             Occurrence::Written(Err(error)) => {
                 Some(Input::Closed { detail: format!("writing failed: {}", clipped(&error.to_string())) })
@@ -266,58 +291,11 @@ impl Provider {
     fn leave(&mut self) -> Input {
         self.leaving = true;
         self.instances.drain();
+        self.decide(Desk::Leave);
         if self.uplink.is_up() {
             self.tell(Event::Draining { in_flight: self.table.len() });
         }
         Input::Leave
-    }
-
-    /// A loading thread has news: the coordinator is told at once (E4).
-    fn step(&mut self, step: Step) -> Option<Input> {
-        let index = step.index;
-        let model = self.instances.model(index).clone();
-        let event = match &step.news {
-            News::Described { .. } => None,
-            News::Started { engine } => {
-                if let Some(notice) = engine.notice() {
-                    self.tell(Event::Notice { model: model.clone(), text: notice });
-                }
-                let report = engine.load_now();
-                let took = self.instances.age(index);
-                Some(Event::Ready { model, took, slots: report.slots, kv_tokens: report.kv_tokens })
-            }
-            News::InGroups { detail } => Some(Event::InGroups { model, detail: detail.clone() }),
-            News::Failed { detail } => Some(Event::Failed { model, detail: detail.clone() }),
-        };
-        let change = self.instances.take(step);
-        if let Some(event) = event {
-            self.tell(event);
-        }
-        if !self.uplink.is_up() {
-            return None;
-        }
-        match change {
-            Change::Offer => self.register(),
-            Change::Report(index) => {
-                let report = self.instances.report(index);
-                self.say(&FromProvider::InstanceChanged(report))
-            }
-        }
-    }
-
-    /// An engine that broke down fails its attempts: the coordinator hears of it with them, not at the next heartbeat.
-    fn look_for_broken(&mut self) -> Option<Input> {
-        let mut closed = None;
-        for (index, detail) in self.instances.broken() {
-            let model = self.instances.model(index).clone();
-            tracing::error!(%model, detail, "an engine broke down");
-            self.tell(Event::Failed { model, detail });
-            if self.uplink.is_up() {
-                let report = self.instances.report(index);
-                closed = closed.or(self.say(&FromProvider::InstanceChanged(report)));
-            }
-        }
-        closed
     }
 
     /// Does what the uplink decided; returns what came of it at once.
@@ -329,11 +307,13 @@ impl Provider {
                 None
             }
             Effect::Hello => {
-                let hello = crate::session::hello(&self.identity, &self.config.token, &self.name);
+                let managed = self.managed.is_some();
+                let hello = crate::session::hello(&self.identity, &self.config.token, &self.name, managed);
                 self.say(&FromProvider::Hello(hello))
             }
             Effect::Prove { nonce } => {
-                match crate::session::proof(&self.identity, &self.config.token, &self.name, &nonce) {
+                let known_as = (self.name.as_str(), self.managed.is_some());
+                match crate::session::proof(&self.identity, &self.config.token, known_as, &nonce) {
                     Ok(proof) => self.say(&proof),
                     Err(detail) => Some(Input::Misread { detail }),
                 }
@@ -343,7 +323,8 @@ impl Provider {
                 if let Some(session) = &mut self.session {
                     session.adopt(&terms);
                 }
-                let closed = self.register().or_else(|| self.say_ranks_again()).or_else(|| self.offer_kept());
+                let closed = self.register().or_else(|| self.say_assignments_again());
+                let closed = closed.or_else(|| self.say_ranks_again()).or_else(|| self.offer_kept());
                 self.tell(Event::Joined { url: self.target.url.clone() });
                 closed
             }
@@ -435,7 +416,10 @@ impl Provider {
 
     fn register(&mut self) -> Option<Input> {
         let instances = self.instances.offers();
-        let (managed, holds) = (false, Vec::new());
+        let mut holds = self.groups.held();
+        holds.extend(self.managed.iter().flat_map(|managed| managed.desk.holds()));
+        holds.truncate(HELD_MAX);
+        let managed = self.managed.is_some();
         let register = Register { hardware: self.hardware.clone(), instances, managed, holds };
         self.say(&FromProvider::Register(register))
     }
@@ -453,12 +437,23 @@ impl Provider {
         }
         self.steps.close();
         self.rank_news.close();
+        self.assign_news.close();
         self.groups.end().await;
         // An engine that was started but not yet announced is in the channel.
         while let Ok(step) = self.steps.try_recv() {
             self.instances.take(step);
         }
-        self.loaders.end(self.instances.engines()).await;
+        let mut engines = self.instances.engines();
+        // So may one that was assigned.
+        while let Ok(news) = self.assign_news.try_recv() {
+            if let AssignNews::Loaded { host, .. } = news {
+                engines.push(host);
+            }
+        }
+        if let Some(managed) = self.managed.take() {
+            managed.end().await;
+        }
+        self.loaders.end(engines).await;
         Farewell { machine: self.identity.keys.machine(), abandoned: self.abandoned }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::{self, Message};
 use trust::Registration;
-use wire::control::{CREDIT, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER};
+use wire::control::{ASSIGNMENTS, CREDIT, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER};
 
 use crate::attempt::lane::Lane;
 use crate::attempt::table::Table;
@@ -173,7 +173,8 @@ impl Drop for Session {
 }
 
 /// The first message of a connection.
-pub(crate) fn hello(identity: &Identity, token: &JoinToken, name: &str) -> Hello {
+pub(crate) fn hello(identity: &Identity, token: &JoinToken, name: &str, managed: bool) -> Hello {
+    let assignments = managed.then_some(ASSIGNMENTS);
     Hello {
         protocol: PROTOCOL,
         token: token.0.to_string(),
@@ -183,7 +184,7 @@ pub(crate) fn hello(identity: &Identity, token: &JoinToken, name: &str) -> Hello
         agent: format!("phalanx/{}", env!("CARGO_PKG_VERSION")),
         signing_key: BASE64.encode(identity.keys.signing_key()),
         sealing_key: BASE64.encode(identity.keys.sealing_key()),
-        capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+        capabilities: CAPABILITIES.into_iter().chain(assignments).map(str::to_owned).collect(),
     }
 }
 
@@ -191,14 +192,14 @@ pub(crate) fn hello(identity: &Identity, token: &JoinToken, name: &str) -> Hello
 pub(crate) fn proof(
     identity: &Identity,
     token: &JoinToken,
-    name: &str,
+    (name, managed): (&str, bool),
     nonce: &str,
 ) -> Result<FromProvider, String> {
     let nonce = BASE64.decode(nonce).map_err(|_| "a challenge that is not base64".to_owned())?;
     if nonce.len() != trust::NONCE_BYTES {
         return Err(format!("a challenge of {} bytes, not {}", nonce.len(), trust::NONCE_BYTES));
     }
-    let hello = hello(identity, token, name);
+    let hello = hello(identity, token, name, managed);
     let registration = Registration {
         nonce: &nonce,
         protocol: hello.protocol,

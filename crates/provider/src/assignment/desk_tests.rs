@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use base::{ModelName, Rng};
-use wire::control::Lease;
+use wire::control::{Lease, Leases};
 
 use super::*;
 
@@ -249,6 +249,17 @@ fn a_lease_that_is_not_renewed_ends_and_the_same_epoch_can_have_it_again() {
 }
 
 #[test]
+fn what_is_taken_back_while_its_lease_ends_is_not_had_again_at_that_epoch() {
+    let mut table = Table::new();
+    let life = table.hold(Assignment { lease_us: 1_000_000, ..asked(A, 1, "a") });
+    table.after(Micros::from_secs(1));
+    table.unassign(A, 1);
+    table.on(Input::InFlight { life, attempts: 0 });
+    table.on(Input::Unloaded { life });
+    assert_eq!(phases(&table.assign(asked(A, 1, "a"))), [(A, 1, AssignmentPhase::Refused)]);
+}
+
+#[test]
 fn a_drain_is_bounded_and_a_second_ending_only_hurries_it() {
     let mut table = Table::new();
     let life = table.hold(asked(A, 1, "a"));
@@ -318,7 +329,8 @@ impl Threads {
         for effect in effects {
             match effect {
                 Effect::Load { life, assignment } => {
-                    let lone = |a: &Assignment| a.exclusive || assignment.exclusive || a.model == assignment.model;
+                    let lone =
+                        |a: &Assignment| a.exclusive || assignment.exclusive || a.model == assignment.model;
                     assert!(!self.held().any(lone), "seed {seed}: {assignment:?} beside another");
                     let back = self.taken_back.get(&assignment.instance).copied().unwrap_or_default();
                     assert!(assignment.epoch > back, "seed {seed}: loads what was taken back");
@@ -333,7 +345,8 @@ impl Threads {
                 }
                 Effect::Drain { life } => assert!(self.ready.contains_key(life), "seed {seed}"),
                 Effect::Unload { life } => {
-                    let of = self.ready.remove(life).unwrap_or_else(|| panic!("seed {seed}: unloads nothing"));
+                    let of =
+                        self.ready.remove(life).unwrap_or_else(|| panic!("seed {seed}: unloads nothing"));
                     assert!(self.unloading.insert(*life, of).is_none(), "seed {seed}");
                 }
                 Effect::Restamp { life, epoch } => {
@@ -345,7 +358,8 @@ impl Threads {
                 }
                 Effect::Report(report) => {
                     assert!(report.percent <= 100);
-                    answered |= asked.is_some_and(|a| (a.instance, a.epoch) == (report.instance, report.epoch));
+                    answered |=
+                        asked.is_some_and(|a| (a.instance, a.epoch) == (report.instance, report.epoch));
                 }
             }
         }
@@ -402,7 +416,11 @@ fn whatever_order_events_come_in_memory_is_held_once_and_everything_comes_to_res
                         ..asked(instance, epoch, ["a", "b", "c"][rng.below(3) as usize])
                     };
                     of = Some(assignment.clone());
-                    let needs = if rng.below(9) == 0 { Err("not here".to_owned()) } else { Ok(Bytes(rng.below(700))) };
+                    let needs = if rng.below(9) == 0 {
+                        Err("not here".to_owned())
+                    } else {
+                        Ok(Bytes(rng.below(700)))
+                    };
                     Input::Assign { assignment, needs }
                 }
                 3 => {
@@ -413,7 +431,10 @@ fn whatever_order_events_come_in_memory_is_held_once_and_everything_comes_to_res
                     }
                     Input::Unassign { instance, epoch: Epoch(epoch), drain: Micros(rng.below(20_000_000)) }
                 }
-                4 => Input::Renew(Leases { lease_us: 20_000_000, leases: vec![Lease { instance, epoch: Epoch(epoch) }] }),
+                4 => Input::Renew(Leases {
+                    lease_us: 20_000_000,
+                    leases: vec![Lease { instance, epoch: Epoch(epoch) }],
+                }),
                 5 => Input::Tick,
                 _ => match threads.next(&mut rng) {
                     Some(input) => input,

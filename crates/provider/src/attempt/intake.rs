@@ -76,8 +76,8 @@ impl Intake<'_> {
             .map_err(|e| unreadable(e.to_string()))?;
         let job = Job::decode(&plain).map_err(|e| unreadable(e.to_string()))?;
         drop(plain);
-        let engine = match self.instances.serving(&job.ask.model) {
-            Serving::Ready(engine) => engine,
+        let (instance, engine) = match self.instances.serving(&job.ask.model) {
+            Serving::Ready(instance, engine) => (instance, engine),
             Serving::NotNow(why) => return Err(refused(AttemptRefusal::NotReady, why)),
             Serving::Never => {
                 // The name is the coordinator's own word, and no part of a prompt.
@@ -86,7 +86,8 @@ impl Intake<'_> {
             }
         };
         let outbox = Outbox::new(attempt, self.lane, sealer, Kept::new(self.reoffer, self.credit));
-        self.table.insert(attempt, Flight { engine: engine.clone(), outbox: Arc::clone(&outbox) });
+        let flight = Flight { instance, engine: engine.clone(), outbox: Arc::clone(&outbox) };
+        self.table.insert(attempt, flight);
         let sink = Box::new(AttemptSink { outbox: Arc::clone(&outbox) });
         match engine.submit(attempt, job, sink) {
             Ok(()) => {

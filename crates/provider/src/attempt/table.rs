@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base::AttemptId;
+use base::{AttemptId, InstanceId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use wire::control::KeptAttempt;
@@ -37,6 +37,8 @@ struct State {
 
 /// An attempt in flight.
 pub(crate) struct Flight {
+    /// Which instance computes it.
+    pub(crate) instance: InstanceId,
     pub(crate) engine: Host,
     pub(crate) outbox: Arc<Outbox>,
 }
@@ -56,6 +58,11 @@ impl Table {
     /// How many are in flight.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().flights.len()
+    }
+
+    /// How many of one instance are.
+    pub(crate) fn of_instance(&self, instance: InstanceId) -> usize {
+        self.state.lock().flights.values().filter(|flight| flight.instance == instance).count()
     }
 
     /// Returns once something ended, or has since the last call.

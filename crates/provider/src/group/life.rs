@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use engine::group::{
     Following, GroupEnd, GroupMode, GroupReport as Account, GroupSeat, Member as Weight, ShardMap,
 };
-use engine::{Engine, LoadOptions, LoadedModel};
+use engine::{Engine, EngineConfig, LoadOptions, LoadedModel};
 use link::{
     Candidate, FormError, Gathering, LinkType, Listener, Member, Place, Purpose, Stopper, Telemetry, Timing,
 };
@@ -21,6 +21,7 @@ use wire::control::{
 use wire::link::{Mode, WireType};
 
 use super::{Ending, Ground, GroupNews, Up, reference};
+use crate::assignment::sized_for;
 use crate::config::ModelConfig;
 use crate::load::{chain, describe};
 
@@ -125,7 +126,7 @@ impl Work {
             return Err(self.ended_from_outside());
         }
         self.tell(GroupNews::Report(self.report(GroupPhase::Loading, None, None)));
-        let mut config = self.model.engine.clone();
+        let mut config = self.sized(&loaded, &map);
         config.group_patience_us = base::Micros(self.assign.patience_us);
         let seat = GroupSeat { map, communicator: Box::new(group) };
         if self.assign.rank > 0 {
@@ -171,10 +172,29 @@ impl Work {
     /// How the model is divided: a function of what the coordinator said and of the model, so every rank finds the same;
     /// the hello on each link compares.
     fn divide(&self, loaded: &LoadedModel) -> Result<ShardMap, End> {
+        if let Some(map) = &self.assign.shard_map {
+            let map = ShardMap::decode(map, loaded.spec()).map_err(|e| self.own_fault(chain(&e)))?;
+            if map.ranks() != self.assign.members.len() {
+                let (told, members) = (map.ranks(), self.assign.members.len());
+                return Err(self.own_fault(format!("a shard map of {told} ranks for {members} members")));
+            }
+            return Ok(map);
+        }
         let mode: GroupMode = self.assign.mode.parse().map_err(|e: String| self.own_fault(e))?;
         let members: Vec<Weight> =
             self.assign.members.iter().map(|m| Weight { speed: m.speed.max(1), memory: None }).collect();
         loaded.divide(mode, &members).map_err(|e| self.own_fault(chain(&e)))
+    }
+
+    /// The engine's settings: context and batch as the coordinator wants them, with a cache of this rank's part of each.
+    fn sized(&self, loaded: &LoadedModel, map: &ShardMap) -> EngineConfig {
+        let config = &self.model.engine;
+        let asked = (self.assign.context, self.assign.max_batch);
+        match loaded.part_kv_bytes_per_token(map, self.assign.rank as usize, config.kv) {
+            Some(per_token) => sized_for(config, asked, per_token),
+            // It cannot be divided so, which is said where it is done.
+            None => config.clone(),
+        }
     }
 
     fn await_roster(&self) -> Result<GroupRoster, End> {

@@ -103,6 +103,9 @@ impl Provider {
             message @ (FromCoordinator::AssignGroup(_)
             | FromCoordinator::GroupRoster(_)
             | FromCoordinator::UnassignGroup { .. }) => self.carry_group(message),
+            message @ (FromCoordinator::Assign(_)
+            | FromCoordinator::Unassign(_)
+            | FromCoordinator::RenewLeases(_)) => self.carry_assignment(message),
             _ => {}
         }
     }

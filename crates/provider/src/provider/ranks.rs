@@ -10,12 +10,18 @@ use crate::uplink::machine::Input;
 impl Provider {
     /// What the coordinator wants of a rank.
     pub(super) fn carry_group(&mut self, message: FromCoordinator) {
+        let Some(message) = self.group_may_begin(message) else { return };
+        let models = match &self.managed {
+            Some(managed) => managed.models(&self.config.models),
+            None => self.config.models.clone(),
+        };
         let instances = &self.instances;
-        let refused = self.groups.carry(message, &self.config.models, |model| instances.alone(model));
+        let refused = self.groups.carry(message, &models, |model| instances.alone(model));
         if let Some(report) = refused {
             self.say(&FromProvider::GroupReport(report));
         }
         self.stand_aside();
+        self.note_groups();
     }
 
     /// A rank has news.
@@ -23,6 +29,11 @@ impl Provider {
         if !self.groups.note(&news) {
             return None;
         }
+        let closed = self.note_groups();
+        closed.or_else(|| self.after_group_news(news))
+    }
+
+    fn after_group_news(&mut self, news: GroupNews) -> Option<Input> {
         match news {
             GroupNews::Ports(ports) => self.say_if_up(&FromProvider::GroupPorts(ports)),
             GroupNews::Report(report) => {
@@ -61,7 +72,7 @@ impl Provider {
         }
     }
 
-    fn say_if_up(&mut self, message: &FromProvider) -> Option<Input> {
+    pub(super) fn say_if_up(&mut self, message: &FromProvider) -> Option<Input> {
         if self.uplink.is_up() { self.say(message) } else { None }
     }
 }

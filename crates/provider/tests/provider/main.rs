@@ -7,5 +7,6 @@ mod attempts;
 mod fake;
 mod joining;
 mod leaving;
+mod managed;
 mod models;
 mod secure;

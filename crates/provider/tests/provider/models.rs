@@ -1,9 +1,11 @@
 //! The models that the tests serve: random weights, so small that an answer takes milliseconds.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use base::Bytes;
 use engine::ModelSource;
+use model::synth::{Synth, SynthRequest};
 use provider::ModelConfig;
 
 const FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
@@ -49,4 +51,22 @@ fn serving(name: &str, folder: PathBuf) -> ModelConfig {
     model.engine.batch_max = 8;
     model.engine.waiting_max = 8;
     model
+}
+
+/// A model of some hundred megabytes, so that reading it takes a while.
+pub(crate) fn large(name: &str, home: &Path) {
+    let request = SynthRequest { hidden: 1024, layers: 24, feed_forward: 2048, ..SynthRequest::default() };
+    let synth = Synth::new(&request).unwrap();
+    let folder = home.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    let kit = synth.kit();
+    std::fs::write(folder.join("tokenizer.json"), &kit.tokenizer).unwrap();
+    if let Some(config) = &kit.tokenizer_config {
+        std::fs::write(folder.join("tokenizer_config.json"), config).unwrap();
+    }
+    let mut file = std::fs::File::create(folder.join("model.safetensors")).unwrap();
+    let (header, _) = synth.header();
+    file.write_all(&header).unwrap();
+    (0..synth.tensors()).for_each(|at| synth.chunks(at).for_each(|chunk| file.write_all(&chunk).unwrap()));
+    std::fs::write(folder.join("config.json"), &kit.config).unwrap();
 }
