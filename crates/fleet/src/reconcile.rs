@@ -14,6 +14,8 @@
 
 mod instance;
 mod judge;
+mod say;
+mod snapshot;
 mod wishes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,15 +24,15 @@ use std::sync::Arc;
 use base::{Epoch, Incarnation, InstanceId, MachineId, Micros, Rng};
 
 use crate::deployment::{Conditions, Spec};
-use crate::plan::{Demand, PlanPolicy, Shape};
+use crate::plan::{Demand, Plan, PlanPolicy, Rejected, Shape, Snapshot, plan};
 use crate::topology::{Links, Machine};
 
-pub use instance::{Instance, Phase, RankState};
+pub use instance::{Instance, Phase, RankState, Terms};
 
 /// How often an instance is tried again on the machines that it has.
 pub const TRIES_IN_PLACE: u32 = 3;
 /// The pause before the first new try in place; doubles.
-const RETRY_FIRST: Micros = Micros::from_secs(1);
+const RETRY_FIRST: Micros = Micros::from_millis(250);
 /// The pause before a deployment that fails everywhere is placed again; doubles.
 const CRASH_FIRST: Micros = Micros::from_secs(10);
 /// The longest pause of either kind.
@@ -39,8 +41,14 @@ const PAUSE_MAX: Micros = Micros::from_secs(300);
 const COOL_DOWN: Micros = Micros::from_secs(60);
 /// What has been ready for so long is healthy: failures before are forgotten.
 const HEALTHY: Micros = Micros::from_secs(60);
-/// How long a machine may be without its connection before what it holds counts as lost.
+/// How long a machine may be without its connection before another is looked for. A provider whose connection broke dials
+/// again within 200 ms; one that is not back by then is gone more often than not.
+const DOUBT: Micros = Micros::from_millis(500);
+/// How long it may be away before what it holds counts as lost, though there was no other place for it.
 const AWAY_MAX: Micros = Micros::from_secs(10);
+/// The same two after a start of the coordinator, when every machine is away: providers dial again every 15 s at the latest.
+const DOUBT_ADOPTED: Micros = Micros::from_secs(20);
+const AWAY_MAX_ADOPTED: Micros = Micros::from_secs(60);
 /// How long ranks may take from their assignment until they are ready.
 const LOAD_MAX: Micros = Micros::from_secs(900);
 /// Lines of history that are kept of a deployment.
@@ -74,6 +82,23 @@ pub struct Deployment {
     pub paused_until: Micros,
     /// The last errors of ranks, each with its machine's name.
     pub errors: Vec<String>,
+    /// Lines of history so far, those that are not kept any more included.
+    pub noted: u64,
+    /// Whether this generation has been ready.
+    was_ready: bool,
+}
+
+/// Whether plans are followed (A6).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// They are.
+    #[default]
+    Enforce,
+    /// They are made and told, and nobody does what they say.
+    Shadow,
+    /// None are made, and what failed is not tried again. What operators delete goes all the same.
+    Off,
 }
 
 /// A machine, as the controller knows it.
@@ -81,10 +106,61 @@ pub struct Deployment {
 pub(crate) struct Known {
     pub(crate) name: String,
     pub(crate) incarnation: Option<Incarnation>,
+    /// Which start of it was here last.
+    pub(crate) last: Option<Incarnation>,
+    /// It has not been here since the coordinator started.
+    pub(crate) adopted: bool,
     pub(crate) away_since: Micros,
     pub(crate) resting_until: Micros,
+    /// Why it rests.
+    pub(crate) resting: String,
     /// What it was told to hold.
-    pub(crate) told: Vec<(InstanceId, Epoch, u32)>,
+    pub(crate) told: Vec<Told>,
+    /// What it was told to hold no more, and has not said to be over.
+    pub(crate) leaving: Vec<Told>,
+}
+
+/// An instance, which assignment, which rank.
+type Told = (InstanceId, Epoch, u32);
+
+/// Assignments of a machine that are on their way out and remembered as such.
+const LEAVING_MAX: usize = 64;
+
+impl Known {
+    fn new(name: String, away_since: Micros) -> Self {
+        Self {
+            name,
+            incarnation: None,
+            last: None,
+            adopted: false,
+            away_since,
+            resting_until: Micros::ZERO,
+            resting: String::new(),
+            told: Vec::new(),
+            leaving: Vec::new(),
+        }
+    }
+
+    /// Whether it is away, for longer than one would be that only dials again.
+    fn is_doubtful(&self, now: Micros) -> bool {
+        let patience = if self.adopted { DOUBT_ADOPTED } else { DOUBT };
+        self.incarnation.is_none() && now >= self.away_since + patience
+    }
+
+    /// Whether it is away for so long that what it holds is given up.
+    fn is_lost(&self, now: Micros) -> bool {
+        let patience = if self.adopted { AWAY_MAX_ADOPTED } else { AWAY_MAX };
+        self.incarnation.is_none() && now >= self.away_since + patience
+    }
+
+    /// When time alone makes it doubtful, or lost.
+    fn next_deadline(&self, now: Micros) -> Option<Micros> {
+        let (doubt, lost) =
+            if self.adopted { (DOUBT_ADOPTED, AWAY_MAX_ADOPTED) } else { (DOUBT, AWAY_MAX) };
+        let away = self.incarnation.is_none() && !self.told.is_empty();
+        let next = if self.is_doubtful(now) { self.away_since + lost } else { self.away_since + doubt };
+        away.then_some(next)
+    }
 }
 
 /// What a machine says that it holds.
@@ -113,6 +189,19 @@ pub enum RankReport {
     Failed(String),
     /// It does not take the assignment; why.
     Refused(String),
+    /// It holds it no more.
+    Gone,
+}
+
+/// How an instance stops to take requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// At once and for good: what it had goes on elsewhere, or ends.
+    Over,
+    /// At once, and it is back soon: what it had may wait for it.
+    BackSoon,
+    /// It takes nothing new, and finishes what it has.
+    Drains,
 }
 
 /// What happens.
@@ -175,8 +264,13 @@ pub enum Effect {
         /// Why.
         reason: String,
     },
-    /// The instance takes no requests any more; what it had moves elsewhere.
-    Withdraw(InstanceId),
+    /// The instance takes no requests any more.
+    Withdraw {
+        /// Which.
+        instance: InstanceId,
+        /// And what it had?
+        how: Withdrawal,
+    },
     /// Keep this: the deployment's spec or history changed.
     Store(String),
     /// A machine said something that is not so.
@@ -202,9 +296,10 @@ pub struct World {
 }
 
 /// All deployments, instances and machines.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Controller {
     policy: PlanPolicy,
+    mode: Mode,
     rng: Rng,
     deployments: BTreeMap<String, Deployment>,
     instances: BTreeMap<InstanceId, Instance>,
@@ -216,6 +311,10 @@ pub struct Controller {
     /// What one look changed is planned for again only when something happened, or it is time.
     changed: bool,
     next_plan: Micros,
+    /// Candidates that the last plan did not take.
+    rejected: Vec<Rejected>,
+    /// What the last plan would do, where nobody does it.
+    unfollowed: Vec<String>,
 }
 
 /// How often plans are made though nothing happened: dwell times end, demand moves.
@@ -226,6 +325,7 @@ impl Controller {
     pub fn new(policy: PlanPolicy, epoch: Epoch, rng: Rng) -> Self {
         Self {
             policy,
+            mode: Mode::Enforce,
             rng,
             deployments: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -235,7 +335,49 @@ impl Controller {
             strays: 0,
             changed: true,
             next_plan: Micros::ZERO,
+            rejected: Vec::new(),
+            unfollowed: Vec::new(),
         }
+    }
+
+    /// Whether plans are followed.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether plans are to be followed.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.changed = true;
+        self.unfollowed.clear();
+        self.mode = mode;
+    }
+
+    /// Candidates that the last plan did not take, and why.
+    pub fn rejected(&self) -> &[Rejected] {
+        &self.rejected
+    }
+
+    /// What the last plan would do, where plans are not followed.
+    pub fn unfollowed(&self) -> &[String] {
+        &self.unfollowed
+    }
+
+    /// Whether deployments may decide what a machine holds at the moment; why not.
+    pub fn resting(&self, machine: MachineId) -> Option<&str> {
+        let known = self.machines.get(&machine)?;
+        (self.now < known.resting_until).then_some(known.resting.as_str())
+    }
+
+    /// What would be if `spec` were applied; as it is, where absent (D7). Nothing is changed.
+    pub fn preview(&self, now: Micros, world: &World, spec: Option<Spec>) -> (Snapshot, Plan) {
+        let mut copy = self.clone();
+        copy.now = copy.now.max(now);
+        if let Some(spec) = spec {
+            copy.apply(spec, &mut Vec::new());
+        }
+        let (snapshot, _) = copy.snapshot(world);
+        let decided = plan(&snapshot, &copy.policy);
+        (snapshot, decided)
     }
 
     /// All deployments, by name.
@@ -307,10 +449,13 @@ impl Controller {
     pub fn reconcile(&mut self, now: Micros, world: &World, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         self.judge_instances(effects);
-        if self.changed || self.now >= self.next_plan {
+        if self.mode != Mode::Off && (self.changed || self.now >= self.next_plan) {
             self.changed = false;
             self.next_plan = self.now + PLAN_EVERY;
             self.follow_plan(world, effects);
+        }
+        if self.mode == Mode::Enforce {
+            self.renew_outdated(effects);
         }
         self.say_conditions(effects);
     }
@@ -318,7 +463,9 @@ impl Controller {
     /// When time alone changes something, at the latest.
     pub fn next_deadline(&self) -> Micros {
         let retries = self.instances.values().filter_map(Instance::next_deadline);
-        retries.chain([self.next_plan]).min().unwrap_or(self.next_plan)
+        let away = self.machines.values().filter_map(|known| known.next_deadline(self.now));
+        let planned = self.next_plan.max(self.now + Micros::from_millis(1));
+        retries.chain(away).chain([planned]).min().unwrap_or(planned)
     }
 }
 
@@ -332,10 +479,13 @@ impl Deployment {
             crashes: 0,
             paused_until: Micros::ZERO,
             errors: Vec::new(),
+            noted: 0,
+            was_ready: false,
         }
     }
 
     fn note(&mut self, at: Micros, what: String) {
+        self.noted += 1;
         if self.history.len() >= HISTORY_MAX {
             self.history.pop_front();
         }

@@ -129,7 +129,7 @@ impl Play {
                         provider.holds.remove(&instance);
                     }
                 }
-                Effect::Withdraw(_) | Effect::Store(_) | Effect::Stray { .. } => {}
+                Effect::Withdraw { .. } | Effect::Store(_) | Effect::Stray { .. } => {}
             }
         }
         assert!(self.controller.epoch() >= self.largest, "epochs only grow");
@@ -379,7 +379,7 @@ fn a_restarted_coordinator_takes_on_what_machines_hold_and_nothing_is_torn_down(
     let held = play.controller.instances().next().expect("it was placed").clone();
     let mut again = Controller::new(PlanPolicy::default(), Epoch(0), Rng::new(9));
     again.restore(Spec::new("d", "a"), 1, []);
-    again.adopt(held.clone());
+    again.adopt(held.clone(), &["m".to_owned()]);
     play.controller = again;
     play.largest = Epoch(0);
     for machine in play.machines() {

@@ -382,7 +382,7 @@ impl Sim {
             let (machine, instance, epoch, rank, assign) = match order {
                 Order::Assign { machine, instance, epoch, rank } => (machine, instance, epoch, rank, true),
                 Order::Unassign { machine, instance, epoch, .. } => (machine, instance, epoch, 0, false),
-                Order::Withdraw(instance) => {
+                Order::Withdraw { instance, .. } => {
                     self.withdraw(instance);
                     continue;
                 }

@@ -5,6 +5,7 @@
 //! nothing that a restart may forget. Start with [`Store`], then `sqlite/writer.rs` for how many callers share one
 //! write to the disk.
 
+mod deployment;
 mod error;
 mod record;
 mod sqlite;
@@ -13,6 +14,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use base::{AccountId, KeyId};
+pub use deployment::{DeploymentCall, DeploymentChange, DeploymentEvent, KeptDeployment, KeptDeployments};
 pub use error::{OpenError, StoreError};
 pub use record::{LedgerEntry, Outcome, Reservation, Settled, Settlement, Usage};
 pub use sqlite::{SqliteOptions, SqliteStore};
@@ -72,6 +74,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// What operators did, with a sequence above `after`, in order, at most `count`.
     fn audit(&self, after: u64, count: u32) -> Answer<'_, Vec<AuditEntry>>;
+
+    /// Keeps changes of deployments: all of them, or none.
+    fn keep_deployments(&self, changes: Vec<DeploymentChange>) -> Answer<'_, ()>;
+
+    /// What is wanted, and what was placed.
+    fn deployments(&self) -> Answer<'_, KeptDeployments>;
+
+    /// The last `count` lines of the history of `name`, oldest first; of a deleted one, too.
+    fn deployment_history<'a>(&'a self, name: &'a str, count: u32) -> Answer<'a, Vec<DeploymentEvent>>;
+
+    /// What a call with this idempotency key was answered.
+    fn deployment_call<'a>(&'a self, key: &'a str) -> Answer<'a, Option<DeploymentCall>>;
 
     /// Whether it can be written. Costs nothing while writes succeed; after one that failed, each call writes.
     fn writable(&self) -> Answer<'_, ()>;

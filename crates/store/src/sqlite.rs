@@ -1,5 +1,6 @@
 //! The embedded store: one SQLite file, one writer that many callers share, and what is read often kept in memory.
 
+mod deployments;
 mod keys;
 mod open;
 mod writer;
@@ -17,7 +18,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::{
-    Answer, AuditEntry, KeyInfo, KeyUsage, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement,
+    Answer, AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, KeptDeployments, KeyInfo, KeyUsage, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement,
     Store, StoreError, Usage, WAIT_MAX,
 };
 use keys::KeyTable;
@@ -257,6 +258,24 @@ impl Store for SqliteStore {
             let after = i64::try_from(after).unwrap_or(i64::MAX);
             reader.prepare(sql)?.query_map((after, count), entry)?.collect()
         }))
+    }
+
+    fn keep_deployments(&self, changes: Vec<DeploymentChange>) -> Answer<'_, ()> {
+        Box::pin(self.write(move |reply| Write::KeepDeployments { changes, reply }))
+    }
+
+    fn deployments(&self) -> Answer<'_, KeptDeployments> {
+        Box::pin(self.read(deployments::read))
+    }
+
+    fn deployment_history<'a>(&'a self, name: &'a str, count: u32) -> Answer<'a, Vec<DeploymentEvent>> {
+        let name = name.to_owned();
+        Box::pin(self.read(move |reader| deployments::history(reader, &name, count)))
+    }
+
+    fn deployment_call<'a>(&'a self, key: &'a str) -> Answer<'a, Option<DeploymentCall>> {
+        let key = key.to_owned();
+        Box::pin(self.read(move |reader| deployments::call(reader, &key)))
     }
 
     fn writable(&self) -> Answer<'_, ()> {

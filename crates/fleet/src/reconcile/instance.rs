@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use base::{Epoch, InstanceId, MachineId, Micros};
 
-use super::{AWAY_MAX, LOAD_MAX};
+use super::LOAD_MAX;
+use crate::deployment::Spec;
 
 /// How far one rank has come with the current assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,36 @@ pub enum Phase {
     Retrying(Micros),
 }
 
+/// What an instance's machines are told of what to hold.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Terms {
+    /// Which model.
+    pub model: String,
+    /// Tokens of a context; the model's where absent, 8192 at most.
+    pub context: Option<u32>,
+    /// Requests computed together.
+    pub max_batch: u32,
+    /// Whether its machines hold no other model.
+    pub exclusive: bool,
+}
+
+impl Terms {
+    /// What a spec asks for.
+    pub fn of(spec: &Spec) -> Self {
+        Self {
+            model: spec.model.clone(),
+            context: spec.context,
+            max_batch: spec.max_batch,
+            exclusive: spec.exclusive,
+        }
+    }
+
+    /// Whether what was told as `self` must be told again where `spec` is wanted.
+    pub(super) fn differ(&self, spec: &Spec) -> bool {
+        self.model != spec.model || self.context != spec.context || self.max_batch != spec.max_batch
+    }
+}
+
 /// One instance.
 #[derive(Debug, Clone)]
 pub struct Instance {
@@ -39,6 +70,8 @@ pub struct Instance {
     pub deployment: String,
     /// Machine and device of each rank.
     pub places: Vec<(MachineId, u16)>,
+    /// What its machines were told last.
+    pub terms: Terms,
     /// How the model is divided.
     pub stages: Vec<(Range<usize>, Vec<u32>)>,
     /// How far each rank is.
@@ -55,21 +88,27 @@ pub struct Instance {
     pub failures: u32,
     /// Since when some rank's machine has no connection.
     pub away_since: Option<Micros>,
+    /// Whether some rank's machine is away for so long that another place is looked for.
+    pub doubted: bool,
 }
 
 impl Instance {
-    /// Whether it takes requests.
+    /// Whether all its ranks have said that they compute.
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Ready
     }
 
+    /// Whether it takes requests: all its ranks compute, and their machines are here.
+    pub fn serves(&self) -> bool {
+        self.is_ready() && self.away_since.is_none()
+    }
+
     /// When time alone changes something.
     pub(super) fn next_deadline(&self) -> Option<Micros> {
-        let own = match self.phase {
+        match self.phase {
             Phase::Assigned => Some(self.since + LOAD_MAX),
             Phase::Ready => None,
             Phase::Retrying(at) => Some(at),
-        };
-        own.into_iter().chain(self.away_since.map(|since| since + AWAY_MAX)).min()
+        }
     }
 }

@@ -4,10 +4,9 @@ use base::{Epoch, Incarnation, InstanceId, MachineId, Micros};
 
 use super::instance::{Phase, RankState};
 use super::{
-    AWAY_MAX, COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, Known, LOAD_MAX, PAUSE_MAX,
-    RETRY_FIRST, RankReport, TRIES_IN_PLACE,
+    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, Known, LOAD_MAX, Mode, PAUSE_MAX, RETRY_FIRST,
+    RankReport, TRIES_IN_PLACE, Withdrawal,
 };
-use crate::deployment::{ConditionType, Verdict};
 
 /// Errors of ranks that are kept of a deployment.
 const ERRORS_MAX: usize = 32;
@@ -23,15 +22,16 @@ impl Controller {
         holds: &[Held],
         effects: &mut Vec<Effect>,
     ) {
-        let known = self.machines.entry(machine).or_insert_with(|| Known {
-            name: String::new(),
-            incarnation: None,
-            away_since: Micros::ZERO,
-            resting_until: Micros::ZERO,
-            told: Vec::new(),
-        });
+        let known = self.machines.entry(machine).or_insert_with(|| Known::new(String::new(), Micros::ZERO));
+        // A start that replaces one which was told something: whatever that held is gone, and why is not known.
+        let restarted = known.last.is_some_and(|last| last != incarnation);
         known.name = name;
         known.incarnation = Some(incarnation);
+        known.last = Some(incarnation);
+        known.adopted = false;
+        if restarted {
+            known.leaving.clear();
+        }
         self.changed = true;
         // Whatever it holds goes on under the largest epoch that anybody has seen.
         for held in holds {
@@ -50,33 +50,41 @@ impl Controller {
                 Some(held) if held.ready => {
                     self.advance(machine, (instance, epoch, rank), RankState::Ready);
                 }
-                Some(_) => {}
-                // It started again, or never heard of it.
+                Some(_) => self.demote(instance, rank),
+                None if restarted => {
+                    self.fail(instance, Some(machine), "its provider started again", effects);
+                }
+                // It never heard of it.
                 None => effects.push(Effect::Assign { machine, instance, epoch, rank }),
-            }
-            if held.is_none()
-                && let Some(of) = self.instances.get_mut(&instance)
-                && of.is_ready()
-            {
-                self.fail(instance, Some(machine), "its provider started again", effects);
             }
         }
     }
 
-    /// An instance that machines still hold after the coordinator started again: wanted, so it is taken on as it is.
-    pub fn adopt(&mut self, instance: super::Instance) {
+    /// A rank that was ready is on its way again.
+    fn demote(&mut self, instance: InstanceId, rank: u32) {
+        let now = self.now;
+        let Some(instance) = self.instances.get_mut(&instance).filter(|i| i.is_ready()) else { return };
+        if let Some(state) = instance.ranks.get_mut(rank as usize) {
+            *state = RankState::Told;
+            instance.phase = Phase::Assigned;
+            instance.since = now;
+        }
+    }
+
+    /// An instance that machines may still hold after the coordinator started again: wanted, so it is taken on as it is.
+    /// `names` are what its machines are called, by rank.
+    pub fn adopt(&mut self, instance: super::Instance, names: &[String]) {
+        self.epoch = self.epoch.max(instance.epoch);
         if !self.deployments.contains_key(&instance.deployment) {
             return;
         }
-        self.epoch = self.epoch.max(instance.epoch);
         for (rank, (machine, _)) in instance.places.iter().enumerate() {
             let told = (instance.id, instance.epoch, rank as u32);
+            let name = names.get(rank).cloned().unwrap_or_default();
+            let now = self.now;
             let known = self.machines.entry(*machine).or_insert_with(|| Known {
-                name: String::new(),
-                incarnation: None,
-                away_since: self.now,
-                resting_until: Micros::ZERO,
-                told: Vec::new(),
+                adopted: true,
+                ..Known::new(name, now)
             });
             if !known.told.contains(&told) {
                 known.told.push(told);
@@ -102,6 +110,15 @@ impl Controller {
         report: RankReport,
         effects: &mut Vec<Effect>,
     ) {
+        if let Some(known) = self.machines.get_mut(&machine)
+            && let Some(at) = known.leaving.iter().position(|leaving| *leaving == about)
+        {
+            // It does what it was told, and says how far it is.
+            if matches!(report, RankReport::Gone | RankReport::Failed(_) | RankReport::Refused(_)) {
+                known.leaving.remove(at);
+            }
+            return;
+        }
         let what = match self.machines.get(&machine) {
             None => Some("the machine is not known"),
             Some(known) if known.incarnation.is_none() => Some("the machine is not connected"),
@@ -121,10 +138,40 @@ impl Controller {
             RankReport::Draining(done) => self.advance(machine, about, RankState::Draining(done.min(100))),
             RankReport::Loading(done) => self.advance(machine, about, RankState::Loading(done.min(100))),
             RankReport::Ready => self.advance(machine, about, RankState::Ready),
-            RankReport::Failed(why) | RankReport::Refused(why) => {
-                self.fail(about.0, Some(machine), &why, effects);
-            }
+            RankReport::Failed(why) => self.fail(about.0, Some(machine), &why, effects),
+            RankReport::Refused(why) => self.refused(about.0, machine, &why, effects),
+            RankReport::Gone => self.fail(about.0, Some(machine), "it let its assignment go", effects),
         }
+    }
+
+    /// A machine does not take what it was told. Nothing failed: the instance has no place there, and the machine gets
+    /// nothing for a while (A4).
+    fn refused(&mut self, id: InstanceId, machine: MachineId, why: &str, effects: &mut Vec<Effect>) {
+        let error = self.error(id, Some(machine), why);
+        self.rest(machine, &format!("it refused an assignment: {}", said(why)));
+        self.end(id, &format!("it was refused by {error}"), Withdrawal::Over, effects);
+    }
+
+    fn rest(&mut self, machine: MachineId, why: &str) {
+        let until = self.now + COOL_DOWN;
+        if let Some(known) = self.machines.get_mut(&machine) {
+            known.resting_until = until;
+            known.resting = format!("{why}; it cools down for {} s", COOL_DOWN.0 / 1_000_000);
+        }
+    }
+
+    /// Keeps a rank's error, with its machine's name.
+    fn error(&mut self, id: InstanceId, by: Option<MachineId>, why: &str) -> String {
+        let who = by.and_then(|machine| self.machines.get(&machine)).map_or("?", |known| known.name.as_str());
+        let error = format!("{who}: {}", said(why));
+        let of = self.instances.get(&id).map(|instance| instance.deployment.as_str());
+        if let Some(deployment) = of.and_then(|name| self.deployments.get_mut(name)) {
+            if deployment.errors.len() >= ERRORS_MAX {
+                deployment.errors.remove(0);
+            }
+            deployment.errors.push(error.clone());
+        }
+        error
     }
 
     fn advance(&mut self, _machine: MachineId, about: (InstanceId, Epoch, u32), to: RankState) {
@@ -165,25 +212,20 @@ impl Controller {
         instance.failures += 1;
         let (failures, name, places) =
             (instance.failures, instance.deployment.clone(), instance.places.clone());
-        let who = by.and_then(|machine| self.machines.get(&machine)).map_or("?", |known| known.name.as_str());
-        let said: String = why.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect();
-        let error = format!("{who}: {said}");
+        let error = self.error(id, by, why);
         if let Some(deployment) = self.deployments.get_mut(&name) {
-            if deployment.errors.len() >= ERRORS_MAX {
-                deployment.errors.remove(0);
-            }
-            deployment.errors.push(error.clone());
             deployment.note(now, format!("{id} failed ({failures} in a row): {error}"));
         }
         if failures > TRIES_IN_PLACE {
-            if let Some(known) = by.and_then(|machine| self.machines.get_mut(&machine)) {
-                known.resting_until = now + COOL_DOWN;
+            if let Some(machine) = by {
+                self.rest(machine, &format!("instances failed on it, the last with: {}", said(why)));
             }
             self.crash(&name);
-            self.end(id, &format!("it failed {failures} times in a row, the last time: {error}"), effects);
+            let reason = format!("it failed {failures} times in a row, the last time: {error}");
+            self.end(id, &reason, Withdrawal::Over, effects);
             return;
         }
-        effects.push(Effect::Withdraw(id));
+        effects.push(Effect::Withdraw { instance: id, how: Withdrawal::BackSoon });
         for (machine, _) in &places {
             self.untell(*machine, id, &error, effects);
         }
@@ -214,101 +256,44 @@ impl Controller {
 
     /// Losses, time-outs, and tries that are due.
     pub(super) fn judge_instances(&mut self, effects: &mut Vec<Effect>) {
+        let now = self.now;
         let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
         for id in ids {
             let Some(instance) = self.instances.get(&id) else { continue };
-            let away =
-                |machine: &MachineId| self.machines.get(machine).is_none_or(|k| k.incarnation.is_none());
-            let lost = |machine: &MachineId| {
-                self.machines
-                    .get(machine)
-                    .is_none_or(|k| k.incarnation.is_none() && self.now >= k.away_since + AWAY_MAX)
-            };
-            let gone = instance.places.iter().map(|(machine, _)| *machine).find(lost);
-            let since = instance
-                .places
-                .iter()
-                .filter(|(m, _)| away(m))
-                .filter_map(|(m, _)| self.machines.get(m).map(|known| known.away_since));
-            let since = since.min();
-            let (phase, late) = (instance.phase, self.now >= instance.since + LOAD_MAX);
-            let behind = instance.ranks.iter().position(|rank| *rank != RankState::Ready);
-            let behind = behind.map(|rank| instance.places[rank].0);
-            if let Some(machine) = gone {
-                let name = self.machines.get(&machine).map_or("a machine", |k| k.name.as_str());
+            let machines = || instance.places.iter().map(|(machine, _)| (*machine, self.machines.get(machine)));
+            let lost = machines().find(|(_, known)| known.is_none_or(|known| known.is_lost(now)));
+            if let Some((_, known)) = lost {
+                let name = known.map_or("a machine", |known| known.name.as_str());
                 let reason = format!("{name} is not connected any more");
-                self.end(id, &reason, effects);
+                self.end(id, &reason, Withdrawal::Over, effects);
                 continue;
             }
+            let known = || machines().filter_map(|(_, known)| known);
+            let doubted = known().any(|known| known.is_doubtful(now));
+            let since = known().filter(|k| k.incarnation.is_none()).map(|k| k.away_since).min();
+            let (phase, late) = (instance.phase, now >= instance.since + LOAD_MAX);
+            let behind = instance.ranks.iter().position(|rank| *rank != RankState::Ready);
+            let behind = behind.map(|rank| instance.places[rank].0);
+            // Whether it was doubted or is again, there may be something to place, or to leave where it is.
+            self.changed |= instance.doubted != doubted;
             if let Some(instance) = self.instances.get_mut(&id) {
                 instance.away_since = since;
+                instance.doubted = doubted;
             }
             match phase {
-                Phase::Retrying(at) if self.now >= at && since.is_none() => self.tell(id, effects),
-                Phase::Assigned if late => self.fail(id, behind, "not ready in time", effects),
+                Phase::Retrying(at) if now >= at && since.is_none() && self.mode != Mode::Off => {
+                    self.tell(id, effects);
+                }
+                Phase::Assigned if late && since.is_none() => {
+                    self.fail(id, behind, "not ready in time", effects);
+                }
                 _ => {}
             }
         }
     }
+}
 
-    /// Says how every deployment is.
-    pub(super) fn say_conditions(&mut self, effects: &mut Vec<Effect>) {
-        let now = self.now;
-        let mut moved = Vec::new();
-        for (name, deployment) in &mut self.deployments {
-            let of = || self.instances.values().filter(|i| i.deployment == *name);
-            let (have, ready) = (of().count(), of().filter(|i| i.is_ready()).count());
-            let floor = deployment.spec.replicas.floor() as usize;
-            let placed = deployment.conditions.is(ConditionType::Placed);
-            let away = of().filter(|i| i.away_since.is_some()).count();
-            let was_ready = deployment.conditions.is(ConditionType::Ready);
-            let generation = deployment.generation;
-            let is_ready = ready >= floor.max(usize::from(have > 0)) && (placed || ready >= floor);
-            let mut say = |kind, status: Verdict, reason: &str, message: String| {
-                deployment.conditions.set(now, generation, kind, (status, reason, message))
-            };
-            let counts = format!("{ready} of {} instances take requests", have.max(floor));
-            let ready_changed = say(
-                ConditionType::Ready,
-                is_ready.into(),
-                if is_ready { "Ready" } else { "NotReady" },
-                counts.clone(),
-            );
-            let degraded = ready > 0 && (ready < have.max(floor) || away > 0);
-            say(
-                ConditionType::Degraded,
-                degraded.into(),
-                if degraded { "FewerThanWanted" } else { "AsWanted" },
-                if degraded { counts } else { String::new() },
-            );
-            let progressing = have > ready;
-            let errors = deployment.errors.last().cloned();
-            let message = match (progressing, errors) {
-                (true, Some(error)) => {
-                    format!("{} instances are on their way; the last error: {error}", have - ready)
-                }
-                (true, None) => format!("{} instances are on their way", have - ready),
-                (false, _) => String::new(),
-            };
-            deployment.conditions.set(
-                now,
-                generation,
-                ConditionType::Progressing,
-                (progressing.into(), if progressing { "Loading" } else { "Settled" }, message),
-            );
-            if ready_changed && was_ready != is_ready {
-                moved.push(name.clone());
-            }
-        }
-        effects.extend(moved.into_iter().map(Effect::Store));
-        // A healthy instance's past is forgotten.
-        for instance in self.instances.values_mut() {
-            if instance.phase == Phase::Ready && now.saturating_sub(instance.since) >= HEALTHY {
-                instance.failures = 0;
-                if let Some(deployment) = self.deployments.get_mut(&instance.deployment) {
-                    deployment.crashes = 0;
-                }
-            }
-        }
-    }
+/// An error's text, short and in one line.
+fn said(why: &str) -> String {
+    why.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect()
 }

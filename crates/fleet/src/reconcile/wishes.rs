@@ -1,14 +1,11 @@
 //! What operators say, and what plans make of it.
 
-use std::collections::BTreeMap;
-
 use base::{Epoch, InstanceId, MachineId, Micros};
 
-use super::instance::{Instance, Phase, RankState};
-use super::{Controller, Deployment, Effect, World};
-use crate::deployment::{ConditionType, Spec, Verdict};
-use crate::plan::{Move, Plan, Running, Snapshot, Wanted, plan};
-use crate::topology::Fleet;
+use super::instance::{Instance, Phase, RankState, Terms};
+use super::{Controller, Deployment, Effect, LEAVING_MAX, Mode, Withdrawal, World};
+use crate::deployment::Spec;
+use crate::plan::{Move, Placement, Plan, Snapshot, plan};
 
 impl Controller {
     pub(super) fn apply(&mut self, spec: Spec, effects: &mut Vec<Effect>) {
@@ -21,6 +18,8 @@ impl Controller {
                 deployment.crashes = 0;
                 deployment.paused_until = Micros::ZERO;
                 let model = deployment.spec.model != spec.model;
+                deployment.errors.clear();
+                deployment.was_ready = false;
                 deployment.spec = spec;
                 deployment.note(now, "its spec was changed".to_owned());
                 if model {
@@ -50,15 +49,21 @@ impl Controller {
         let of: Vec<InstanceId> =
             self.instances.values().filter(|i| i.deployment == name).map(|i| i.id).collect();
         for instance in of {
-            self.end(instance, reason, effects);
+            self.end(instance, reason, Withdrawal::Over, effects);
         }
     }
 
     /// Takes an instance's machines back for good.
-    pub(super) fn end(&mut self, instance: InstanceId, reason: &str, effects: &mut Vec<Effect>) {
+    pub(super) fn end(
+        &mut self,
+        instance: InstanceId,
+        reason: &str,
+        how: Withdrawal,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(ended) = self.instances.remove(&instance) else { return };
         self.changed = true;
-        effects.push(Effect::Withdraw(instance));
+        effects.push(Effect::Withdraw { instance, how });
         for (machine, _) in &ended.places {
             self.untell(*machine, instance, reason, effects);
         }
@@ -78,6 +83,11 @@ impl Controller {
         let Some(known) = self.machines.get_mut(&machine) else { return };
         let told: Vec<_> = known.told.iter().copied().filter(|told| told.0 == instance).collect();
         known.told.retain(|told| told.0 != instance);
+        if known.incarnation.is_some() {
+            known.leaving.extend(&told);
+            let more = known.leaving.len().saturating_sub(LEAVING_MAX);
+            known.leaving.drain(..more);
+        }
         for (_, epoch, _) in told {
             effects.push(Effect::Unassign { machine, instance, epoch, reason: reason.to_owned() });
         }
@@ -87,82 +97,87 @@ impl Controller {
     pub(super) fn follow_plan(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let (snapshot, running) = self.snapshot(world);
         let decided = plan(&snapshot, &self.policy);
-        for change in &decided.moves {
-            if let Move::Stop { running: number, reason } = change {
-                self.end(running[*number], reason, effects);
+        if self.mode == Mode::Enforce {
+            for change in &decided.moves {
+                if let Move::Stop { running: number, reason } = change {
+                    self.end(running[*number], reason, Withdrawal::Drains, effects);
+                }
             }
-        }
-        for change in &decided.moves {
-            if let Move::Start { placement, reason, .. } = change {
-                self.begin(&snapshot, world, &decided, (*placement, reason), effects);
+            for change in &decided.moves {
+                if let Move::Start { placement, reason, .. } = change {
+                    self.give_up_doubted(&snapshot, world, &decided.placements[*placement], effects);
+                    self.begin(&snapshot, world, &decided, (*placement, reason), effects);
+                }
             }
+            self.unfollowed.clear();
+        } else {
+            let said = crate::plan::file::output(&snapshot, &decided).moves;
+            let line = |m: crate::plan::file::MoveOutput| {
+                format!("{} {} on {}: {}", m.action, m.deployment, m.machines.join(" + "), m.reason)
+            };
+            self.unfollowed = said.into_iter().map(line).collect();
         }
         self.changed = false;
         self.say_placed(&snapshot, &decided);
+        self.rejected = decided.rejected;
     }
 
-    /// What a plan is made from: deployments that pause want nothing new.
-    fn snapshot(&self, world: &World) -> (Snapshot, Vec<InstanceId>) {
-        let numbers: BTreeMap<MachineId, u32> =
-            world.machines.iter().enumerate().map(|(at, (id, _))| (*id, at as u32)).collect();
-        let mut fleet =
-            Fleet { machines: Vec::with_capacity(world.machines.len()), links: world.links.clone() };
-        for (id, machine) in &world.machines {
-            let mut machine = machine.clone();
-            let known = self.machines.get(id);
-            // One that is away for a moment keeps what it has, and gets nothing new.
-            let here = known.is_some_and(|known| known.incarnation.is_some());
-            let soon = known.is_some_and(|k| self.now < k.away_since + super::AWAY_MAX);
-            machine.online &= here || (soon && known.is_some_and(|known| !known.told.is_empty()));
-            if machine.online && !here {
-                machine.resting = Some("it is not connected at the moment".to_owned());
-            }
-            if let Some(known) = known
-                && self.now < known.resting_until
-            {
-                machine.resting = Some("instances failed on it: it cools down".to_owned());
-            }
-            fleet.machines.push(machine);
+    /// Ends what was on a machine that is away, now that there is another place: for the same deployment, or for whoever
+    /// takes the machines that are left of it.
+    fn give_up_doubted(
+        &mut self,
+        snapshot: &Snapshot,
+        world: &World,
+        placement: &Placement,
+        effects: &mut Vec<Effect>,
+    ) {
+        let name = &snapshot.wanted[placement.deployment].spec.name;
+        let taken: Vec<MachineId> =
+            placement.ranks.iter().map(|rank| world.machines[rank.machine as usize].0).collect();
+        let doubted = || self.instances.values().filter(|i| i.doubted);
+        let sits = |i: &&Instance| i.places.iter().any(|(machine, _)| taken.contains(machine));
+        let mut over: Vec<InstanceId> = doubted().filter(sits).map(|i| i.id).collect();
+        if !doubted().filter(sits).any(|i| i.deployment == *name) {
+            over.extend(doubted().find(|i| i.deployment == *name).map(|i| i.id));
         }
-        let mut wanted = Vec::new();
-        let mut by_name = BTreeMap::new();
+        for id in over {
+            let away = self.instances.get(&id).into_iter().flat_map(|i| &i.places);
+            let away = away.filter_map(|(machine, _)| self.machines.get(machine));
+            let away = away.filter(|known| known.incarnation.is_none()).map(|known| known.name.as_str());
+            let away: Vec<&str> = away.collect();
+            let reason = format!("{} is not connected any more", away.join(", "));
+            self.end(id, &reason, Withdrawal::Over, effects);
+        }
+    }
+
+    /// Tells instances anew whose deployment wants other terms: those that serve one at a time.
+    pub(super) fn renew_outdated(&mut self, effects: &mut Vec<Effect>) {
+        let mut anew = Vec::new();
         for (name, deployment) in &self.deployments {
-            by_name.insert(name.as_str(), wanted.len());
-            let shape = world.shapes.get(&deployment.spec.model).cloned();
-            let paused = self.now < deployment.paused_until;
-            let shape = match shape {
-                Some(shape) if !paused || self.instances.values().any(|i| i.deployment == *name) => Ok(shape),
-                Some(_) => Err("it failed everywhere, and is tried again after a pause".to_owned()),
-                None => Err(format!("no machine has told what {:?} is", deployment.spec.model)),
-            };
-            let mut spec = deployment.spec.clone();
-            if paused {
-                // What it has stays; nothing is added.
-                let have = self.instances.values().filter(|i| i.deployment == *name).count() as u32;
-                let have = have.min(spec.replicas.ceiling());
-                spec.replicas = crate::deployment::Replicas::Fixed(have);
+            let of = || self.instances.values().filter(|i| i.deployment == *name && !i.doubted);
+            let outdated = |i: &&Instance| i.terms.differ(&deployment.spec);
+            if !of().any(|i| outdated(&i)) {
+                continue;
             }
-            let demand = world.demand.get(name).copied().unwrap_or_default();
-            wanted.push(Wanted { spec, shape, demand });
+            let waits = |i: &&Instance| i.phase == Phase::Assigned;
+            anew.extend(of().filter(outdated).filter(waits).map(|i| i.id));
+            if of().all(|i| i.is_ready()) {
+                anew.extend(of().find(outdated).map(|i| i.id));
+            }
         }
-        let mut running = Vec::new();
-        let mut ids = Vec::new();
-        for instance in self.instances.values() {
-            let Some(&deployment) = by_name.get(instance.deployment.as_str()) else { continue };
-            let ranks = instance
-                .places
-                .iter()
-                .map(|(machine, device)| (numbers.get(machine).copied().unwrap_or(u32::MAX), *device));
-            running.push(Running {
-                deployment,
-                ranks: ranks.collect(),
-                ready: instance.is_ready(),
-                since: instance.placed,
-                stages: Some(instance.stages.clone()),
-            });
-            ids.push(instance.id);
+        for id in anew {
+            let Some(instance) = self.instances.get(&id) else { continue };
+            let (places, name) = (instance.places.clone(), instance.deployment.clone());
+            effects.push(Effect::Withdraw { instance: id, how: Withdrawal::BackSoon });
+            for (machine, _) in &places {
+                self.untell(*machine, id, "its deployment's spec was changed", effects);
+            }
+            self.tell(id, effects);
+            let now = self.now;
+            if let Some(deployment) = self.deployments.get_mut(&name) {
+                deployment.note(now, format!("{id} was told the new spec"));
+            }
         }
-        (Snapshot { fleet, wanted, running, now: self.now }, ids)
     }
 
     fn begin(
@@ -186,6 +201,7 @@ impl Controller {
             deployment: name.clone(),
             ranks: vec![RankState::Told; places.len()],
             places,
+            terms: Terms::of(&snapshot.wanted[placement.deployment].spec),
             stages: placement.stages(),
             epoch: Epoch(0),
             phase: Phase::Assigned,
@@ -193,6 +209,7 @@ impl Controller {
             placed: self.now,
             failures: 0,
             away_since: None,
+            doubted: false,
         };
         let names: Vec<&str> = placement.ranks.iter().map(|rank| snapshot.fleet.name(rank.machine)).collect();
         let what = format!("{id} was placed on {}: {reason}", names.join(" + "));
@@ -213,6 +230,9 @@ impl Controller {
         instance.epoch = epoch;
         instance.phase = Phase::Assigned;
         instance.since = self.now;
+        if let Some(deployment) = self.deployments.get(&instance.deployment) {
+            instance.terms = Terms::of(&deployment.spec);
+        }
         instance.ranks.fill(RankState::Told);
         for (rank, (machine, _)) in instance.places.iter().enumerate() {
             let (machine, rank) = (*machine, rank as u32);
@@ -221,29 +241,6 @@ impl Controller {
                 known.told.push((id, epoch, rank));
                 effects.push(Effect::Assign { machine, instance: id, epoch, rank });
             }
-        }
-    }
-
-    fn say_placed(&mut self, snapshot: &Snapshot, decided: &Plan) {
-        let now = self.now;
-        for (number, wanted) in snapshot.wanted.iter().enumerate() {
-            let name = &wanted.spec.name;
-            let Some(deployment) = self.deployments.get_mut(name) else { continue };
-            let short = decided.short.iter().find(|short| short.deployment == number);
-            let paused = now < deployment.paused_until;
-            let (status, reason, message) = match short {
-                Some(short) if !short.waiting.is_empty() => (Verdict::False, "Waiting", short.reason.clone()),
-                Some(short) if paused => (Verdict::False, "CrashLoop", short.reason.clone()),
-                Some(short) => (Verdict::False, "NoPlace", short.reason.clone()),
-                None if paused => (
-                    Verdict::False,
-                    "CrashLoop",
-                    "it failed everywhere, and is tried again after a pause".to_owned(),
-                ),
-                None => (Verdict::True, "Placed", String::new()),
-            };
-            let generation = deployment.generation;
-            deployment.conditions.set(now, generation, ConditionType::Placed, (status, reason, message));
         }
     }
 }

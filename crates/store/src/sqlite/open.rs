@@ -18,13 +18,14 @@ use crate::{KeyInfo, KeyTerms, OpenError, StoreError};
 const APPLICATION_ID: i64 = 0x5048_4c58;
 
 /// Each brings a file from its index to the next schema. Never changed once released, only added to.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     concat!(
         "BEGIN IMMEDIATE;",
         include_str!("schema.sql"),
         "PRAGMA application_id = 1346915416; PRAGMA user_version = 1; COMMIT;"
     ),
     concat!("BEGIN IMMEDIATE;", include_str!("accounts.sql"), "PRAGMA user_version = 2; COMMIT;"),
+    concat!("BEGIN IMMEDIATE;", include_str!("deployments.sql"), "PRAGMA user_version = 3; COMMIT;"),
 ];
 
 /// Requests that were open when an earlier run ended are over: charged nothing, given back whole.

@@ -19,10 +19,13 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::deployments;
 use super::keys::{self, KeyTable};
 use super::open::Writable;
-use crate::{AuditEntry, KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError};
-use group::{Ending, Group, whole};
+use crate::{AuditEntry, DeploymentChange, KeyInfo, Outcome, Reservation, Settled, Settlement, StoreError};
+use group::{Ending, Group};
+
+pub(super) use group::whole;
 
 /// Rows in one transaction at most: what a group takes stays far below the deadline of who waits behind it.
 const GROUP_MAX: usize = 512;
@@ -40,6 +43,7 @@ pub(super) enum Write {
     RevokeKey { key: KeyId, unix: u64, reply: Reply<Option<KeyInfo>> },
     PutSetting { name: String, value: Option<String>, reply: Reply<()> },
     Note { entry: AuditEntry, reply: Reply<()> },
+    KeepDeployments { changes: Vec<DeploymentChange>, reply: Reply<()> },
     Close { reply: Reply<()> },
 }
 
@@ -281,6 +285,10 @@ impl Writer {
             }
             Write::Note { entry, reply } => {
                 let _ = reply.send(self.note(&entry));
+            }
+            Write::KeepDeployments { changes, reply } => {
+                let kept = self.execute(|connection| deployments::write(connection, &changes));
+                let _ = reply.send(kept);
             }
             Write::Reserve { .. } | Write::Settle { .. } | Write::Close { .. } => {
                 unreachable!("taken into the group, or the end of the loop")

@@ -176,6 +176,6 @@ impl Group {
 }
 
 /// SQLite's integers are signed: what does not fit (a time beyond the year 292,000) is kept as the last that does.
-pub(super) fn whole(value: u64) -> i64 {
+pub(in crate::sqlite) fn whole(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
