@@ -22,6 +22,37 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     parse(&text).with_context(|| format!("{shown} is not as it should be"))
 }
 
+/// Every document of a text: JSON (one, or several after another), or YAML (apart by lines of `---`).
+///
+/// # Errors
+/// The first that cannot be read, by its number where there are several.
+pub(crate) fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
+    if text.len() as u64 > FILE_BYTES_MAX {
+        bail!("{} bytes; {FILE_BYTES_MAX} are allowed", text.len());
+    }
+    if text.trim_start().starts_with(['{', '[']) {
+        let all = serde_json::Deserializer::from_str(text).into_iter::<Once>();
+        return Ok(all.map(|value| value.map(|Once(value)| value)).collect::<Result<_, _>>()?);
+    }
+    let mut parts = vec![String::new()];
+    for line in text.lines() {
+        if line.trim_end() == "---" || line.trim_end() == "..." {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push_str(line);
+            part.push('\n');
+        }
+    }
+    let said = |part: &&String| part.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'));
+    let mut all = Vec::new();
+    for (at, part) in parts.iter().filter(said).enumerate() {
+        let Once(value) = serde_saphyr::from_str(part)
+            .map_err(|error| anyhow::anyhow!("document {}: {error}", at + 1))?;
+        all.push(value);
+    }
+    Ok(all)
+}
+
 /// What a text says, JSON where it begins as such.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
     let Once(value) = if text.trim_start().starts_with(['{', '[']) {

@@ -9,6 +9,7 @@ mod chat;
 mod client;
 mod coordinator;
 mod declared;
+mod deploy;
 mod doctor;
 mod explain;
 mod keys;
@@ -71,6 +72,9 @@ enum Command {
     Explain(explain::Options),
     /// Say why a machine gets work, or does not.
     Why(why::Options),
+    /// Say what should run, and see how it is: deployments of models on managed machines.
+    #[command(subcommand)]
+    Deploy(deploy::Verb),
     /// Say where deployments would run on a fleet that a file describes, how fast, and why nowhere else.
     Plan(plan::Options),
     /// Say what a policy would do with traffic; or live many fleets' lives with faults, from seeds.
@@ -113,6 +117,7 @@ fn main() -> ExitCode {
         Command::Status(options) => serving::block_on(status::run(options)),
         Command::Explain(options) => serving::block_on(explain::run(options)),
         Command::Why(options) => serving::block_on(why::run(options)),
+        Command::Deploy(verb) => serving::block_on(deploy::run(verb)),
         Command::Plan(options) => plan::run(&options),
         Command::Simulate(options) => simulate::run(&options),
         Command::Topology(verb) => topology::run(verb),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use engine::LoadOptions;
 use fleet::deployment::Transport;
-use fleet::plan::file::{FleetFile, ModelEntry, SpecFile, output, read};
+use fleet::plan::file::{FleetFile, ModelEntry, PlanOutput, SpecFile, output, read};
 use fleet::plan::{Plan, Shape, Snapshot, plan};
 
 use crate::declared;
@@ -60,7 +60,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.json {
         say_json(&said)?;
     } else {
-        show(&snapshot, &decided)?;
+        say_plan(&said)?;
     }
     Ok(complain(&snapshot, &decided))
 }
@@ -98,8 +98,8 @@ pub(crate) fn load(name: &str, entry: Option<&ModelEntry>) -> Result<Shape, Stri
     Ok(Shape::new(Arc::new(loaded.spec().clone()), bits, grain))
 }
 
-fn show(snapshot: &Snapshot, plan: &Plan) -> anyhow::Result<()> {
-    let said = output(snapshot, plan);
+/// A plan for people.
+pub(crate) fn say_plan(said: &PlanOutput) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for placement in &said.placements {
         for (number, rank) in placement.ranks.iter().enumerate() {

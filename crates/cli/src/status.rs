@@ -124,7 +124,7 @@ fn instance_cells(instance: &InstanceStatus) -> Vec<String> {
 }
 
 /// A span for people: its two largest units.
-fn span(us: u64) -> String {
+pub(crate) fn span(us: u64) -> String {
     let seconds = Duration::from_micros(us).as_secs();
     let parts =
         [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];

@@ -30,6 +30,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     if reasons.instances.is_empty() {
         say("It holds no instance of any model.")?;
     }
+    if reasons.managed {
+        say(match reasons.deployments.is_empty() {
+            true => "It is managed, and there is no deployment: make one with `phalanx deploy apply`.",
+            false => "It is managed. Of each deployment:",
+        })?;
+    }
+    for line in &reasons.deployments {
+        say(format!("  {line}"))?;
+    }
     for instance in &reasons.instances {
         say(format!("{}: {}", instance.model, instance.text))?;
     }
@@ -37,7 +46,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 /// A name as a part of a path: machines are called what their owners like.
-fn escaped(name: &str) -> String {
+pub(crate) fn escaped(name: &str) -> String {
     let mut out = String::new();
     for byte in name.bytes() {
         match byte {

@@ -7,6 +7,7 @@ mod body;
 mod call;
 mod chat;
 mod completions;
+mod deployments;
 mod embeddings;
 mod explain;
 mod groups;
@@ -94,6 +95,15 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/api/keys/{id}", delete(keys::revoke))
         .route("/api/groups", get(groups::list).post(groups::create))
         .route("/api/groups/{id}", delete(groups::remove))
+        .route("/api/deployments", get(deployments::list).post(deployments::create))
+        .route(
+            "/api/deployments/{name}",
+            get(deployments::show).put(deployments::apply).delete(deployments::remove),
+        )
+        .route("/api/deployments/{name}/scale", post(deployments::scale))
+        .route("/api/deployments/{name}/history", get(deployments::history))
+        .route("/api/preview", post(deployments::preview))
+        .route("/api/planner", get(deployments::planner).put(deployments::set_planner))
         .route("/api/segments", get(segments::show).delete(segments::reset))
         .route("/api/keys/{id}/rotate", post(keys::rotate))
         .route("/api/usage", get(accounts::usage))

@@ -15,6 +15,7 @@ use wire::control::FromCoordinator;
 use crate::api::Responses;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::deployments::Deployments;
 use crate::groups::Groups;
 use crate::limits::Limits;
 use crate::machines::{After, Machines, line};
@@ -63,6 +64,7 @@ pub(crate) struct Core {
     pub(crate) kits: Arc<Kits>,
     pub(crate) machines: Machines,
     pub(crate) groups: Groups,
+    pub(crate) deployments: Deployments,
     pub(crate) metrics: Metrics,
     pub(crate) segments: Segments,
     pub(crate) streams: Streams,
@@ -124,6 +126,7 @@ impl Core {
             kits,
             machines,
             groups: Groups::default(),
+            deployments: Deployments::default(),
             metrics: Metrics::new(),
             segments: Segments::new(),
             streams: Streams::default(),

@@ -274,7 +274,7 @@ impl Core {
                     }
                 }
                 Todo::Withdraw(instance) => {
-                    let after = self.machines.withdraw(instance);
+                    let after = self.machines.withdraw(instance, true);
                     self.carry_out(None, after);
                 }
                 Todo::Log(Effect::Faulted { epoch, culprit, detail }, instance, model) => {

@@ -12,6 +12,7 @@ mod bootstrap;
 mod clock;
 mod config;
 mod core;
+mod deployments;
 mod dispatch;
 mod groups;
 mod limits;

@@ -230,8 +230,25 @@ impl Machines {
         after
     }
 
-    /// What this instance served is lost until it is offered again: its requests move.
-    pub(crate) fn withdraw(&self, instance: InstanceId) -> After {
+    /// This instance takes nothing new, and finishes what it has.
+    pub(crate) fn drain(&self, instance: InstanceId) -> After {
+        let mut after = After::default();
+        let mut guard = self.table.lock();
+        let table = &mut *guard;
+        let Some(&holder) = table.holders.get(&instance) else { return after };
+        let Some(machine) = table.machines.get_mut(&holder) else { return after };
+        if let Some(of) = machine.offers.iter_mut().find(|o| o.offer.instance == instance && o.admitted)
+            && let Some(served) = self.pools.get(&of.offer.model.name)
+        {
+            of.offer.report.phase = InstancePhase::Draining;
+            let report = of.offer.report.clone();
+            after.notices.extend(served.handle(Input::InstanceReport { machine: holder, report }));
+        }
+        after
+    }
+
+    /// What this instance served is lost: its requests move. Where it `comes_back`, they may wait for it.
+    pub(crate) fn withdraw(&self, instance: InstanceId, comes_back: bool) -> After {
         let mut after = After::default();
         let mut guard = self.table.lock();
         let table = &mut *guard;
@@ -239,7 +256,7 @@ impl Machines {
         let Some(machine) = table.machines.get_mut(&holder) else { return after };
         if let Some(at) = machine.offers.iter().position(|o| o.offer.instance == instance) {
             let offer = machine.offers.remove(at);
-            self.gone(&offer, true, &mut after);
+            self.gone(&offer, comes_back, &mut after);
         }
         after
     }

@@ -75,6 +75,8 @@ pub(crate) struct Metrics {
     pub(crate) uplink_refusals: Family<Kind, Counter>,
     /// What happened to groups.
     pub(crate) group_events: Family<Kind, Counter>,
+    /// What happened to deployments.
+    pub(crate) deployment_events: Family<Kind, Counter>,
     /// Ranks of groups, by model and how far they are. Set when read.
     pub(crate) group_ranks: Family<OfRanks, Gauge>,
     /// Where ranks' time went in their groups' present lives, by model and rank. Set when read.
@@ -121,6 +123,7 @@ impl Metrics {
             uplink_faults: Family::default(),
             uplink_refusals: Family::default(),
             group_events: Family::default(),
+            deployment_events: Family::default(),
             group_ranks: Family::default(),
             group_rank_us: Family::default(),
             chunk_violations: Family::default(),
@@ -150,6 +153,8 @@ impl Metrics {
             self.chunk_violations.clone(),
         );
         registry.register("group_events", "What happened to groups", self.group_events.clone());
+        let help = "What happened to deployments: words that are not so (stray), or too many (dropped)";
+        registry.register("deployment_events", help, self.deployment_events.clone());
         registry.register("group_ranks", "Ranks of groups, by how far they are", self.group_ranks.clone());
         let help = "Where ranks' time went in their groups' present lives, in microseconds, and bytes sent";
         registry.register("group_rank", help, self.group_rank_us.clone());

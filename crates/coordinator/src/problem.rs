@@ -59,6 +59,9 @@ pub(crate) enum Problem {
         "the model {model:?} was served before this coordinator started, and its machines are not back yet; try again in a second"
     )]
     NotBack { model: String },
+    /// A deployment wants the model, and none of its instances has been ready yet.
+    #[error("a deployment of the model {model:?} is on its way and has no instance yet; see `phalanx deploy status`")]
+    Deploying { model: String },
     /// Longer than the cap.
     #[error("the body is larger than {max} (http.body_bytes_max)")]
     BodyTooLarge { max: Bytes },
@@ -198,7 +201,7 @@ impl Problem {
             Self::Method { .. } => plain(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
             Self::Missing { .. } => plain(StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::Model { .. } => about(StatusCode::NOT_FOUND, "model_not_found", "model"),
-            Self::NotBack { .. } => {
+            Self::NotBack { .. } | Self::Deploying { .. } => {
                 later(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_serving_path", Micros::from_secs(1))
             }
             Self::BodyTooLarge { .. } => plain(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large"),

@@ -58,6 +58,7 @@ pub async fn run(
     let join_token = store.setting(JOIN_TOKEN).await?.ok_or(RunError::NotPrepared)?;
     let core = Arc::new(Core::new(config, store, &join_token));
     core.remember().await?;
+    core.begin_deployments().await?;
     core.tasks.spawn(Arc::clone(&core).tick_groups());
     let connections = Arc::new(Semaphore::new(core.config.http.connections_max.min(Semaphore::MAX_PERMITS)));
     let server = Server { router: api::router(Arc::clone(&core)), core: Arc::clone(&core), connections };

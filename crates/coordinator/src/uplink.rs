@@ -110,6 +110,8 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
     core.carry_out(None, after);
     if core.machines.session(session.machine).is_none() {
         core.group_input(None, &fleet::group::Input::MachineGone { machine: session.machine });
+        core.deployments.inbox.gone(&session, core.clock.now());
+        core.deployments.look_soon();
     }
     tracing::info!(machine = %session.machine, name = session.name, reason = left.reason, "a machine left");
     if let Some(refused) = left.refused {

@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use base::Micros;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::deployment::Spec;
 use crate::topology::Fleet;
@@ -109,7 +109,7 @@ pub struct Snapshot {
 }
 
 /// How fast one request alone would be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Predicted {
     /// Tokens a second.
     pub decode_tokens_per_s: f64,
@@ -162,7 +162,7 @@ impl Placement {
 }
 
 /// A candidate that was not taken, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
     /// Whose, by number; for programs that show one deployment.
     #[serde(skip)]

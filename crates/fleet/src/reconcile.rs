@@ -420,6 +420,21 @@ impl Controller {
         rank == 0 && self.told(machine).contains(&(instance, epoch, rank))
     }
 
+    /// What people call a machine, where it was ever heard of.
+    pub fn machine_name(&self, machine: MachineId) -> Option<&str> {
+        self.machines.get(&machine).map(|known| known.name.as_str())
+    }
+
+    /// Whether a machine is connected.
+    pub fn is_here(&self, machine: MachineId) -> bool {
+        self.machines.get(&machine).is_some_and(|known| known.incarnation.is_some())
+    }
+
+    /// Lets its time begin: what is taken on next is away since then.
+    pub fn begin_at(&mut self, now: Micros) {
+        self.now = self.now.max(now);
+    }
+
     /// A deployment as it was before the coordinator started again (D8).
     pub fn restore(&mut self, spec: Spec, generation: u64, history: impl IntoIterator<Item = Event>) {
         let name = spec.name.clone();

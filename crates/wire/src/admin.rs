@@ -1,5 +1,6 @@
 //! The operator's HTTP bodies: what `phalanx status` and `phalanx keys` read and write under `/api`.
 
+pub mod deployment;
 pub mod explain;
 pub mod group;
 

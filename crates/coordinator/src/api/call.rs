@@ -174,7 +174,7 @@ pub(super) fn last_event(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     from.ok_or(Problem::Header { name: LAST_EVENT, detail }).map(Some)
 }
 
-fn idempotency(headers: &HeaderMap) -> Result<Option<(String, [u8; 32])>, Problem> {
+pub(super) fn idempotency(headers: &HeaderMap) -> Result<Option<(String, [u8; 32])>, Problem> {
     let Some(value) = headers.get(IDEMPOTENCY) else { return Ok(None) };
     let name = value.to_str().ok().filter(|name| !name.is_empty() && name.len() <= 255);
     let detail = "expected 1 to 255 characters of ASCII";

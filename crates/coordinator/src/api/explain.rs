@@ -197,7 +197,14 @@ pub(super) async fn machine(
         }
     }
     let (id, connected) = (machine.machine, machine.connected);
-    Ok(Json(MachineReasons { machine: id, name: machine.name, connected, instances }))
+    let managed = core.deployments.inbox.is_managed(id);
+    let deployments = if managed {
+        let name = machine.name.clone();
+        core.deployments.look(move |sight| sight.why(id, &name)).await?
+    } else {
+        Vec::new()
+    };
+    Ok(Json(MachineReasons { machine: id, name: machine.name, connected, instances, managed, deployments }))
 }
 
 fn sentence(of: &InstanceReasons) -> String {

@@ -103,9 +103,12 @@ fn failed(problem: Problem) -> mpsc::Receiver<Event> {
 
 /// The pool of `model`, if there is one.
 pub(super) fn served(core: &Core, model: &str) -> Result<Arc<Served>, Problem> {
-    core.pools.get(&ModelName::new(model)).ok_or_else(|| {
+    let name = ModelName::new(model);
+    core.pools.get(&name).ok_or_else(|| {
         let shown = model.chars().take(100).collect();
-        if core.was_served(model) {
+        if core.deployments.turned_away(&name) {
+            Problem::Deploying { model: shown }
+        } else if core.was_served(model) {
             Problem::NotBack { model: shown }
         } else {
             Problem::Model { model: shown }

@@ -4,13 +4,13 @@ use axum::extract::ws::{Message, WebSocket};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use wire::control::{
-    CREDIT, FromCoordinator, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER, RefusalCode, Refused, Welcome,
+    ASSIGNMENTS, CREDIT, FromCoordinator, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER, RefusalCode, Refused, Welcome,
 };
 
 use crate::core::Core;
 
 /// What this coordinator can do beyond the protocol; offered to providers that can do it too.
-const CAPABILITIES: [&str; 3] = [REOFFER, CREDIT, GROUPS];
+const CAPABILITIES: [&str; 4] = [REOFFER, CREDIT, GROUPS, ASSIGNMENTS];
 
 /// A machine that proved itself.
 pub(crate) struct Admitted {

@@ -217,9 +217,18 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
     match message {
         FromProvider::Hello(_) | FromProvider::Proof { .. } => return Step::Fault("handshake_again"),
         FromProvider::Register(register) => {
-            let after =
-                core.machines.register(session, register, |offer| core.groups.admits(session.machine, offer));
+            core.deployments.inbox.registered(session, &register, core.clock.now());
+            let managed = register.managed;
+            let after = core.machines.register(session, register, |offer| {
+                // What managed machines serve alone is what they were told; the rest is groups' matter.
+                if managed && offer.ranks == 1 {
+                    core.deployments.admits(session.machine, offer)
+                } else {
+                    core.groups.admits(session.machine, offer)
+                }
+            });
             core.carry_out(Some(session), after);
+            core.deployments.look_soon();
             session.stock(&core.keys);
         }
         FromProvider::Heartbeat(heartbeat) => return reports(core, session, heartbeat.instances),
@@ -242,12 +251,21 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
         FromProvider::Draining => {
             let after = core.machines.draining(session);
             core.carry_out(Some(session), after);
+            core.deployments.inbox.leaves(session.machine);
+            core.deployments.look_soon();
         }
         FromProvider::Goodbye { .. } => {
             return Step::Leave(Left { lost: false, reason: "it said goodbye", refused: None });
         }
-        // What machines could hold is listened to by whoever decides about deployments: nobody here yet.
-        FromProvider::AssignmentReport(_) | FromProvider::Inventory(_) | FromProvider::Unknown => {}
+        FromProvider::AssignmentReport(report) => {
+            core.deployments.inbox.reported(session.machine, report);
+            core.deployments.look_soon();
+        }
+        FromProvider::Inventory(inventory) => {
+            core.deployments.inbox.inventory(session.machine, inventory);
+            core.deployments.look_soon();
+        }
+        FromProvider::Unknown => {}
     }
     Step::Fine
 }

@@ -73,6 +73,12 @@ impl Pool {
         self.dispatched.len()
     }
 
+    /// What was asked so far: requests that were taken (those in flight and waiting included), and tokens of a mean answer.
+    pub fn asked(&self) -> (u64, f64) {
+        let here = self.dispatched.len() + self.queue.len();
+        (self.completed + here as u64, self.answer_tokens)
+    }
+
     /// What was refused so far.
     pub fn refused(&self) -> Refused {
         self.refused

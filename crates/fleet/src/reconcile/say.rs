@@ -18,6 +18,8 @@ struct Counts {
     current: usize,
     away: usize,
     outdated: usize,
+    /// Failed since they were healthy.
+    failing: bool,
     /// What those that do not serve are doing.
     pending: Vec<String>,
 }
@@ -30,6 +32,7 @@ impl Controller {
             let outdated = spec.is_some_and(|spec| instance.terms.differ(spec));
             counts.have += 1;
             counts.outdated += usize::from(outdated);
+            counts.failing |= instance.failures > 0;
             counts.away += usize::from(instance.away_since.is_some());
             counts.serve += usize::from(instance.serves());
             counts.current += usize::from(instance.serves() && !outdated);
@@ -81,7 +84,6 @@ impl Controller {
                 instance.failures = 0;
                 if let Some(deployment) = self.deployments.get_mut(&instance.deployment) {
                     deployment.crashes = 0;
-                    deployment.errors.clear();
                 }
             }
         }
@@ -113,12 +115,13 @@ impl Controller {
             (false, ..) => "NotReady",
         };
         deployment.was_ready |= is_ready;
-        let error = deployment.errors.last().map(|error| format!("; the last error: {error}"));
+        let failing = counts.failing || deployment.crashes > 0;
+        let error = deployment.errors.last().filter(|_| failing).map(|error| format!("; the last error: {error}"));
         let error = error.unwrap_or_default();
         let degraded = match counts {
             _ if is_ready && counts.away == 0 && counts.serve >= want => None,
             _ if counts.away > 0 => Some("MachineAway"),
-            _ if !deployment.errors.is_empty() => Some("Failing"),
+            _ if failing => Some("Failing"),
             _ if deployment.was_ready => Some("FewerThanWanted"),
             _ => None,
         };

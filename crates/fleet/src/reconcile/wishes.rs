@@ -18,7 +18,6 @@ impl Controller {
                 deployment.crashes = 0;
                 deployment.paused_until = Micros::ZERO;
                 let model = deployment.spec.model != spec.model;
-                deployment.errors.clear();
                 deployment.was_ready = false;
                 deployment.spec = spec;
                 deployment.note(now, "its spec was changed".to_owned());

@@ -76,6 +76,12 @@ pub struct MachineReasons {
     pub connected: bool,
     /// One for each instance that it holds.
     pub instances: Vec<InstanceReasons>,
+    /// Whether deployments decide what it holds.
+    #[serde(default)]
+    pub managed: bool,
+    /// One line for each deployment: what it is to hold of it, or why nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deployments: Vec<String>,
 }
 
 /// How one instance stands, and how it fared of late.

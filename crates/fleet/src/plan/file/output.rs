@@ -1,11 +1,11 @@
 //! A plan in names, as `phalanx plan --json` prints it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::{Move, Plan, Predicted, Rejected, Snapshot};
 
 /// A plan as `phalanx plan --json` prints it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PlanOutput {
     /// Every instance that should be.
     pub placements: Vec<PlacementOutput>,
@@ -16,7 +16,7 @@ pub struct PlanOutput {
 }
 
 /// One instance.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PlacementOutput {
     /// Whose.
     pub deployment: String,
@@ -27,7 +27,7 @@ pub struct PlacementOutput {
 }
 
 /// One rank.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RankOutput {
     /// Which machine.
     pub machine: String,
@@ -42,10 +42,10 @@ pub struct RankOutput {
 }
 
 /// One change.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MoveOutput {
     /// start or stop.
-    pub action: &'static str,
+    pub action: String,
     /// Whose.
     pub deployment: String,
     /// In the order of ranks.
@@ -77,7 +77,7 @@ pub fn output(snapshot: &Snapshot, plan: &Plan) -> PlanOutput {
         Move::Start { placement, reason, .. } => {
             let placement = &plan.placements[*placement];
             MoveOutput {
-                action: "start",
+                action: "start".to_owned(),
                 deployment: name(placement.deployment),
                 machines: placement.ranks.iter().map(|rank| fleet.name(rank.machine).to_owned()).collect(),
                 reason: reason.clone(),
@@ -86,7 +86,7 @@ pub fn output(snapshot: &Snapshot, plan: &Plan) -> PlanOutput {
         Move::Stop { running, reason } => {
             let of = &snapshot.running[*running];
             MoveOutput {
-                action: "stop",
+                action: "stop".to_owned(),
                 deployment: name(of.deployment),
                 machines: of.ranks.iter().map(|(machine, _)| fleet.name(*machine).to_owned()).collect(),
                 reason: reason.clone(),

@@ -1,0 +1,118 @@
+//! What was decided, done: machines are told, pools let go, and what was said wrongly is counted.
+
+use std::collections::HashMap;
+
+use base::{InstanceId, MachineId, Micros, ModelName};
+use fleet::reconcile::{Effect, Withdrawal};
+use wire::control::{Assignment, FromCoordinator, HELD_MAX, Lease, Unassignment};
+
+use super::writer::Writer;
+use crate::metrics::Metrics;
+
+/// How long a machine goes on holding what it was told without a word from here. Long: nobody is served worse by a machine
+/// that is cut off, but its memory is not its owner's until then.
+const LEASE_US: u64 = 600_000_000;
+/// How often leases are renewed.
+const RENEW_EVERY: Micros = Micros::from_secs(120);
+/// How long what is in flight may take to finish where an instance is only moved; then it goes on elsewhere (A5).
+const DRAIN_US: u64 = 30_000_000;
+/// The longest context that is held where a spec says none, as plans count it.
+const CONTEXT_DEFAULT: u32 = 8192;
+
+/// When leases are renewed next.
+#[derive(Default)]
+pub(super) struct Leases {
+    at: Micros,
+}
+
+impl Leases {
+    pub(super) fn due(&self) -> Micros {
+        self.at + RENEW_EVERY
+    }
+}
+
+impl Writer {
+    pub(super) fn perform(&mut self, effects: Vec<Effect>) {
+        let mut drains: HashMap<InstanceId, u64> = HashMap::new();
+        for effect in effects {
+            match effect {
+                Effect::Assign { machine, instance, epoch, rank } => {
+                    let current = self.controller.instance(instance);
+                    // What was decided later in the same look counts.
+                    if current.is_some_and(|current| current.epoch == epoch) {
+                        self.assign(machine, instance, rank);
+                    }
+                }
+                Effect::Unassign { machine, instance, epoch, reason } => {
+                    let drain_us = drains.get(&instance).copied().unwrap_or(0);
+                    let unassignment = Unassignment { instance, epoch, reason, drain_us };
+                    self.say(machine, FromCoordinator::Unassign(unassignment));
+                }
+                Effect::Withdraw { instance, how } => {
+                    let drains_for = if how == Withdrawal::Drains { DRAIN_US } else { 0 };
+                    drains.insert(instance, drains_for);
+                    let after = match how {
+                        Withdrawal::Over => self.core.machines.withdraw(instance, false),
+                        Withdrawal::BackSoon => self.core.machines.withdraw(instance, true),
+                        Withdrawal::Drains => self.core.machines.drain(instance),
+                    };
+                    self.core.carry_out(None, after);
+                }
+                Effect::Store(name) => tracing::debug!(name, "a deployment changed"),
+                Effect::Stray { machine, what } => {
+                    Metrics::count(&self.core.metrics.deployment_events, "stray");
+                    tracing::info!(%machine, what, "a word about an assignment that is not so");
+                }
+            }
+        }
+    }
+
+    /// A machine that is away hears of it when it is back: it says then what it holds.
+    fn say(&self, machine: MachineId, message: FromCoordinator) {
+        if let Some(session) = self.core.machines.session(machine) {
+            session.lanes.control(message);
+        }
+    }
+
+    fn assign(&self, machine: MachineId, id: InstanceId, rank: u32) {
+        let Some(instance) = self.controller.instance(id) else { return };
+        let terms = &instance.terms;
+        let context = terms.context.or_else(|| {
+            let shape = self.world.shapes.get(&terms.model)?;
+            u32::try_from(shape.spec().context).ok().map(|context| context.clamp(1, CONTEXT_DEFAULT))
+        });
+        let assignment = Assignment {
+            instance: id,
+            epoch: instance.epoch,
+            rank,
+            model: ModelName::new(terms.model.as_str()),
+            context: context.unwrap_or(0),
+            max_batch: terms.max_batch,
+            exclusive: terms.exclusive,
+            lease_us: LEASE_US,
+        };
+        tracing::info!(%machine, instance = %id, epoch = assignment.epoch.0, model = %assignment.model, "assigned");
+        self.say(machine, FromCoordinator::Assign(assignment));
+    }
+
+    /// Says to every machine what is still wanted of it.
+    pub(super) fn renew_leases(&mut self, now: Micros) {
+        if now < self.leases.due() {
+            return;
+        }
+        self.leases.at = now;
+        let mut machines: Vec<MachineId> =
+            self.controller.instances().flat_map(|i| i.places.iter().map(|(machine, _)| *machine)).collect();
+        machines.sort_unstable();
+        machines.dedup();
+        for machine in machines {
+            let told = self.controller.told(machine).iter().take(HELD_MAX);
+            let leases: Vec<Lease> =
+                told.map(|(instance, epoch, _)| Lease { instance: *instance, epoch: *epoch }).collect();
+            if !leases.is_empty() {
+                let leases = wire::control::Leases { lease_us: LEASE_US, leases };
+                self.say(machine, FromCoordinator::RenewLeases(leases));
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The world that plans are made for, out of what machines say of themselves and what is measured of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use fleet::plan::Shape;
+use fleet::reconcile::World;
+use fleet::topology::{Device, Links, Machine, Measured};
+use wire::control::{Inventory, ModelOnDisk};
+
+use super::inbox::{AllFacts, Facts};
+use crate::core::Core;
+
+/// What a machine is taken for that has measured nothing: one with two channels of memory.
+const READ_BYTES_PER_S: f64 = 30e9;
+const FLOPS_PER_BYTE: f64 = 20.0;
+const DISK_BYTES_PER_S: f64 = 1e9;
+
+/// What shapes were read from, so that each is read once.
+#[derive(Default)]
+pub(super) struct Worlds {
+    version: u64,
+    shapes: HashMap<String, (ShapeKey, Option<Arc<Shape>>)>,
+}
+
+type ShapeKey = (String, u64, u64, u32);
+
+impl Worlds {
+    /// Makes `world` anew where machines said something else.
+    pub(super) fn refresh(&mut self, core: &Core, world: &mut World) {
+        let Some((facts, version)) = core.deployments.inbox.facts(self.version) else { return };
+        self.version = version;
+        world.machines = facts.iter().map(|(id, facts)| (*id, machine(facts))).collect();
+        world.links = links(core, &facts);
+        world.shapes = self.shapes(&facts);
+    }
+
+    /// Every model that some machine has. Of machines that say different things of one name, the first counts: the others'
+    /// instances are found out when they are offered.
+    fn shapes(&mut self, facts: &AllFacts) -> BTreeMap<String, Arc<Shape>> {
+        let mut shapes = BTreeMap::new();
+        let mut seen: HashMap<String, (ShapeKey, Option<Arc<Shape>>)> = HashMap::new();
+        let inventories = facts.values().filter_map(|facts| facts.inventory.as_deref());
+        for model in inventories.flat_map(|inventory| &inventory.models) {
+            let name = model.name.as_str();
+            if seen.contains_key(name) {
+                continue;
+            }
+            let key = (model.config.clone(), model.memory_bytes.0, model.parameters, model.grain);
+            let shape = match self.shapes.remove(name) {
+                Some((same, shape)) if same == key => shape,
+                _ => shape(model),
+            };
+            if let Some(shape) = &shape {
+                shapes.insert(name.to_owned(), Arc::clone(shape));
+            }
+            seen.insert(name.to_owned(), (key, shape));
+        }
+        self.shapes = seen;
+        shapes
+    }
+}
+
+fn shape(model: &ModelOnDisk) -> Option<Arc<Shape>> {
+    match model::family::spec_from_config(model.config.as_bytes(), None) {
+        Ok(spec) => {
+            let bits = model.memory_bytes.0 as f64 * 8.0 / model.parameters.max(1) as f64;
+            let grain = usize::try_from(model.grain.max(1)).unwrap_or(1);
+            Some(Arc::new(Shape::new(Arc::new(spec), bits, grain)))
+        }
+        Err(error) => {
+            let name: String = model.name.as_str().chars().filter(|c| !c.is_control()).take(80).collect();
+            tracing::warn!(name, %error, "a machine's model has a configuration that cannot be read");
+            None
+        }
+    }
+}
+
+fn machine(facts: &Facts) -> Machine {
+    let inventory = facts.inventory.as_deref();
+    let devices = inventory.map(devices).filter(|devices| !devices.is_empty()).unwrap_or_else(|| {
+        vec![Device {
+            name: "cpu0".to_owned(),
+            // One that says nothing of what models may take gets none.
+            memory: if facts.managed { 0 } else { facts.memory },
+            bandwidth: READ_BYTES_PER_S,
+            flops: READ_BYTES_PER_S * FLOPS_PER_BYTE,
+        }]
+    });
+    let known = |number: u64, otherwise: f64| if number == 0 { otherwise } else { number as f64 };
+    let labels = inventory.map(|i| &i.labels).into_iter().flatten();
+    let models = inventory.map(|i| &i.models).into_iter().flatten();
+    Machine {
+        name: facts.name.clone(),
+        online: facts.here && !facts.leaving,
+        managed: facts.managed,
+        resting: None,
+        labels: labels.map(|label| (label.key.clone(), label.value.clone())).collect(),
+        devices,
+        on_disk: models.clone().map(|model| model.name.as_str().to_owned()).collect(),
+        loaded: facts.serves.clone(),
+        disk: inventory.map_or(DISK_BYTES_PER_S, |i| known(i.disk_bytes_per_s, DISK_BYTES_PER_S)),
+        download: inventory.map_or(0.0, |i| i.download_bytes_per_s as f64),
+        measured: models.filter_map(measured).collect(),
+    }
+}
+
+fn devices(inventory: &Inventory) -> Vec<Device> {
+    let device = |facts: &wire::control::DeviceFacts| {
+        let bandwidth =
+            if facts.read_bytes_per_s == 0 { READ_BYTES_PER_S } else { facts.read_bytes_per_s as f64 };
+        let flops = if facts.flops == 0 { bandwidth * FLOPS_PER_BYTE } else { facts.flops as f64 };
+        Device { name: facts.name.clone(), memory: facts.memory.0, bandwidth, flops }
+    };
+    inventory.devices.iter().map(device).collect()
+}
+
+fn measured(model: &ModelOnDisk) -> Option<(String, Measured)> {
+    (model.decode_tokens_per_ks > 0).then(|| {
+        let measured = Measured {
+            decode_tokens_per_s: model.decode_tokens_per_ks as f64 / 1e3,
+            prefill_tokens_per_s: model.prefill_tokens_per_ks as f64 / 1e3,
+        };
+        (model.name.as_str().to_owned(), measured)
+    })
+}
+
+/// What is proved between machines.
+fn links(_core: &Core, facts: &AllFacts) -> Links {
+    Links::new(facts.len())
+}

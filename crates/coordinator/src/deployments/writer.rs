@@ -1,0 +1,202 @@
+//! The task that decides about deployments: takes what came in, looks once at everything, keeps what follows, tells it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use base::{Epoch, InstanceId, Micros, Rng};
+use fleet::plan::PlanPolicy;
+use fleet::reconcile::{Controller, Effect, Input, Mode, World};
+use store::StoreError;
+use tokio::sync::mpsc;
+
+use super::demand::Rates;
+use super::perform::Leases;
+use super::world::Worlds;
+use super::{Command, Sight, kept};
+use crate::clock::unix_us;
+use crate::core::Core;
+use crate::metrics::Metrics;
+use crate::problem::Problem;
+
+/// The setting that holds whether plans are followed.
+const MODE: &str = "deployments_mode";
+
+/// Commands that one look takes in.
+const TAKEN_MAX: usize = 32;
+
+/// The task.
+pub(crate) struct Writer {
+    pub(super) core: Arc<Core>,
+    pub(super) controller: Controller,
+    pub(super) world: World,
+    pub(super) worlds: Worlds,
+    rates: Rates,
+    pub(super) leases: Leases,
+    /// Microseconds since 1970 when the coordinator's clock was at zero: wall time that never jumps.
+    origin: Micros,
+    /// What the next look performs.
+    effects: Vec<Effect>,
+    /// Lines of history that are on the disk, by deployment.
+    pub(super) noted: BTreeMap<String, u64>,
+    /// Placements that are on the disk.
+    pub(super) placed: HashMap<InstanceId, Epoch>,
+    /// The largest epoch that is on the disk.
+    pub(super) epoch: Epoch,
+}
+
+impl Writer {
+    /// With what the disk has.
+    pub(super) async fn restore(core: Arc<Core>) -> Result<Self, StoreError> {
+        let origin = Micros(unix_us()).saturating_sub(core.clock.now());
+        let kept = core.store.deployments().await?;
+        let mode = core.store.setting(MODE).await?;
+        let rng = Rng::new(core.seed());
+        let mut controller = Controller::new(PlanPolicy::default(), Epoch(kept.epoch), rng);
+        if let Some(mode) = mode.as_deref().and_then(parse_mode) {
+            controller.set_mode(mode);
+        }
+        let epoch = Epoch(kept.epoch);
+        let placed = kept.placements.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        // Deadlines count from now, whatever the time was before.
+        let now = origin + core.clock.now();
+        controller.begin_at(now);
+        kept::restore(&mut controller, kept, now);
+        let noted = controller.deployments().map(|(name, d)| (name.clone(), d.noted)).collect();
+        // Those that were not taken on are removed at the first look.
+        let of = |id: InstanceId| (id, controller.instance(id).map_or(Epoch(0), |i| i.epoch));
+        let placed = placed.into_iter().map(of).collect();
+        core.deployments.publish(&controller);
+        Ok(Self {
+            core,
+            controller,
+            world: World::default(),
+            worlds: Worlds::default(),
+            rates: Rates::default(),
+            leases: Leases::default(),
+            origin,
+            effects: Vec::new(),
+            noted,
+            placed,
+            epoch,
+        })
+    }
+
+    /// Now, in microseconds since 1970 that never jump.
+    pub(super) fn now(&self) -> Micros {
+        self.origin + self.core.clock.now()
+    }
+
+    /// Gives the controller an input.
+    pub(super) fn input(&mut self, input: Input) {
+        let now = self.now();
+        self.controller.handle(now, input, &mut self.effects);
+    }
+
+    /// Decides, as long as the coordinator runs.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let core = Arc::clone(&self.core);
+        loop {
+            let next = self.controller.next_deadline().min(self.rates.due()).min(self.leases.due());
+            let at = self.core.clock.instant(next.saturating_sub(self.origin));
+            let command = tokio::select! {
+                () = core.end.cancelled() => return,
+                () = core.deployments.look.notified() => None,
+                () = tokio::time::sleep_until(at) => None,
+                command = commands.recv() => match command {
+                    Some(command) => Some(command),
+                    None => return,
+                },
+            };
+            let mut waiting: Vec<Command> = command.into_iter().collect();
+            while waiting.len() < TAKEN_MAX
+                && let Ok(command) = commands.try_recv()
+            {
+                waiting.push(command);
+            }
+            // What machines said comes first, so that operators look at what is so.
+            self.step().await;
+            let mut changed = false;
+            for command in waiting {
+                changed |= self.command(command).await;
+            }
+            if changed {
+                self.step().await;
+            }
+        }
+    }
+
+    async fn step(&mut self) {
+        let now = self.now();
+        let (inputs, dropped) = self.core.deployments.inbox.take();
+        for _ in 0..dropped {
+            Metrics::count(&self.core.metrics.deployment_events, "dropped");
+        }
+        for input in inputs {
+            self.controller.handle(now, input, &mut self.effects);
+        }
+        self.rates.take(&self.core, now);
+        self.refresh_world();
+        self.controller.reconcile(now, &self.world, &mut self.effects);
+        self.keep_changes().await;
+        self.core.deployments.publish(&self.controller);
+        let effects = std::mem::take(&mut self.effects);
+        self.perform(effects);
+        self.renew_leases(now);
+    }
+
+    fn refresh_world(&mut self) {
+        let core = Arc::clone(&self.core);
+        self.worlds.refresh(&core, &mut self.world);
+        self.world.demand = self.rates.of(&self.controller);
+    }
+
+    /// Carries out a command; whether something changed.
+    async fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Change(change, call, reply) => {
+                let changed = self.change(change, call).await;
+                let is_ok = changed.is_ok();
+                // What follows is decided before the answer, so that whoever looks next finds it.
+                if is_ok {
+                    self.step().await;
+                }
+                let _ = reply.send(changed);
+                false
+            }
+            Command::Mode(mode, reply) => {
+                let kept = self.core.store.put_setting(MODE, Some(mode_name(mode))).await;
+                if kept.is_ok() {
+                    self.controller.set_mode(mode);
+                }
+                let kept = kept.map_err(|error| Problem::Store { detail: error.to_string() });
+                let is_ok = kept.is_ok();
+                let _ = reply.send(kept);
+                is_ok
+            }
+            Command::Look(look) => {
+                let (controller, world, now) = (&self.controller, &self.world, self.now());
+                look(&Sight { controller, world, now });
+                false
+            }
+        }
+    }
+}
+
+/// What a mode is called.
+pub(crate) fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Shadow => "shadow",
+        Mode::Off => "off",
+    }
+}
+
+/// The mode of that name.
+pub(crate) fn parse_mode(name: &str) -> Option<Mode> {
+    match name {
+        "enforce" => Some(Mode::Enforce),
+        "shadow" => Some(Mode::Shadow),
+        "off" => Some(Mode::Off),
+        _ => None,
+    }
+}
