@@ -43,11 +43,12 @@ pub(crate) fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
             part.push('\n');
         }
     }
-    let said = |part: &&String| part.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'));
+    let said =
+        |part: &&String| part.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'));
     let mut all = Vec::new();
     for (at, part) in parts.iter().filter(said).enumerate() {
-        let Once(value) = serde_saphyr::from_str(part)
-            .map_err(|error| anyhow::anyhow!("document {}: {error}", at + 1))?;
+        let Once(value) =
+            serde_saphyr::from_str(part).map_err(|error| anyhow::anyhow!("document {}: {error}", at + 1))?;
         all.push(value);
     }
     Ok(all)

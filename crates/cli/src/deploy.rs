@@ -200,7 +200,11 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::History(options) => {
             let path = format!("{}/history", path(&options.name));
             let history: DeploymentHistory = options.client.client()?.get(&path).await?;
-            if options.json { say_json(&history)? } else { show::history(&history)? }
+            if options.json {
+                say_json(&history)?
+            } else {
+                show::history(&history)?
+            }
             Ok(ExitCode::SUCCESS)
         }
         Verb::Mode(options) => mode(options).await,
@@ -212,7 +216,11 @@ fn path(name: &str) -> String {
 }
 
 fn accepted_say(accepted: &Accepted, json: bool) -> anyhow::Result<ExitCode> {
-    if json { say_json(accepted)? } else { show::accepted(accepted)? }
+    if json {
+        say_json(accepted)?
+    } else {
+        show::accepted(accepted)?
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -225,8 +233,10 @@ async fn apply(options: ApplyOptions) -> anyhow::Result<ExitCode> {
     let client = options.client.client()?;
     let mut all = Vec::new();
     for spec in &specs {
-        let accepted: Accepted =
-            client.put(&path(&spec.name), spec).await.with_context(|| format!("deployment {:?}", spec.name))?;
+        let accepted: Accepted = client
+            .put(&path(&spec.name), spec)
+            .await
+            .with_context(|| format!("deployment {:?}", spec.name))?;
         if !options.json {
             show::accepted(&accepted)?;
         }
@@ -346,8 +356,9 @@ impl SpecOptions {
         }
         if !self.label.is_empty() {
             let labels = self.label.iter().map(|label| {
-                let (key, value) =
-                    label.split_once('=').with_context(|| format!("--label {label:?}: expected KEY=VALUE"))?;
+                let (key, value) = label
+                    .split_once('=')
+                    .with_context(|| format!("--label {label:?}: expected KEY=VALUE"))?;
                 Ok((key.to_owned(), value.to_owned()))
             });
             spec.machines = Machines::Selector(labels.collect::<anyhow::Result<_>>()?);

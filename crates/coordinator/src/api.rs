@@ -96,10 +96,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/api/groups", get(groups::list).post(groups::create))
         .route("/api/groups/{id}", delete(groups::remove))
         .route("/api/deployments", get(deployments::list).post(deployments::create))
-        .route(
-            "/api/deployments/{name}",
-            get(deployments::show).put(deployments::apply).delete(deployments::remove),
-        )
+        .route("/api/deployments/{name}", deployments::one())
         .route("/api/deployments/{name}/scale", post(deployments::scale))
         .route("/api/deployments/{name}/history", get(deployments::history))
         .route("/api/preview", post(deployments::preview))

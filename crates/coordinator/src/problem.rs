@@ -60,7 +60,9 @@ pub(crate) enum Problem {
     )]
     NotBack { model: String },
     /// A deployment wants the model, and none of its instances has been ready yet.
-    #[error("a deployment of the model {model:?} is on its way and has no instance yet; see `phalanx deploy status`")]
+    #[error(
+        "a deployment of the model {model:?} is on its way and has no instance yet; see `phalanx deploy status`"
+    )]
     Deploying { model: String },
     /// Longer than the cap.
     #[error("the body is larger than {max} (http.body_bytes_max)")]

@@ -155,8 +155,7 @@ impl Known {
 
     /// When time alone makes it doubtful, or lost.
     fn next_deadline(&self, now: Micros) -> Option<Micros> {
-        let (doubt, lost) =
-            if self.adopted { (DOUBT_ADOPTED, AWAY_MAX_ADOPTED) } else { (DOUBT, AWAY_MAX) };
+        let (doubt, lost) = if self.adopted { (DOUBT_ADOPTED, AWAY_MAX_ADOPTED) } else { (DOUBT, AWAY_MAX) };
         let away = self.incarnation.is_none() && !self.told.is_empty();
         let next = if self.is_doubtful(now) { self.away_since + lost } else { self.away_since + doubt };
         away.then_some(next)

@@ -18,8 +18,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::{
-    Answer, AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, KeptDeployments, KeyInfo, KeyUsage, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement,
-    Store, StoreError, Usage, WAIT_MAX,
+    Answer, AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, KeptDeployments, KeyInfo,
+    KeyUsage, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement, Store, StoreError, Usage,
+    WAIT_MAX,
 };
 use keys::KeyTable;
 use writer::Write;

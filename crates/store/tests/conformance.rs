@@ -8,9 +8,10 @@ mod sums;
 
 use std::sync::Arc;
 
-use base::{AccountId, KeyId, RequestId};
+use base::{AccountId, InstanceId, KeyId, RequestId};
 use store::{
-    AuditEntry, JOIN_TOKEN, KeyInfo, KeyTerms, LedgerEntry, Outcome, Price, Reservation, Settled, Settlement,
+    AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, JOIN_TOKEN, KeptDeployment,
+    KeptDeployments, KeyInfo, KeyTerms, LedgerEntry, Outcome, Price, Reservation, Settled, Settlement,
     SqliteOptions, SqliteStore, Store, StoreError, Usage,
 };
 use sums::{
@@ -327,6 +328,59 @@ async fn what_operators_did_is_kept_in_order_across_restarts<F: Form>() {
     assert_eq!(store.audit(1, 10).await.unwrap(), all[1..]);
 }
 
+async fn deployments_are_kept_whole_or_not_at_all_with_history_placements_and_the_largest_epoch<F: Form>() {
+    let form = F::new();
+    let store = form.open(1).await;
+    assert_eq!(store.deployments().await.unwrap(), KeptDeployments::default());
+    let wanted = |name: &str, generation| {
+        let spec = format!("{{\"name\": \"{name}\"}}");
+        KeptDeployment { name: name.to_owned(), generation, spec }
+    };
+    let event = |at: u64| DeploymentEvent {
+        name: "a".to_owned(),
+        generation: 1,
+        at_unix_us: at,
+        what: format!("'; DROP TABLE placements; -- {at}"),
+    };
+    let call = DeploymentCall { digest: "d".to_owned(), answer: "{}".to_owned() };
+    let placed = |id, record: &str| DeploymentChange::Placed { instance: id, record: record.to_owned() };
+    let mut changes = vec![
+        DeploymentChange::Wanted(wanted("b", 1)),
+        DeploymentChange::Wanted(wanted("a", 1)),
+        DeploymentChange::Wanted(wanted("a", 2)),
+        placed(InstanceId(1), "one"),
+        placed(InstanceId(2), "two"),
+        placed(InstanceId(1), "one again"),
+        DeploymentChange::Epoch(u64::from(u32::MAX) * 4),
+        DeploymentChange::Epoch(9),
+        DeploymentChange::Called { key: "k".to_owned(), call: call.clone() },
+    ];
+    changes.extend((0..300).map(|at| DeploymentChange::Event(event(at))));
+    store.keep_deployments(changes).await.unwrap();
+    // As the machine would find it after a loss of power.
+    let crashed = form.crash();
+    let store = crashed.open(2).await;
+    let kept = store.deployments().await.unwrap();
+    assert_eq!(kept.deployments, [wanted("a", 2), wanted("b", 1)]);
+    assert_eq!(kept.placements, [(InstanceId(1), "one again".to_owned()), (InstanceId(2), "two".to_owned())]);
+    assert_eq!(kept.epoch, u64::from(u32::MAX) * 4);
+    assert_eq!(store.deployment_call("k").await.unwrap(), Some(call));
+    assert_eq!(store.deployment_call("l").await.unwrap(), None);
+    let history = store.deployment_history("a", 1000).await.unwrap();
+    assert_eq!((history.len(), &history[0], &history[255]), (256, &event(44), &event(299)));
+    assert_eq!(store.deployment_history("a", 1).await.unwrap(), [event(299)]);
+    assert_eq!(store.deployment_history("b", 10).await.unwrap(), []);
+    let gone = vec![
+        DeploymentChange::Deleted { name: "a".to_owned() },
+        DeploymentChange::Deleted { name: "never".to_owned() },
+        DeploymentChange::Ended { instance: InstanceId(1) },
+    ];
+    store.keep_deployments(gone).await.unwrap();
+    let kept = store.deployments().await.unwrap();
+    assert_eq!((kept.deployments, kept.placements.len()), (vec![wanted("b", 1)], 1));
+    assert_eq!(store.deployment_history("a", 1000).await.unwrap().len(), 256);
+}
+
 macro_rules! conformance {
     ($module:ident, $form:ty: $($case:ident),* $(,)?) => {
         mod $module {
@@ -356,6 +410,7 @@ macro_rules! forms {
             sums_are_conserved_under_many_callers_and_a_crash_at_any_point,
             ten_thousand_orders_of_events_conserve_every_sum_across_crashes,
             what_operators_did_is_kept_in_order_across_restarts,
+            deployments_are_kept_whole_or_not_at_all_with_history_placements_and_the_largest_epoch,
         })*
     };
 }

@@ -61,9 +61,8 @@ mod tests {
 
     #[test]
     fn one_many_and_lists_are_read_and_what_is_wrong_is_named() {
-        let names = |text: &str| -> Vec<String> {
-            parse(text).unwrap().into_iter().map(|spec| spec.name).collect()
-        };
+        let names =
+            |text: &str| -> Vec<String> { parse(text).unwrap().into_iter().map(|spec| spec.name).collect() };
         assert_eq!(names("name: a\nmodel: m\n"), ["a"]);
         assert_eq!(names("# two\n---\nname: a\nmodel: m\n---\nname: b\nmodel: m\nreplicas: 2\n"), ["a", "b"]);
         assert_eq!(names("deployments:\n- {name: a, model: m}\n- {name: b, model: m}\n"), ["a", "b"]);

@@ -23,7 +23,11 @@ pub(super) fn all(list: &DeploymentList) -> anyhow::Result<()> {
         let of = |kind: &str| {
             deployment.condition(kind).map_or("Unknown".to_owned(), |condition| {
                 let tells = condition.reason != kind && !condition.reason.is_empty();
-                if tells { format!("{} ({})", condition.status, condition.reason) } else { condition.status.clone() }
+                if tells {
+                    format!("{} ({})", condition.status, condition.reason)
+                } else {
+                    condition.status.clone()
+                }
             })
         };
         let serves = deployment.instances.iter().filter(|instance| instance.serves).count();

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::routing::{MethodRouter, get};
 use fleet::deployment::{Replicas, Spec};
 use fleet::plan::file::PlanOutput;
 use serde::de::DeserializeOwned;
@@ -24,6 +25,11 @@ use crate::problem::Problem;
 
 /// Lines of history in one answer: all that are kept.
 const EVENTS_MAX: u32 = 256;
+
+/// What can be done with one of them.
+pub(super) fn one() -> MethodRouter<Arc<Core>> {
+    get(show).put(apply).delete(remove)
+}
 
 type Name = Result<Path<String>, PathRejection>;
 
@@ -58,14 +64,13 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Json<DeploymentList>, Problem> {
     super::auth::reader(&core, &headers).await?;
-    let list = core.deployments.look(|sight| DeploymentList {
-        mode: sight.planner().mode,
-        deployments: sight.deployments(),
-    });
+    let list = core
+        .deployments
+        .look(|sight| DeploymentList { mode: sight.planner().mode, deployments: sight.deployments() });
     Ok(Json(list.await?))
 }
 
-pub(super) async fn show(
+async fn show(
     State(core): State<Arc<Core>>,
     headers: HeaderMap,
     uri: Uri,
@@ -85,7 +90,7 @@ pub(super) async fn create(
     put(core, request, None).await
 }
 
-pub(super) async fn apply(
+async fn apply(
     State(core): State<Arc<Core>>,
     uri: Uri,
     path: Name,
@@ -181,7 +186,7 @@ pub(super) async fn scale(
     Ok(Json(core.deployments.change(Change::Scale(name, replicas), call).await?))
 }
 
-pub(super) async fn remove(
+async fn remove(
     State(core): State<Arc<Core>>,
     uri: Uri,
     path: Name,
@@ -202,8 +207,7 @@ pub(super) async fn history(
 ) -> Result<Json<DeploymentHistory>, Problem> {
     super::auth::reader(&core, &headers).await?;
     let name = super::part(path, &uri)?;
-    let events =
-        core.store.deployment_history(&name, EVENTS_MAX).await.map_err(|error| failed(&error))?;
+    let events = core.store.deployment_history(&name, EVENTS_MAX).await.map_err(|error| failed(&error))?;
     let asked = name.clone();
     let known = core.deployments.look(move |sight| sight.controller.deployment(&asked).is_some()).await?;
     if events.is_empty() && !known {
@@ -227,8 +231,8 @@ pub(super) async fn preview(
     let spec = match asked.spec {
         None => None,
         Some(spec) => {
-            let spec: Spec =
-                serde_json::from_value(spec).map_err(|error| invalid(Some("spec"), format!("spec: {error}")))?;
+            let spec: Spec = serde_json::from_value(spec)
+                .map_err(|error| invalid(Some("spec"), format!("spec: {error}")))?;
             spec.check().map_err(|error| invalid(Some("spec"), format!("spec.{error}")))?;
             Some(spec)
         }

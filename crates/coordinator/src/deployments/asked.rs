@@ -79,7 +79,8 @@ impl Writer {
         let name = spec.name.clone();
         let known = self.controller.deployment(&name);
         if known.is_none() && self.controller.deployments().count() >= DEPLOYMENTS_MAX {
-            let message = format!("{DEPLOYMENTS_MAX} deployments are the most that there may be: delete some");
+            let message =
+                format!("{DEPLOYMENTS_MAX} deployments are the most that there may be: delete some");
             return Err(RequestError { message, param: None, code: "too_many_deployments" }.into());
         }
         let (generation, outcome) = match known {

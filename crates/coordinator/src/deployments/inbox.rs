@@ -79,12 +79,8 @@ impl Inbox {
         state.facts.insert(machine, facts);
         state.version += 1;
         state.forget_oldest();
-        let up = Input::MachineUp {
-            machine,
-            name: session.name.clone(),
-            incarnation: session.incarnation,
-            holds,
-        };
+        let up =
+            Input::MachineUp { machine, name: session.name.clone(), incarnation: session.incarnation, holds };
         state.push(up);
     }
 
@@ -169,7 +165,13 @@ impl State {
     fn push(&mut self, input: Input) {
         // Progress replaces the progress before it.
         if let (
-            Some(Input::Report { machine: m, instance: i, epoch: e, rank: r, report: RankReport::Loading(of) }),
+            Some(Input::Report {
+                machine: m,
+                instance: i,
+                epoch: e,
+                rank: r,
+                report: RankReport::Loading(of),
+            }),
             Input::Report { machine, instance, epoch, rank, report: RankReport::Loading(now) },
         ) = (self.waiting.back_mut(), &input)
             && (*m, *i, *e, *r) == (*machine, *instance, *epoch, *rank)

@@ -62,9 +62,10 @@ impl Sight<'_> {
     }
 
     fn instance(&self, instance: &Instance) -> DeployedInstance {
-        let layers = instance.stages.iter().flat_map(|(layers, shares)| {
-            shares.iter().map(|_| [layers.start, layers.end])
-        });
+        let layers = instance
+            .stages
+            .iter()
+            .flat_map(|(layers, shares)| shares.iter().map(|_| [layers.start, layers.end]));
         let ranks = instance.places.iter().zip(&instance.ranks).zip(layers);
         let rank = |(((machine, _), state), layers): ((&(base::MachineId, u16), &RankState), [usize; 2])| {
             let (phase, percent) = match state {
@@ -103,7 +104,9 @@ impl Sight<'_> {
         let mut lines = Vec::new();
         let mut held = Vec::new();
         for instance in self.controller.instances() {
-            let Some(rank) = instance.places.iter().position(|(place, _)| *place == machine) else { continue };
+            let Some(rank) = instance.places.iter().position(|(place, _)| *place == machine) else {
+                continue;
+            };
             held.push(instance.deployment.as_str());
             let how = match (instance.phase, &instance.ranks[rank]) {
                 (Phase::Retrying(_), _) => "failed, and is tried again here".to_owned(),
@@ -127,7 +130,8 @@ impl Sight<'_> {
                 on.is_some_and(|on| on.split(" + ").any(|part| part.split('/').next() == Some(name)))
             };
             let rejected = self.controller.rejected().iter().find(|rejected| on(&rejected.candidate));
-            let reason = rejected.map_or("it has what it wants elsewhere", |rejected| rejected.reason.as_str());
+            let reason =
+                rejected.map_or("it has what it wants elsewhere", |rejected| rejected.reason.as_str());
             lines.push(format!("{deployment}: not here: {reason}"));
         }
         lines

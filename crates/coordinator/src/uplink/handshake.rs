@@ -4,7 +4,8 @@ use axum::extract::ws::{Message, WebSocket};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use wire::control::{
-    ASSIGNMENTS, CREDIT, FromCoordinator, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER, RefusalCode, Refused, Welcome,
+    ASSIGNMENTS, CREDIT, FromCoordinator, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER, RefusalCode,
+    Refused, Welcome,
 };
 
 use crate::core::Core;

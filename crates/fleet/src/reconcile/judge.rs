@@ -82,10 +82,10 @@ impl Controller {
             let told = (instance.id, instance.epoch, rank as u32);
             let name = names.get(rank).cloned().unwrap_or_default();
             let now = self.now;
-            let known = self.machines.entry(*machine).or_insert_with(|| Known {
-                adopted: true,
-                ..Known::new(name, now)
-            });
+            let known = self
+                .machines
+                .entry(*machine)
+                .or_insert_with(|| Known { adopted: true, ..Known::new(name, now) });
             if !known.told.contains(&told) {
                 known.told.push(told);
             }
@@ -260,7 +260,8 @@ impl Controller {
         let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
         for id in ids {
             let Some(instance) = self.instances.get(&id) else { continue };
-            let machines = || instance.places.iter().map(|(machine, _)| (*machine, self.machines.get(machine)));
+            let machines =
+                || instance.places.iter().map(|(machine, _)| (*machine, self.machines.get(machine)));
             let lost = machines().find(|(_, known)| known.is_none_or(|known| known.is_lost(now)));
             if let Some((_, known)) = lost {
                 let name = known.map_or("a machine", |known| known.name.as_str());

@@ -103,10 +103,7 @@ impl Controller {
         let takes = if counts.serve == 1 { "takes" } else { "take" };
         let mut message = format!("{} of {want} instances {takes} requests", counts.serve);
         if counts.outdated > 0 {
-            message.push_str(&format!(
-                "; {} still on the terms of an earlier generation",
-                counts.outdated
-            ));
+            message.push_str(&format!("; {} still on the terms of an earlier generation", counts.outdated));
         }
         let reason = match (is_ready, want, counts.outdated > 0) {
             (true, 0, _) => "Idle",
@@ -116,7 +113,8 @@ impl Controller {
         };
         deployment.was_ready |= is_ready;
         let failing = counts.failing || deployment.crashes > 0;
-        let error = deployment.errors.last().filter(|_| failing).map(|error| format!("; the last error: {error}"));
+        let error =
+            deployment.errors.last().filter(|_| failing).map(|error| format!("; the last error: {error}"));
         let error = error.unwrap_or_default();
         let degraded = match counts {
             _ if is_ready && counts.away == 0 && counts.serve >= want => None,
@@ -135,12 +133,7 @@ impl Controller {
         say(ConditionType::Degraded, degraded.is_some(), degraded.unwrap_or("AsWanted"), detail);
         let doing = if counts.outdated > 0 { "Updating" } else { "Loading" };
         let detail = if progressing { format!("{pending}{error}") } else { String::new() };
-        say(
-            ConditionType::Progressing,
-            progressing,
-            if progressing { doing } else { "Settled" },
-            detail,
-        );
+        say(ConditionType::Progressing, progressing, if progressing { doing } else { "Settled" }, detail);
         before != is_ready
     }
 
