@@ -17,6 +17,17 @@ pub struct Config {
     pub uplink: UplinkConfig,
     /// How each model's pool decides.
     pub pool: fleet::Policy,
+    /// What decides where deployments run.
+    pub deployments: DeploymentConfig,
+}
+
+/// What decides where deployments run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeploymentConfig {
+    /// Whether all managed machines are taken to reach each other over a network of one gigabit, though nobody has proved
+    /// it. Without it machines are made into groups only over links that are proved.
+    pub trust_network: bool,
 }
 
 /// The front door.

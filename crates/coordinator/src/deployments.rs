@@ -52,6 +52,17 @@ pub(crate) enum Command {
     Look(Box<dyn FnOnce(&Sight<'_>) + Send>),
 }
 
+/// What a group's ranks are told of a deployment's instance.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupTerms {
+    pub(crate) model: ModelName,
+    /// Stages x ranks.
+    pub(crate) mode: String,
+    pub(crate) shard_map: String,
+    pub(crate) context: u32,
+    pub(crate) max_batch: u32,
+}
+
 /// What an operator changes.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -196,7 +207,8 @@ impl Core {
     /// Begins with what the disk has, and decides about deployments as long as the coordinator runs.
     pub(crate) async fn begin_deployments(self: &Arc<Self>) -> Result<(), store::StoreError> {
         let waiting = self.deployments.waiting.lock().take().expect("begun once");
-        let writer = Writer::restore(Arc::clone(self)).await?;
+        let mut writer = Writer::restore(Arc::clone(self)).await?;
+        writer.await_groups();
         self.tasks.spawn(writer.run(waiting));
         Ok(())
     }

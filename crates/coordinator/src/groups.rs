@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{Incarnation, InstanceId, MachineId, Micros, ModelName};
-use fleet::group::{Effect, Group, Input};
+use base::{Epoch, Incarnation, InstanceId, MachineId, Micros, ModelName};
+use fleet::group::{Effect, Group, Input, RankPhase};
+use fleet::reconcile::RankReport;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use wire::admin::group::{CreateGroup, GroupStatus, RankStatus};
@@ -15,6 +16,7 @@ use wire::control::{
 use wire::link::WireType;
 
 use crate::core::Core;
+use crate::deployments::GroupTerms;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 
@@ -23,6 +25,9 @@ const GROUPS_MAX: usize = 1024;
 
 /// How long members may take to find each other.
 const FORM_US_MAX: u64 = 30_000_000;
+
+/// How long a rank of a deployment's group may be waited for within a step.
+const PATIENCE_MS: u64 = 2_000;
 
 /// What a rank needs to be told of another.
 struct Member {
@@ -36,6 +41,8 @@ struct Entry {
     asked: CreateGroup,
     members: Vec<Member>,
     group: Group,
+    /// What a deployment says of it, and how far its ranks were told to be.
+    deployed: Option<(GroupTerms, Vec<RankPhase>)>,
 }
 
 /// Every group. Its lock is never held while a machine or a pool is told something.
@@ -49,6 +56,8 @@ pub(crate) struct Groups {
 enum Todo {
     Say(MachineId, FromCoordinator),
     Withdraw(InstanceId),
+    /// A deployment's instance came so far.
+    Tell(fleet::reconcile::Input),
     Log(Effect, InstanceId, ModelName),
 }
 
@@ -67,6 +76,13 @@ impl Groups {
     /// Whether this instance is a group's.
     pub(crate) fn contains(&self, instance: InstanceId) -> bool {
         self.entries.lock().iter().any(|entry| entry.instance == instance)
+    }
+
+    /// Whether this life of a group stood before the coordinator started, and is waited for.
+    pub(crate) fn is_awaited(&self, instance: InstanceId, epoch: Epoch) -> bool {
+        let entries = self.entries.lock();
+        let found = entries.iter().find(|entry| entry.instance == instance);
+        found.is_some_and(|entry| entry.group.epoch() == epoch && entry.group.is_adopted())
     }
 
     /// As an operator sees them, oldest first.
@@ -110,6 +126,7 @@ impl Groups {
             let mut effects = Vec::new();
             entry.group.handle(now, input.clone(), &mut effects);
             todo.extend(effects.into_iter().flat_map(|effect| entry.todo(effect)));
+            entry.tell(&mut todo);
         }
         drop(entries);
         self.sooner.notify_one();
@@ -138,6 +155,16 @@ impl Entry {
                 vec![Todo::Say(machine, FromCoordinator::UnassignGroup { instance, epoch, reason })]
             }
             Effect::Withdraw => vec![Todo::Withdraw(self.instance)],
+            effect @ Effect::Faulted { .. } if self.deployed.is_some() => {
+                let Effect::Faulted { epoch, culprit, detail } = &effect else { return Vec::new() };
+                // Where nobody is to blame rank 0 answers for all.
+                let rank = culprit.unwrap_or(0);
+                let machine = self.members.get(rank as usize).map_or(MachineId(0), |member| member.machine);
+                let report = RankReport::Failed(detail.clone());
+                let (instance, epoch) = (self.instance, *epoch);
+                let input = fleet::reconcile::Input::Report { machine, instance, epoch, rank, report };
+                vec![Todo::Tell(input), Todo::Log(effect, self.instance, self.asked.model.clone())]
+            }
             effect @ (Effect::Faulted { .. } | Effect::Stray { .. }) => {
                 vec![Todo::Log(effect, self.instance, self.asked.model.clone())]
             }
@@ -162,9 +189,28 @@ impl Entry {
             dtype: self.asked.dtype.clone(),
             form_us_max: FORM_US_MAX,
             patience_us: self.asked.patience_ms.saturating_mul(1_000),
-            shard_map: None,
-            context: 0,
-            max_batch: 0,
+            shard_map: self.deployed.as_ref().map(|(terms, _)| terms.shard_map.clone()),
+            context: self.deployed.as_ref().map_or(0, |(terms, _)| terms.context),
+            max_batch: self.deployed.as_ref().map_or(0, |(terms, _)| terms.max_batch),
+        }
+    }
+
+    /// What a deployment is told of its ranks: what is new.
+    fn tell(&mut self, todo: &mut Vec<Todo>) {
+        let Some((_, told)) = &mut self.deployed else { return };
+        for (rank, seat) in self.group.seats().iter().enumerate() {
+            let report = match seat.phase {
+                RankPhase::Ready => RankReport::Ready,
+                RankPhase::Forming | RankPhase::Loading => RankReport::Loading(0),
+                RankPhase::Assigned | RankPhase::Ended => continue,
+            };
+            if told.get(rank) == Some(&seat.phase) {
+                continue;
+            }
+            told[rank] = seat.phase;
+            let (machine, instance, epoch) = (seat.machine, self.instance, self.group.epoch());
+            let rank = u32::try_from(rank).unwrap_or(u32::MAX);
+            todo.push(Todo::Tell(fleet::reconcile::Input::Report { machine, instance, epoch, rank, report }));
         }
     }
 }
@@ -245,13 +291,59 @@ impl Core {
             if entries.len() >= GROUPS_MAX {
                 return Err(Problem::Internal("too many groups: remove some"));
             }
-            entries.push(Entry { instance, asked, members, group: Group::new(&machines, now) });
+            let group = Group::new(&machines, now);
+            entries.push(Entry { instance, asked, members, group, deployed: None });
         }
         for (machine, incarnation) in present {
             self.group_input(Some(instance), &Input::MachineUp { machine, incarnation });
         }
         let status = self.groups.status(now).into_iter().find(|status| status.instance == instance);
         status.ok_or(Problem::Internal("a group was removed while it was made"))
+    }
+
+    /// Forms the group that a deployment's instance is, for one life; whether it is a new one. One that `stands` already
+    /// is waited for.
+    pub(crate) fn form_deployed(
+        self: &Arc<Self>,
+        instance: InstanceId,
+        (epoch, terms): (Epoch, GroupTerms),
+        machines: &[MachineId],
+        stands: bool,
+    ) -> bool {
+        let now = self.clock.now();
+        let sessions: Vec<_> = machines.iter().map(|machine| self.machines.session(*machine)).collect();
+        let members = machines.iter().zip(&sessions).map(|(machine, session)| Member {
+            machine: *machine,
+            name: session.as_ref().map_or_else(|| machine.to_string(), |session| session.name.clone()),
+            signing_key: session.as_ref().map(|session| session.signing_key.clone()).unwrap_or_default(),
+        });
+        {
+            let mut entries = self.groups.entries.lock();
+            if entries.iter().any(|e| e.instance == instance && e.group.epoch() == epoch) {
+                return false;
+            }
+            entries.retain(|entry| entry.instance != instance);
+            let (mode, model) = (terms.mode.clone(), terms.model.clone());
+            let asked = CreateGroup {
+                model,
+                machines: Vec::new(),
+                mode,
+                dtype: "f32".to_owned(),
+                patience_ms: PATIENCE_MS,
+            };
+            let group = match stands {
+                true => Group::adopted(machines, epoch, now),
+                false => Group::once(machines, epoch, now),
+            };
+            let told = vec![RankPhase::Assigned; machines.len()];
+            let members = members.collect();
+            entries.push(Entry { instance, asked, members, group, deployed: Some((terms, told)) });
+        }
+        for session in sessions.into_iter().flatten() {
+            let (machine, incarnation) = (session.machine, session.incarnation);
+            self.group_input(Some(instance), &Input::MachineUp { machine, incarnation });
+        }
+        true
     }
 
     /// Removes a group for good; how it was.
@@ -276,6 +368,10 @@ impl Core {
                 Todo::Withdraw(instance) => {
                     let after = self.machines.withdraw(instance, true);
                     self.carry_out(None, after);
+                }
+                Todo::Tell(input) => {
+                    self.deployments.inbox.put(input);
+                    self.deployments.look_soon();
                 }
                 Todo::Log(Effect::Faulted { epoch, culprit, detail }, instance, model) => {
                     Metrics::count(&self.metrics.group_events, "fault");

@@ -28,7 +28,7 @@ mod turned_away;
 mod uplink;
 
 pub use bootstrap::{Bootstrap, bootstrap, create_key};
-pub use config::{Config, ConfigError, HttpConfig, RequestConfig, UplinkConfig};
+pub use config::{Config, ConfigError, DeploymentConfig, HttpConfig, RequestConfig, UplinkConfig};
 pub use server::{RunError, run};
 
 /// Program and version, as peers and people see them.

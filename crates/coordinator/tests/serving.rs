@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #[path = "serving/answers.rs"]
 mod answers;
+#[path = "serving/deployments.rs"]
+mod deployments;
 #[path = "serving/explained.rs"]
 mod explained;
 #[path = "serving/failover.rs"]
@@ -14,6 +16,8 @@ mod front_door;
 mod house;
 #[path = "serving/losses.rs"]
 mod losses;
+#[path = "serving/managed.rs"]
+mod managed;
 #[path = "serving/provider.rs"]
 mod provider;
 #[path = "serving/queueing.rs"]

@@ -158,7 +158,15 @@ pub struct Group {
     faults: u64,
     last_fault: String,
     now: Micros,
+    /// It has one life: whoever made it decides about the next.
+    once: bool,
+    /// It stood before anybody here knew of it, and its machines have not come back yet.
+    adopted: bool,
 }
+
+/// How long machines of a group that stood before the coordinator started may take to come back: they dial again every
+/// 15 s at the latest.
+const ADOPTED_AWAY_MAX: Micros = Micros::from_secs(60);
 
 impl Group {
     /// A group of these machines, in the order of ranks; no machine may come twice, and there are at least two.
@@ -183,7 +191,37 @@ impl Group {
             faults: 0,
             last_fault: String::new(),
             now,
+            once: false,
+            adopted: false,
         }
+    }
+
+    /// A group with one life, of this epoch: after a fault it is down.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn once(machines: &[MachineId], epoch: Epoch, now: Micros) -> Self {
+        // The life that begins is the one after the last.
+        Self { once: true, epoch: Epoch(epoch.0.saturating_sub(1)), ..Self::new(machines, now) }
+    }
+
+    /// One that was told to stand before the coordinator started: its machines come back with their ranks.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn adopted(machines: &[MachineId], epoch: Epoch, now: Micros) -> Self {
+        let mut group = Self { once: true, adopted: true, epoch, ..Self::new(machines, now) };
+        for seat in &mut group.seats {
+            seat.phase = RankPhase::Ready;
+            seat.away_since = Some(now);
+        }
+        group.enter(Phase::Ready);
+        group
+    }
+
+    /// Whether some machine of a group that stood before has not come back yet.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Which life it is in; 0 before the first.
@@ -266,7 +304,11 @@ impl Group {
     pub fn next_deadline(&self) -> Option<Micros> {
         let own = self.phase_deadline();
         let away = self.seats.iter().filter_map(|seat| seat.away_since).min().filter(|_| self.is_alive());
-        own.into_iter().chain(away.map(|since| since + AWAY_MAX)).min()
+        own.into_iter().chain(away.map(|since| since + self.patience())).min()
+    }
+
+    fn patience(&self) -> Micros {
+        if self.adopted { ADOPTED_AWAY_MAX } else { AWAY_MAX }
     }
 
     fn phase_deadline(&self) -> Option<Micros> {
@@ -348,6 +390,10 @@ impl Group {
         let seat = &mut self.seats[rank as usize];
         seat.incarnation = Some(incarnation);
         seat.away_since = None;
+        if self.adopted {
+            seat.assigned.get_or_insert(incarnation);
+            self.adopted = self.seats.iter().any(|seat| seat.assigned.is_none());
+        }
         // A machine that started again has no rank of the life that it was in; one that only connected again has.
         if self.is_alive() && self.seats[rank as usize].assigned != Some(incarnation) {
             self.fault(Some(rank), "its provider started again".to_owned(), effects);
@@ -383,7 +429,8 @@ impl Group {
 
     /// The one look at everything: what follows from the state as it is now.
     fn reconcile(&mut self, effects: &mut Vec<Effect>) {
-        let gone = |seat: &Seat| seat.away_since.is_some_and(|since| self.now >= since + AWAY_MAX);
+        let patience = self.patience();
+        let gone = |seat: &Seat| seat.away_since.is_some_and(|since| self.now >= since + patience);
         if self.is_alive()
             && let Some(rank) = self.seats.iter().position(gone)
         {
@@ -444,6 +491,9 @@ impl Group {
         let reason = self.last_fault.clone();
         self.unassign_all(&reason, effects);
         effects.push(Effect::Withdraw);
+        if self.once {
+            return self.enter(Phase::Down);
+        }
         let pause = Micros((PAUSE_FIRST.0 << self.failures.min(20)).min(PAUSE_MAX.0));
         self.failures = self.failures.saturating_add(1);
         self.enter(Phase::Reforming(self.now + pause));

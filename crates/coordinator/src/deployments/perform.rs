@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 
 use base::{InstanceId, MachineId, Micros, ModelName};
-use fleet::reconcile::{Effect, Withdrawal};
+use fleet::reconcile::{Effect, Input, Instance, RankReport, Terms, Withdrawal};
+use model::shard::ShardMap;
 use wire::control::{Assignment, FromCoordinator, HELD_MAX, Lease, Unassignment};
 
+use super::GroupTerms;
 use super::writer::Writer;
 use crate::metrics::Metrics;
 
@@ -44,6 +46,11 @@ impl Writer {
                     }
                 }
                 Effect::Unassign { machine, instance, epoch, reason } => {
+                    if self.core.groups.contains(instance) {
+                        // All of its ranks are told at once.
+                        self.core.remove_group(instance);
+                        continue;
+                    }
                     let drain_us = drains.get(&instance).copied().unwrap_or(0);
                     let unassignment = Unassignment { instance, epoch, reason, drain_us };
                     self.say(machine, FromCoordinator::Unassign(unassignment));
@@ -74,19 +81,61 @@ impl Writer {
         }
     }
 
-    fn assign(&self, machine: MachineId, id: InstanceId, rank: u32) {
-        let Some(instance) = self.controller.instance(id) else { return };
-        let terms = &instance.terms;
-        let context = terms.context.or_else(|| {
+    /// Tokens of a context that an instance holds; 0 where that is not known yet.
+    fn context(&self, terms: &Terms) -> u32 {
+        let default = || {
             let shape = self.world.shapes.get(&terms.model)?;
             u32::try_from(shape.spec().context).ok().map(|context| context.clamp(1, CONTEXT_DEFAULT))
-        });
+        };
+        terms.context.or_else(default).unwrap_or(0)
+    }
+
+    /// Several machines are one instance: their group forms, once for all that are told.
+    fn form(&mut self, instance: &Instance, stands: bool) {
+        let grain = self.worlds.grain(&instance.terms.model);
+        let map = ShardMap::of(instance.stages.iter().cloned(), grain);
+        let terms = GroupTerms {
+            model: ModelName::new(instance.terms.model.as_str()),
+            mode: map.mode(),
+            shard_map: map.encode(),
+            context: self.context(&instance.terms),
+            max_batch: instance.terms.max_batch,
+        };
+        let machines: Vec<MachineId> = instance.places.iter().map(|(machine, _)| *machine).collect();
+        self.core.form_deployed(instance.id, (instance.epoch, terms), &machines, stands);
+    }
+
+    /// Groups that stood before the coordinator started are waited for: their machines come back with their ranks.
+    pub(super) fn await_groups(&mut self) {
+        let groups: Vec<Instance> =
+            self.controller.instances().filter(|instance| instance.places.len() > 1).cloned().collect();
+        for instance in groups {
+            self.form(&instance, true);
+        }
+    }
+
+    fn assign(&mut self, machine: MachineId, id: InstanceId, rank: u32) {
+        let Some(instance) = self.controller.instance(id).cloned() else { return };
+        if instance.places.len() > 1 {
+            if self.core.groups.is_awaited(id, instance.epoch) {
+                // It came back without its rank: this life is over for all of them.
+                let epoch = instance.epoch;
+                let report = RankReport::Failed("it does not hold its rank any more".to_owned());
+                let input = Input::Report { machine, instance: id, epoch, rank, report };
+                self.core.deployments.inbox.put(input);
+                self.core.deployments.look_soon();
+            } else {
+                self.form(&instance, false);
+            }
+            return;
+        }
+        let terms = &instance.terms;
         let assignment = Assignment {
             instance: id,
             epoch: instance.epoch,
             rank,
             model: ModelName::new(terms.model.as_str()),
-            context: context.unwrap_or(0),
+            context: self.context(terms),
             max_batch: terms.max_batch,
             exclusive: terms.exclusive,
             lease_us: LEASE_US,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fleet::plan::Shape;
 use fleet::reconcile::World;
-use fleet::topology::{Device, Links, Machine, Measured};
+use fleet::topology::{Device, Link, LinkKind, LinkState, Links, Machine, Measured};
 use wire::control::{Inventory, ModelOnDisk};
 
 use super::inbox::{AllFacts, Facts};
@@ -33,6 +33,12 @@ impl Worlds {
         world.machines = facts.iter().map(|(id, facts)| (*id, machine(facts))).collect();
         world.links = links(core, &facts);
         world.shapes = self.shapes(&facts);
+    }
+
+    /// Columns of a model that are not cut apart.
+    pub(super) fn grain(&self, model: &str) -> usize {
+        let grain = self.shapes.get(model).map_or(1, |((_, _, _, grain), _)| *grain);
+        usize::try_from(grain.max(1)).unwrap_or(1)
     }
 
     /// Every model that some machine has. Of machines that say different things of one name, the first counts: the others'
@@ -125,7 +131,21 @@ fn measured(model: &ModelOnDisk) -> Option<(String, Measured)> {
     })
 }
 
-/// What is proved between machines.
-fn links(_core: &Core, facts: &AllFacts) -> Links {
-    Links::new(facts.len())
+/// What is proved between machines; where the operator says that all reach each other, all of them do, as over a wire of
+/// one gigabit.
+fn links(core: &Core, facts: &AllFacts) -> Links {
+    let mut links = Links::new(facts.len());
+    if core.config.deployments.trust_network {
+        let link = Link {
+            kind: LinkKind::Ethernet,
+            state: LinkState::Up,
+            rtt_s: 5e-4,
+            bandwidth: 1.25e8,
+            rdma: false,
+            private: true,
+        };
+        let all = 0..u32::try_from(facts.len()).unwrap_or(u32::MAX);
+        links.add_network(all.collect(), link);
+    }
+    links
 }

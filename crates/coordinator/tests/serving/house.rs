@@ -22,7 +22,7 @@ pub(crate) struct House {
     pub(crate) http: reqwest::Client,
     shutdown: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<Result<(), coordinator::RunError>>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl House {
@@ -34,7 +34,20 @@ impl House {
         let mut config = Config::default();
         config.http.drain_us = Micros::from_secs(5);
         change(&mut config);
-        let folder = tempfile::tempdir().unwrap();
+        Self::of(config, tempfile::tempdir().unwrap(), None).await
+    }
+
+    /// Ends the coordinator, and starts another over the same store.
+    pub(crate) async fn again(mut self) -> Self {
+        let _ = self.shutdown.take().unwrap().send(());
+        tokio::time::timeout(PATIENCE, self.running.take().unwrap()).await.unwrap().unwrap().unwrap();
+        self.store.close().await.unwrap();
+        let Self { key, store, folder, .. } = self;
+        drop(store);
+        Self::of(Config::default(), folder, Some(key)).await
+    }
+
+    async fn of(config: Config, folder: tempfile::TempDir, key: Option<String>) -> Self {
         let options = SqliteOptions::new(folder.path().join("phalanx.db"));
         let store = Arc::new(SqliteStore::open(&options, 1_700_000_000_000_000).await.unwrap());
         let begun = bootstrap(store.as_ref()).await.unwrap();
@@ -47,13 +60,13 @@ impl House {
         }));
         Self {
             address,
-            key: begun.first_key.unwrap().secret,
+            key: key.unwrap_or_else(|| begun.first_key.unwrap().secret),
             token: begun.join_token,
             store,
             http: reqwest::Client::new(),
             shutdown: Some(shutdown),
             running: Some(running),
-            _folder: folder,
+            folder,
         }
     }
 

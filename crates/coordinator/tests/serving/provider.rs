@@ -251,7 +251,7 @@ impl Work {
     }
 }
 
-async fn perform(
+pub(crate) async fn perform(
     id: AttemptId,
     acts: Vec<Act>,
     mut sealer: ResponseSealer,
