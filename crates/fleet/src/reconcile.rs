@@ -218,6 +218,8 @@ pub enum Input {
         name: String,
         /// Which start of it.
         incarnation: Incarnation,
+        /// Whether the connection is new: on one that stands, what was told it is on its way and comes in order.
+        fresh: bool,
         /// What it holds.
         holds: Vec<Held>,
     },
@@ -449,8 +451,8 @@ impl Controller {
         match input {
             Input::Apply(spec) => self.apply(*spec, effects),
             Input::Delete(name) => self.delete(&name, effects),
-            Input::MachineUp { machine, name, incarnation, holds } => {
-                self.machine_up(machine, name, incarnation, &holds, effects);
+            Input::MachineUp { machine, name, incarnation, fresh, holds } => {
+                self.machine_up(machine, name, (incarnation, fresh), &holds, effects);
             }
             Input::MachineGone(machine) => self.machine_gone(machine),
             Input::Report { machine, instance, epoch, rank, report } => {

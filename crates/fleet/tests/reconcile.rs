@@ -176,7 +176,7 @@ impl Play {
         });
         let (holds, incarnation) = (holds.collect(), Incarnation(provider.incarnation));
         let name = format!("m{}", machine.0 - 1);
-        self.input(Input::MachineUp { machine, name, incarnation, holds });
+        self.input(Input::MachineUp { machine, name, incarnation, fresh: true, holds });
     }
 
     fn disconnect(&mut self, machine: MachineId, dies: bool) {

@@ -434,7 +434,7 @@ impl Sim {
         provider.linked = true;
         let (name, incarnation, holds) = (provider.name.clone(), provider.incarnation, provider.holds());
         self.say(|| format!("{machine} ({name}) connects, holding {}", holds.len()));
-        self.news(News::MachineUp { machine, name, incarnation, holds });
+        self.news(News::MachineUp { machine, name, incarnation, fresh: true, holds });
     }
 
     fn told(&mut self, machine: MachineId, about: (InstanceId, Epoch, u32), assign: bool) {

@@ -63,7 +63,9 @@ impl Inbox {
         };
         let holds = if register.managed { register.holds.iter().map(held).collect() } else { Vec::new() };
         let mut state = self.state.lock();
-        let inventory = state.facts.get(&machine).and_then(|facts| facts.inventory.clone());
+        let before = state.facts.get(&machine);
+        let fresh = before.is_none_or(|facts| !facts.here || facts.connection != connection(session));
+        let inventory = before.and_then(|facts| facts.inventory.clone());
         let serves = register.instances.iter().filter(|_| !register.managed);
         let facts = Facts {
             name: session.name.clone(),
@@ -79,8 +81,13 @@ impl Inbox {
         state.facts.insert(machine, facts);
         state.version += 1;
         state.forget_oldest();
-        let up =
-            Input::MachineUp { machine, name: session.name.clone(), incarnation: session.incarnation, holds };
+        let up = Input::MachineUp {
+            machine,
+            name: session.name.clone(),
+            incarnation: session.incarnation,
+            fresh,
+            holds,
+        };
         state.push(up);
     }
 

@@ -98,7 +98,8 @@ fn machine(facts: &Facts) -> Machine {
     let models = inventory.map(|i| &i.models).into_iter().flatten();
     Machine {
         name: facts.name.clone(),
-        online: facts.here && !facts.leaving,
+        // Whether it is connected is the controller's own knowledge.
+        online: !facts.leaving,
         managed: facts.managed,
         resting: None,
         labels: labels.map(|label| (label.key.clone(), label.value.clone())).collect(),

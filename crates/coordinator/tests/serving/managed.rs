@@ -66,12 +66,8 @@ impl Managed {
     }
 
     pub(crate) async fn with(house: &House, name: &str, models: &[&str], memory: u64) -> Self {
-        let state = State {
-            way: Way::Ready,
-            holds: BTreeMap::new(),
-            assigned: Vec::new(),
-            unassigned: Vec::new(),
-        };
+        let state =
+            State { way: Way::Ready, holds: BTreeMap::new(), assigned: Vec::new(), unassigned: Vec::new() };
         let mut managed = Self {
             keys: Arc::new(MachineKeys::generate()),
             name: name.to_owned(),

@@ -8,6 +8,8 @@ use super::why::Why;
 
 /// Candidates of one deployment that are named.
 const NAMED_MAX: usize = 256;
+/// What a candidate is called where no machines were found to make one.
+pub(super) const ANY_GROUP: &str = "any group";
 /// Groups among them.
 const GROUPS_MAX: usize = 64;
 
@@ -55,13 +57,20 @@ impl Ledger {
     /// The reason that a deployment without a place is told: of a group where there was one, else the most frequent.
     pub(super) fn nearest(&self, board: &Board<'_>, deployment: usize) -> Option<String> {
         let entry = self.of.get(&deployment)?;
-        if let Some((candidate, reason)) = entry.groups.first() {
+        // That no group was found tells less than why the machines by themselves would not do.
+        let named = entry.groups.iter().find(|(candidate, _)| candidate != ANY_GROUP);
+        if let Some((candidate, reason)) = named {
             return Some(format!("{candidate}: {reason}"));
         }
         let of_kind = |kind: &str| entry.singles.iter().filter(|(_, why)| why.kind() == kind).count();
-        let near = |why: &Why| matches!(why, Why::Memory { .. });
-        let (node, why) = entry.singles.iter().max_by_key(|(_, why)| (near(why), of_kind(why.kind())))?;
-        Some(format!("{}: {}", board.name(*node), why.say(board, *node)))
+        let near = |why: &Why| match why {
+            Why::Memory { .. } => 2,
+            Why::Resting => 1,
+            _ => 0,
+        };
+        let single = entry.singles.iter().max_by_key(|(_, why)| (near(why), of_kind(why.kind())));
+        let single = single.map(|(node, why)| format!("{}: {}", board.name(*node), why.say(board, *node)));
+        single.or_else(|| entry.groups.first().map(|(candidate, reason)| format!("{candidate}: {reason}")))
     }
 
     /// In words, leaving out what was taken after all.

@@ -54,7 +54,7 @@ impl Board<'_> {
         let free = self.free(deployment, take);
         if free.len() < sizes.start {
             let reason = format!("{} devices are free for it, and it needs {}", free.len(), sizes.start);
-            self.rejected.group(deployment, "any group".to_owned(), reason);
+            self.rejected.group(deployment, super::candidates::ANY_GROUP.to_owned(), reason);
             return None;
         }
         let mut rooms: Vec<u64> = free.iter().map(|seat| seat.room).collect();

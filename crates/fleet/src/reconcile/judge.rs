@@ -18,7 +18,7 @@ impl Controller {
         &mut self,
         machine: MachineId,
         name: String,
-        incarnation: Incarnation,
+        (incarnation, fresh): (Incarnation, bool),
         holds: &[Held],
         effects: &mut Vec<Effect>,
     ) {
@@ -38,13 +38,18 @@ impl Controller {
             self.epoch = self.epoch.max(held.epoch);
         }
         let told = known.told.clone();
-        for held in holds.iter().filter(|held| !told.contains(&(held.instance, held.epoch, held.rank))) {
+        let leaving = if fresh { Vec::new() } else { known.leaving.clone() };
+        let expected = |held: &&Held| {
+            let about = (held.instance, held.epoch, held.rank);
+            told.contains(&about) || leaving.contains(&about)
+        };
+        for held in holds.iter().filter(|held| !expected(held)) {
             // Nobody wants it (any more): it was told while nobody here knew, or by an earlier life of this coordinator.
             let reason = "it is not what this machine is to hold".to_owned();
             let Held { instance, epoch, .. } = *held;
             effects.push(Effect::Unassign { machine, instance, epoch, reason });
         }
-        for (instance, epoch, rank) in told {
+        for (instance, epoch, rank) in told.iter().copied() {
             let held = holds.iter().find(|h| (h.instance, h.epoch, h.rank) == (instance, epoch, rank));
             match held {
                 Some(held) if held.ready => {
@@ -54,6 +59,8 @@ impl Controller {
                 None if restarted => {
                     self.fail(instance, Some(machine), "its provider started again", effects);
                 }
+                // It is on its way.
+                None if !fresh => {}
                 // It never heard of it.
                 None => effects.push(Effect::Assign { machine, instance, epoch, rank }),
             }
