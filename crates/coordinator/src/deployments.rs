@@ -82,6 +82,9 @@ pub(crate) struct Sight<'a> {
     pub(crate) now: base::Micros,
 }
 
+/// By machine: instance, assignment, rank.
+type Told = HashMap<MachineId, Vec<(InstanceId, Epoch, u32)>>;
+
 /// What the task shares with everybody.
 pub(crate) struct Deployments {
     pub(crate) inbox: Inbox,
@@ -90,7 +93,7 @@ pub(crate) struct Deployments {
     /// Something came in.
     look: Notify,
     /// What each managed machine was told to hold: what it may offer.
-    told: RwLock<HashMap<MachineId, Vec<(InstanceId, Epoch, u32)>>>,
+    told: RwLock<Told>,
     /// Models that deployments want.
     models: RwLock<BTreeSet<String>>,
     /// Requests for them while there was nothing to serve them.
@@ -180,7 +183,7 @@ impl Deployments {
     }
 
     fn publish(&self, controller: &Controller) {
-        let mut told: HashMap<MachineId, Vec<(InstanceId, Epoch, u32)>> = HashMap::new();
+        let mut told = Told::new();
         for instance in controller.instances() {
             for (machine, _) in &instance.places {
                 let of = controller.told(*machine);

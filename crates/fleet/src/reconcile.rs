@@ -14,6 +14,7 @@
 
 mod instance;
 mod judge;
+mod known;
 mod say;
 mod snapshot;
 mod wishes;
@@ -26,6 +27,8 @@ use base::{Epoch, Incarnation, InstanceId, MachineId, Micros, Rng};
 use crate::deployment::{Conditions, Spec};
 use crate::plan::{Demand, Plan, PlanPolicy, Rejected, Shape, Snapshot, plan};
 use crate::topology::{Links, Machine};
+
+use known::Known;
 
 pub use instance::{Instance, Phase, RankState, Terms};
 
@@ -41,14 +44,6 @@ const PAUSE_MAX: Micros = Micros::from_secs(300);
 const COOL_DOWN: Micros = Micros::from_secs(60);
 /// What has been ready for so long is healthy: failures before are forgotten.
 const HEALTHY: Micros = Micros::from_secs(60);
-/// How long a machine may be without its connection before another is looked for. A provider whose connection broke dials
-/// again within 200 ms; one that is not back by then is gone more often than not.
-const DOUBT: Micros = Micros::from_millis(500);
-/// How long it may be away before what it holds counts as lost, though there was no other place for it.
-const AWAY_MAX: Micros = Micros::from_secs(10);
-/// The same two after a start of the coordinator, when every machine is away: providers dial again every 15 s at the latest.
-const DOUBT_ADOPTED: Micros = Micros::from_secs(20);
-const AWAY_MAX_ADOPTED: Micros = Micros::from_secs(60);
 /// How long ranks may take from their assignment until they are ready.
 const LOAD_MAX: Micros = Micros::from_secs(900);
 /// Lines of history that are kept of a deployment.
@@ -99,67 +94,6 @@ pub enum Mode {
     Shadow,
     /// None are made, and what failed is not tried again. What operators delete goes all the same.
     Off,
-}
-
-/// A machine, as the controller knows it.
-#[derive(Debug, Clone)]
-pub(crate) struct Known {
-    pub(crate) name: String,
-    pub(crate) incarnation: Option<Incarnation>,
-    /// Which start of it was here last.
-    pub(crate) last: Option<Incarnation>,
-    /// It has not been here since the coordinator started.
-    pub(crate) adopted: bool,
-    pub(crate) away_since: Micros,
-    pub(crate) resting_until: Micros,
-    /// Why it rests.
-    pub(crate) resting: String,
-    /// What it was told to hold.
-    pub(crate) told: Vec<Told>,
-    /// What it was told to hold no more, and has not said to be over.
-    pub(crate) leaving: Vec<Told>,
-}
-
-/// An instance, which assignment, which rank.
-type Told = (InstanceId, Epoch, u32);
-
-/// Assignments of a machine that are on their way out and remembered as such.
-const LEAVING_MAX: usize = 64;
-
-impl Known {
-    fn new(name: String, away_since: Micros) -> Self {
-        Self {
-            name,
-            incarnation: None,
-            last: None,
-            adopted: false,
-            away_since,
-            resting_until: Micros::ZERO,
-            resting: String::new(),
-            told: Vec::new(),
-            leaving: Vec::new(),
-        }
-    }
-
-    /// Whether it is away, for longer than one would be that only dials again.
-    fn is_doubtful(&self, now: Micros) -> bool {
-        let patience = if self.adopted { DOUBT_ADOPTED } else { DOUBT };
-        self.incarnation.is_none() && now >= self.away_since + patience
-    }
-
-    /// Whether it is away for so long that what it holds is given up.
-    fn is_lost(&self, now: Micros) -> bool {
-        let patience = if self.adopted { AWAY_MAX_ADOPTED } else { AWAY_MAX };
-        self.incarnation.is_none() && now >= self.away_since + patience
-    }
-
-    /// When time alone makes it doubtful, or lost.
-    fn next_deadline(&self, now: Micros) -> Option<Micros> {
-        let (doubt, lost) = if self.adopted { (DOUBT_ADOPTED, AWAY_MAX_ADOPTED) } else { (DOUBT, AWAY_MAX) };
-        let away = self.incarnation.is_none() && !self.told.is_empty();
-        let next = if self.is_doubtful(now) { self.away_since + lost } else { self.away_since + doubt };
-        away.then_some(next)
-    }
 }
 
 /// What a machine says that it holds.
@@ -413,7 +347,7 @@ impl Controller {
 
     /// What a machine was told to hold.
     pub fn told(&self, machine: MachineId) -> &[(InstanceId, Epoch, u32)] {
-        self.machines.get(&machine).map_or(&[], |known| &known.told)
+        self.machines.get(&machine).map_or(&[], |known| known.told.as_slice())
     }
 
     /// Whether `machine` may offer rank `rank` of `instance` at `epoch` for requests: only rank 0 as it was told.

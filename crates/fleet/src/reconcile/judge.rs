@@ -3,8 +3,9 @@
 use base::{Epoch, Incarnation, InstanceId, MachineId, Micros};
 
 use super::instance::{Phase, RankState};
+use super::known::Known;
 use super::{
-    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, Known, LOAD_MAX, Mode, PAUSE_MAX, RETRY_FIRST,
+    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOAD_MAX, Mode, PAUSE_MAX, RETRY_FIRST,
     RankReport, TRIES_IN_PLACE, Withdrawal,
 };
 

@@ -3,7 +3,8 @@
 use base::{Epoch, InstanceId, MachineId, Micros};
 
 use super::instance::{Instance, Phase, RankState, Terms};
-use super::{Controller, Deployment, Effect, LEAVING_MAX, Mode, Withdrawal, World};
+use super::known::LEAVING_MAX;
+use super::{Controller, Deployment, Effect, Mode, Withdrawal, World};
 use crate::deployment::Spec;
 use crate::plan::{Move, Placement, Plan, Snapshot, plan};
 
