@@ -8,6 +8,8 @@ pub use kernels::AttentionSpan as Segment;
 use model::checkpoint::{DType, TensorView};
 use model::spec::{Activation, DeltaNetSpec};
 
+use crate::cache::KvDType;
+
 /// Why a backend could not do something: no memory, or a device's fault.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} failed")]
@@ -96,6 +98,21 @@ pub struct DeltaSegment<'a, B: Backend> {
     pub state: &'a mut B::State,
 }
 
+/// A KV cache whose pages can be overwritten.
+pub trait Pages {
+    /// Overwrites a page with zeros.
+    ///
+    /// # Panics
+    /// There is no such page.
+    fn wipe(&mut self, page: u32);
+}
+
+/// What is overwritten before its memory is somebody else's.
+pub trait Wipe {
+    /// Overwrites it with zeros.
+    fn wipe(&mut self);
+}
+
 /// Something that computes. Its values are handles: the decoder never looks inside, except for logits.
 ///
 /// Each row of every result depends on the same row of the operands alone (and, in attention, on that sequence's
@@ -110,11 +127,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// A few f32.
     type Vector: Send + Sync;
     /// The KV cache.
-    type Kv: Send + Sync;
+    type Kv: Pages + Send + Sync;
     /// Memory that attention keeps between steps.
     type AttentionMemory: Default + Send;
     /// What a delta net carries of one sequence from token to token.
-    type State: Send + Sync;
+    type State: Wipe + Send + Sync;
     /// Memory that delta nets keep between steps.
     type DeltaMemory: Default + Send;
 
@@ -140,6 +157,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Memory that a matrix takes.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> Bytes;
+
+    /// Memory for keys and values: `pages` pages of `page_tokens` tokens each, for layers of (K, D).
+    ///
+    /// # Errors
+    /// No memory, or pages of a size that it cannot have.
+    fn kv(
+        &self,
+        layers: &[(usize, usize)],
+        pages: usize,
+        page_tokens: usize,
+        dtype: KvDType,
+    ) -> Result<Self::Kv, BackendError>;
 
     /// Makes `out` hold `rows x columns` values, of any content.
     ///

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use base::Bytes;
-use kernels::{KvElement, KvPages, KvPagesError};
+use kernels::{Isa, KvElement, KvPages};
 use model::spec::{AttentionSpec, KvSource, MixerSpec, ModelSpec};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError, Pages, Wipe};
 use crate::cpu::Cpu;
 
 /// How keys and values are stored.
@@ -30,7 +30,7 @@ pub enum KvDType {
 }
 
 impl KvDType {
-    fn element(self) -> KvElement {
+    pub(crate) fn element(self) -> KvElement {
         match self {
             Self::F32 => KvElement::F32,
             Self::F16 => KvElement::F16,
@@ -48,7 +48,7 @@ pub struct CacheError {
     page_tokens: usize,
     bytes: Bytes,
     #[source]
-    cause: KvPagesError,
+    cause: BackendError,
 }
 
 /// Paged keys and values of many sequences. Which page belongs to whom is the caller's book-keeping: a forward
@@ -83,24 +83,18 @@ pub(crate) fn kv_shapes(spec: &ModelSpec) -> Vec<(usize, usize)> {
 }
 
 impl KvCache {
-    /// `pages` pages of `page_tokens` tokens each (a multiple of sixteen). Memory is taken from the machine as
-    /// pages are first written.
+    /// A cache for the CPU: see [`KvCache::on`].
     ///
     /// # Errors
-    /// `page_tokens` is no positive multiple of sixteen, or there is no memory.
+    /// As [`KvCache::on`].
     pub fn new(
         spec: &ModelSpec,
         pages: usize,
         page_tokens: usize,
         dtype: KvDType,
     ) -> Result<Self, CacheError> {
-        let layers = kv_shapes(spec);
-        let kv = KvPages::new(&layers, pages, page_tokens, dtype.element()).map_err(|cause| {
-            let tokens = (pages as u64).saturating_mul(page_tokens as u64);
-            let bytes = Bytes(Self::bytes_per_token(spec, dtype).0.saturating_mul(tokens));
-            CacheError { pages, page_tokens, bytes, cause }
-        })?;
-        Ok(Self { kv, layers, pages, page_tokens, states: HashMap::new(), dtype })
+        // Where the cache lies does not depend on the instructions that it is used with.
+        Self::on(&Cpu::new(Isa::portable()), spec, pages, page_tokens, dtype)
     }
 
     /// Memory that a token takes in all layers.
@@ -119,6 +113,29 @@ impl KvCache {
         let elements: usize = spec.layers.iter().map(|layer| elements(&layer.mixer)).sum();
         Bytes((elements * size_of::<f32>()) as u64)
     }
+}
+
+impl<B: Backend> KvCache<B> {
+    /// `pages` pages of `page_tokens` tokens each (a multiple of sixteen) where `backend` computes. Memory of the CPU is
+    /// taken from the machine as pages are first written.
+    ///
+    /// # Errors
+    /// `page_tokens` is no positive multiple of sixteen, or there is no memory.
+    pub fn on(
+        backend: &B,
+        spec: &ModelSpec,
+        pages: usize,
+        page_tokens: usize,
+        dtype: KvDType,
+    ) -> Result<Self, CacheError> {
+        let layers = kv_shapes(spec);
+        let kv = backend.kv(&layers, pages, page_tokens, dtype).map_err(|cause| {
+            let tokens = (pages as u64).saturating_mul(page_tokens as u64);
+            let bytes = Bytes(KvCache::bytes_per_token(spec, dtype).0.saturating_mul(tokens));
+            CacheError { pages, page_tokens, bytes, cause }
+        })?;
+        Ok(Self { kv, layers, pages, page_tokens, states: HashMap::new(), dtype })
+    }
 
     /// Overwrites a page with zeros, and the state of the sequence that began in it, so that nothing of the sequence
     /// that had it is left.
@@ -128,12 +145,10 @@ impl KvCache {
     pub fn wipe(&mut self, page: u32) {
         self.kv.wipe(page);
         if let Some(mut state) = self.states.remove(&page) {
-            state.layers.iter_mut().for_each(|layer| layer.fill(0.0));
+            state.layers.iter_mut().for_each(Wipe::wipe);
         }
     }
-}
 
-impl<B: Backend> KvCache<B> {
     /// How many pages there are.
     pub fn pages(&self) -> usize {
         self.pages

@@ -14,8 +14,9 @@ use model::quant::row_is_finite;
 use model::spec::{Activation, DeltaNetSpec};
 
 use crate::backend::{
-    AttentionStep, Backend, BackendError, DeltaSegment, DeltaStep, HeadsStep, Segment, Store,
+    AttentionStep, Backend, BackendError, DeltaSegment, DeltaStep, HeadsStep, Pages, Segment, Store, Wipe,
 };
+use crate::cache::KvDType;
 
 /// The CPU of this machine, with one of the instruction sets that it has.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +74,18 @@ fn failed(
     BackendError { operation, cause: cause.into() }
 }
 
+impl Pages for KvPages {
+    fn wipe(&mut self, page: u32) {
+        KvPages::wipe(self, page);
+    }
+}
+
+impl Wipe for Vec<f32> {
+    fn wipe(&mut self) {
+        self.fill(0.0);
+    }
+}
+
 impl Backend for Cpu {
     type Workers = Team;
     type Rows = Rows;
@@ -115,6 +128,17 @@ impl Backend for Cpu {
 
     fn matrix_bytes(&self, matrix: &PackedMatrix) -> Bytes {
         Bytes(matrix.bytes() as u64)
+    }
+
+    fn kv(
+        &self,
+        layers: &[(usize, usize)],
+        pages: usize,
+        page_tokens: usize,
+        dtype: KvDType,
+    ) -> Result<KvPages, BackendError> {
+        let kv = KvPages::new(layers, pages, page_tokens, dtype.element());
+        kv.map_err(|cause| failed("allocating the KV cache", cause))
     }
 
     fn shape(&self, rows: usize, columns: usize, out: &mut Rows) -> Result<(), BackendError> {

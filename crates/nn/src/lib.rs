@@ -9,6 +9,8 @@
 pub mod backend;
 mod blocks;
 mod cache;
+#[cfg(feature = "candle")]
+pub mod candle;
 mod cpu;
 mod decoder;
 mod peers;
