@@ -84,7 +84,24 @@ fn processor() -> Finding {
 fn backends() -> Finding {
     let sets = engine::machine::instruction_sets().join(", ");
     let here = format!("the CPU ({sets}), and another server by --engine openai=URL");
-    let gone = "not in this build: Metal, CUDA, candle, and the CPU's AMX tiles";
+    let devices = [engine::Device::CandleCpu, engine::Device::Metal(0), engine::Device::Cuda(0)];
+    let (gone, built): (Vec<_>, Vec<_>) =
+        devices.iter().partition(|device| device.missing_feature().is_some());
+    let list = |devices: Vec<&engine::Device>| {
+        devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let here = match built.is_empty() {
+        true => here,
+        false => format!("{here}; --device {}", list(built)),
+    };
+    // The features are the words of `cargo build --features`.
+    let gone = match gone.is_empty() {
+        true => "not there: the CPU's AMX tiles".to_owned(),
+        false => format!(
+            "not in this build: {} (features candle, metal, candle-cuda), the CPU's AMX tiles",
+            list(gone)
+        ),
+    };
     // Compiled and run is x86-64 only; elsewhere the loops are the compiler's own.
     let portable = match cfg!(target_arch = "x86_64") {
         true => "",

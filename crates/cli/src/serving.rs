@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use base::{Bytes, ModelName};
-use engine::{ActivationFormat, EngineConfig, KvFormat, ModelSource, WeightFormat};
+use engine::{ActivationFormat, Device, EngineConfig, KvFormat, ModelSource, WeightFormat};
 use tokio::net::TcpListener;
 
 /// The name under which the bundled model is served.
@@ -85,6 +85,10 @@ pub(crate) fn parse_source(text: &str) -> ModelSource {
 /// How the engine uses this machine.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct EngineOptions {
+    /// What computes: cpu, or by candle candle-cpu, metal[:N] or cuda[:N], in a program that was built with the feature
+    /// `candle`, `metal` or `candle-cuda` (the last two were never run) [default: cpu].
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
     /// Threads that compute [default: one for each core].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
@@ -118,6 +122,7 @@ impl EngineOptions {
     /// The engine's settings.
     pub(crate) fn config(&self) -> EngineConfig {
         let mut config = EngineConfig {
+            device: self.device.unwrap_or_default(),
             threads: self.threads.map(|count| count as usize),
             kv_bytes: self.kv_memory,
             context: self.context,
@@ -155,6 +160,7 @@ impl EngineOptions {
             KvFormat::Int8 => "int8",
         });
         let given = [
+            ("--device", self.device.map(|device| device.to_string())),
             ("--threads", self.threads.map(|n| n.to_string())),
             ("--batch-max", self.batch_max.map(|n| n.to_string())),
             ("--kv-memory", self.kv_memory.map(|b| b.0.to_string())),

@@ -1,4 +1,4 @@
-//! The model on this machine's CPU: weights, KV cache, scratch and threads, all owned by the engine's thread.
+//! The model on one of this machine's processors: weights, KV cache, scratch and threads, all owned by the engine's thread.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,11 +8,15 @@ use batch::Limits;
 use model::checkpoint::{CheckpointError, TensorSource, TensorView};
 use model::shard::{Part, ShardedSource};
 use model::spec::{ModelSpec, TensorRole};
-use nn::{CacheError, Decoder, KvCache, LogitRows, Scratch, Span, Team, Weights};
+use nn::backend::Backend;
+#[cfg(feature = "candle")]
+use nn::candle::Candle;
+use nn::{CacheError, Cpu, Decoder, KvCache, LogitRows, Scratch, Span, Team, Weights};
 
 use crate::capacity::{self, Capacity};
 use crate::compute::{Compute, Work};
 use crate::config::{EngineConfig, WeightFormat};
+use crate::device::Device;
 use crate::engine::{Ready, StartError};
 use crate::load::{LoadedModel, Tensors};
 use crate::machine;
@@ -52,22 +56,78 @@ pub enum BackendError {
     /// The KV cache.
     #[error("the kv cache cannot be had")]
     Cache(#[from] CacheError),
+    /// A device that this program was built without.
+    #[error(
+        "device {device}: this program was built without it; build it with `cargo build --release --features {feature}`, \
+         or leave --device out"
+    )]
+    NotBuilt {
+        /// What was asked for.
+        device: Device,
+        /// What it needs.
+        feature: &'static str,
+    },
+    /// A device that is not there, or that does not compute this.
+    #[error("device {device} cannot be used: {detail}")]
+    Device {
+        /// What was asked for.
+        device: Device,
+        /// Why.
+        detail: String,
+    },
 }
 
 /// A decoder and all that it computes with.
-pub(crate) struct Cpu {
+pub(crate) struct OnBackend<B: Backend<Workers = Team>> {
+    backend: B,
     team: Team,
-    decoder: Decoder,
-    scratch: Scratch,
-    kv: KvCache,
+    decoder: Decoder<B>,
+    scratch: Scratch<B>,
+    kv: KvCache<B>,
     step_tokens_max: usize,
 }
 
+/// Whether this program can compute on the device that is asked for.
+pub(crate) fn built(device: Device) -> Result<(), BackendError> {
+    match device.missing_feature() {
+        Some(feature) => Err(BackendError::NotBuilt { device, feature }),
+        None => Ok(()),
+    }
+}
+
+/// Opens the model on the CPU.
+pub(crate) fn open_cpu(
+    model: &LoadedModel,
+    config: &EngineConfig,
+) -> Result<Ready<OnBackend<Cpu>>, StartError> {
+    open(cpu(config)?, model, config)
+}
+
+/// Opens the model on a device of candle's.
+#[cfg(feature = "candle")]
+pub(crate) fn open_candle(
+    model: &LoadedModel,
+    config: &EngineConfig,
+) -> Result<Ready<OnBackend<Candle>>, StartError> {
+    let device = config.device;
+    let opened = match device {
+        Device::Metal(ordinal) => Candle::metal(ordinal.into()),
+        Device::Cuda(ordinal) => Candle::cuda(ordinal.into()),
+        Device::Cpu | Device::CandleCpu => Ok(Candle::cpu()),
+    };
+    let candle = opened.map_err(|error| BackendError::Device { device, detail: in_words(error) })?;
+    open(candle, model, config)
+}
+
 /// Loads the weights, takes the memory, and measures the speed.
-pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<Cpu>, StartError> {
+fn open<B: Backend<Workers = Team> + Clone>(
+    backend: B,
+    model: &LoadedModel,
+    config: &EngineConfig,
+) -> Result<Ready<OnBackend<B>>, StartError> {
     let spec = model.spec();
     let team = team(config);
-    let decoder = decoder(model, config, None, &team)?;
+    let decoder = decoder_on(backend.clone(), model, config, None, &team)?;
     let dtype = config.kv.dtype();
     let context = u32::try_from(spec.context).unwrap_or(u32::MAX);
     let per_token = KvCache::bytes_per_token(spec, dtype);
@@ -75,12 +135,14 @@ pub(crate) fn open(model: &LoadedModel, config: &EngineConfig) -> Result<Ready<C
         capacity::size(config, context, per_token, left_by_states(spec, config)).map_err(StartError::from)?;
     let limits = limits(config, pages, context);
     limits.check()?;
-    let kv =
-        KvCache::new(spec, pages as usize, config.page_tokens as usize, dtype).map_err(BackendError::from)?;
+    let kv = KvCache::on(&backend, spec, pages as usize, config.page_tokens as usize, dtype)
+        .map_err(BackendError::from)?;
     let step_tokens_max = config.step_tokens_max as usize;
-    let mut compute = Cpu { team, decoder, scratch: Scratch::new(), kv, step_tokens_max };
+    let scratch = Scratch::for_backend();
+    let mut compute = OnBackend { backend, team, decoder, scratch, kv, step_tokens_max };
     let speed = self_test(&mut compute, &limits, spec.vocabulary);
-    Ok(Ready { compute, limits, speed, notice, speculate: config.speculate as usize })
+    let speculate = config.speculate as usize;
+    Ok(Ready { compute, limits, speed, notice, speculate })
 }
 
 /// Memory, without what the states of a full batch take: they come beside the cache.
@@ -147,13 +209,34 @@ fn isa(config: &EngineConfig) -> Result<Option<nn::Isa>, BackendError> {
     nn::Isa::named(name).map(Some).ok_or_else(none)
 }
 
-/// Loads all of a model, or a part of it.
+/// This machine's CPU, used as the settings say.
+fn cpu(config: &EngineConfig) -> Result<Cpu, BackendError> {
+    let isa = isa(config)?.unwrap_or_else(nn::Isa::detect);
+    Ok(Cpu::new(isa).with_activations(config.activations.activations()))
+}
+
+/// Loads a part of a model for the CPU.
 pub(crate) fn decoder(
+    model: &LoadedModel,
+    config: &EngineConfig,
+    part: &Part,
+    team: &Team,
+) -> Result<Decoder, BackendError> {
+    if config.device != Device::Cpu {
+        let detail = "groups compute on CPUs only; leave --device out".to_owned();
+        return Err(BackendError::Device { device: config.device, detail });
+    }
+    decoder_on(cpu(config)?, model, config, Some(part), team)
+}
+
+/// Loads all of a model, or a part of it.
+fn decoder_on<B: Backend<Workers = Team>>(
+    backend: B,
     model: &LoadedModel,
     config: &EngineConfig,
     part: Option<&Part>,
     team: &Team,
-) -> Result<Decoder, BackendError> {
+) -> Result<Decoder<B>, BackendError> {
     let weights = match config.weights {
         WeightFormat::Auto => Weights::Auto,
         WeightFormat::F32 => Weights::F32,
@@ -169,10 +252,10 @@ pub(crate) fn decoder(
         read: AtomicU64::new(0),
     };
     let decoder = match part {
-        None => Decoder::load(spec, &passing, &options, team),
+        None => Decoder::load_with(backend, &Part::whole(spec), &passing, &options, team),
         Some(part) => {
             let source = ShardedSource::new(&passing, spec, part)?;
-            Decoder::load_part(part, &source, &options, team)
+            Decoder::load_with(backend, part, &source, &options, team)
         }
     };
     model.let_go();
@@ -185,7 +268,7 @@ pub(crate) fn decoder(
     })
 }
 
-impl Compute for Cpu {
+impl<B: Backend<Workers = Team>> Compute for OnBackend<B> {
     fn is_recurrent(&self) -> bool {
         self.decoder.spec().is_recurrent()
     }
@@ -218,8 +301,8 @@ impl Compute for Cpu {
     fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String> {
         let page_tokens = self.kv.page_tokens();
         let pages = tokens.len().div_ceil(page_tokens);
-        let mut kv =
-            KvCache::new(self.decoder.spec(), pages, page_tokens, self.kv.dtype()).map_err(in_words)?;
+        let mut kv = KvCache::on(&self.backend, self.decoder.spec(), pages, page_tokens, self.kv.dtype())
+            .map_err(in_words)?;
         let pages: Vec<u32> = (0..pages as u32).collect();
         let mut rows = Vec::new();
         for (chunk, at) in tokens.chunks(self.step_tokens_max).zip((0..).step_by(self.step_tokens_max)) {

@@ -4,10 +4,14 @@ use base::{Bytes, Micros};
 use nn::{Activations, KvDType};
 use serde::{Deserialize, Serialize};
 
+use crate::device::Device;
+
 /// How an engine computes. What is absent is chosen from the model and the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
+    /// What computes. Groups compute on CPUs.
+    pub device: Device,
     /// Threads that compute together; as many as there are cores where absent. More than there are only wait for
     /// each other.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,6 +150,7 @@ impl EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            device: Device::Cpu,
             threads: None,
             kv_bytes: None,
             context: None,

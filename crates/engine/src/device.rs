@@ -82,7 +82,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_is_read() {
-        for device in [Device::Cpu, Device::CandleCpu, Device::Metal(0), Device::Metal(3), Device::Cuda(65535)] {
+        for device in
+            [Device::Cpu, Device::CandleCpu, Device::Metal(0), Device::Metal(3), Device::Cuda(65535)]
+        {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
         assert_eq!("metal".parse(), Ok(Device::Metal(0)));

@@ -15,6 +15,7 @@ use crate::capacity::CapacityError;
 use crate::compute::Compute;
 use crate::config::EngineConfig;
 use crate::desk::{Accepted, Desk, EngineReport, Question};
+use crate::device::Device;
 use crate::grammar::Grammars;
 use crate::group::{self, GroupEnd, GroupError, GroupSeat};
 use crate::guides::Guides;
@@ -118,7 +119,14 @@ impl Engine {
             stop_tokens: spec.stop_tokens.clone(),
             tokenizer: model.tokenizer().cloned(),
         };
-        Self::start_with(name, terms, move || backend::open(&model, &config))
+        backend::built(config.device)?;
+        match config.device {
+            #[cfg(feature = "candle")]
+            Device::CandleCpu | Device::Metal(_) | Device::Cuda(_) => {
+                Self::start_with(name, terms, move || backend::open_candle(&model, &config))
+            }
+            _ => Self::start_with(name, terms, move || backend::open_cpu(&model, &config)),
+        }
     }
 
     /// Loads rank 0's part of `model` and serves it together with the other ranks, each of which runs

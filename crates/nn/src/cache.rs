@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use base::Bytes;
-use kernels::{Isa, KvElement, KvPages};
+use kernels::{Isa, KvElement};
 use model::spec::{AttentionSpec, KvSource, MixerSpec, ModelSpec};
 
 use crate::backend::{Backend, BackendError, Pages, Wipe};

@@ -162,6 +162,12 @@ impl Backend for Candle {
             KvDType::F32 => Element::F32,
             KvDType::F16 => Element::F16,
             KvDType::Bf16 => Element::BF16,
+            KvDType::Int8 => {
+                return Err(BackendError {
+                    operation: "allocating the KV cache",
+                    cause: "candle holds keys and values as f32, f16 or bf16, not as int8".into(),
+                });
+            }
         };
         Kv::new(&self.device, layers, (pages, page_tokens), element)
             .map_err(failed("allocating the KV cache"))
@@ -196,12 +202,7 @@ impl Backend for Candle {
         to.set(sum).map_err(failed("adding"))
     }
 
-    fn embed(
-        &self,
-        table: &Tensor,
-        tokens: &[u32],
-        out: &mut Rows,
-    ) -> std::result::Result<(), BackendError> {
+    fn embed(&self, table: &Tensor, tokens: &[u32], out: &mut Rows) -> std::result::Result<(), BackendError> {
         let rows = || table.index_select(&self.indices(tokens.iter().copied())?, 0)?.to_dtype(Element::F32);
         out.set(rows()).map_err(failed("embedding"))
     }
@@ -317,12 +318,7 @@ impl Backend for Candle {
         x.set(capped).map_err(failed("a soft cap"))
     }
 
-    fn sigmoid_gate(
-        &self,
-        _: &Team,
-        gates: &Rows,
-        x: &mut Rows,
-    ) -> std::result::Result<(), BackendError> {
+    fn sigmoid_gate(&self, _: &Team, gates: &Rows, x: &mut Rows) -> std::result::Result<(), BackendError> {
         let gated = || x.on(&self.device)? * sigmoid(&gates.on(&self.device)?)?;
         let gated = gated();
         x.set(gated).map_err(failed("a gate"))

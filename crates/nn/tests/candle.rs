@@ -43,8 +43,7 @@ struct Rig<B: Backend<Workers = Team>> {
 
 impl<B: Backend<Workers = Team> + Clone> Rig<B> {
     fn open(folder: &Path, backend: B) -> Self {
-        let spec: ModelSpec =
-            spec_from_config(&fs::read(folder.join("config.json")).unwrap(), None).unwrap();
+        let spec: ModelSpec = spec_from_config(&fs::read(folder.join("config.json")).unwrap(), None).unwrap();
         let bytes = fs::read(folder.join("model.safetensors")).unwrap();
         let file = SafetensorsFile::parse("model.safetensors", &bytes).unwrap();
         let checkpoint = Checkpoint::new(vec![file]).unwrap();

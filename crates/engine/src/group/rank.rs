@@ -160,7 +160,7 @@ fn load(
     let part = map.part(spec, rank)?;
     let neighbours = Neighbours::of(map, spec, rank)?;
     let team = backend::team(config);
-    let decoder = backend::decoder(model, config, Some(&part), &team)?;
+    let decoder = backend::decoder(model, config, &part, &team)?;
     let format = KvFormat::named(&settings.kv).ok_or_else(|| GroupError::Disagrees {
         what: "a cache of",
         theirs: settings.kv.clone(),

@@ -5,6 +5,7 @@
 
 mod damage;
 mod day;
+mod device;
 mod group;
 mod guessing;
 mod harness;

@@ -163,7 +163,8 @@ fn attend_one(
         scores = ((scores / cap)?.tanh()? * cap)?;
     }
     let scores = scores.reshape((kv_heads, group, tokens, length))?;
-    let scores = scores.broadcast_add(&mask(segment.position, tokens, first..end, step.window, rows.device())?)?;
+    let scores =
+        scores.broadcast_add(&mask(segment.position, tokens, first..end, step.window, rows.device())?)?;
     let shares = match step.sinks {
         Some(sinks) => {
             let sinks = sinks.reshape((kv_heads, group, 1, 1))?.broadcast_as((kv_heads, group, tokens, 1))?;
