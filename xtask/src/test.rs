@@ -13,6 +13,9 @@ pub(crate) struct Options {
     /// Only the fast part: walls, tidy, format, lints, and the tests of Rust.
     #[arg(long)]
     fast: bool,
+    /// The candle backend too, on candle's CPU device: it takes some minutes to compile.
+    #[arg(long)]
+    candle: bool,
 }
 
 pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
@@ -35,6 +38,11 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     }
     shell::run("tests", shell::cargo(root).args(["test", "--workspace", "--no-fail-fast"]))?;
     codegen::run(root, true)?;
+    if options.candle {
+        let mut candle = shell::cargo(root);
+        candle.args(["test", "-p", "nn", "-p", "engine", "--features", "nn/candle,engine/candle"]);
+        shell::run("candle", candle.args(["--test", "candle", "--test", "real_model"]))?;
+    }
     if !options.fast {
         foreign_clients(root)?;
         scenarios(root)?;
