@@ -1,5 +1,6 @@
 //! What waits, in the order in which it goes: retries, then by class, and within a class accounts take turns by the
-//! work they ask for (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+//! work they ask for (start-time fair queueing: Goyal, Vin and Cheng, 1996). Each class has a virtual time of its own: what
+//! one class is served says nothing of whose turn it is in another.
 
 mod ranks;
 
@@ -35,12 +36,18 @@ pub(crate) struct Waiting {
     pub(crate) deadline: Micros,
 }
 
+/// Where an account stands in a class.
 #[derive(Debug, Clone, Copy, Default)]
 struct Turn {
-    /// Virtual time at which the account's last request ends.
+    /// Virtual time at which the account's last request ends. What left the queue unserved is taken off again.
     finish: u64,
+    /// The tag of its last request that waits, or waited.
+    last_tag: u64,
     waiting: u32,
 }
+
+/// An account in a class.
+type Standing = (Priority, AccountId);
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Queue {
@@ -49,11 +56,12 @@ pub(crate) struct Queue {
     ranks: Ranks,
     /// Each account's places, and accounts by how many of theirs wait.
     own: BTreeMap<AccountId, BTreeSet<Place>>,
-    busiest: BTreeSet<(u32, AccountId)>,
+    busiest: BTreeSet<(usize, AccountId)>,
     places: BTreeMap<RequestId, Place>,
     deadlines: BTreeSet<(Micros, RequestId)>,
-    accounts: BTreeMap<AccountId, Turn>,
-    virtual_time: u64,
+    turns: BTreeMap<Standing, Turn>,
+    /// Of each class.
+    virtual_time: BTreeMap<Priority, u64>,
     sequence: u64,
 }
 
@@ -79,13 +87,24 @@ impl Queue {
 
     /// The place that `enqueue` would get now.
     pub(crate) fn place(&self, enqueue: &Enqueue) -> Place {
-        let finish = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.finish);
+        let turn = self.turns.get(&standing(enqueue)).copied().unwrap_or_default();
+        // After those of its own account that came before it, whatever was taken off since.
+        let own = if turn.waiting > 0 { turn.finish.max(turn.last_tag) } else { turn.finish };
         Place {
             fresh: u8::from(!enqueue.again),
             priority: enqueue.priority,
-            tag: if enqueue.again { 0 } else { finish.max(self.virtual_time) },
+            tag: if enqueue.again { 0 } else { own.max(self.virtual_now(enqueue.priority)) },
             sequence: self.sequence,
         }
+    }
+
+    fn virtual_now(&self, class: Priority) -> u64 {
+        self.virtual_time.get(&class).copied().unwrap_or(0)
+    }
+
+    fn advance(&mut self, class: Priority, tag: u64) {
+        let now = self.virtual_time.entry(class).or_default();
+        *now = tag.max(*now);
     }
 
     /// How many would go before `place`.
@@ -97,8 +116,8 @@ impl Queue {
     pub(crate) fn charge(&mut self, enqueue: &Enqueue) {
         if !enqueue.again {
             let place = self.place(enqueue);
-            self.virtual_time = self.virtual_time.max(place.tag);
-            let turn = self.accounts.entry(enqueue.account).or_default();
+            self.advance(place.priority, place.tag);
+            let turn = self.turns.entry(standing(enqueue)).or_default();
             turn.finish = place.tag + virtual_cost(enqueue);
             self.sweep();
         }
@@ -110,12 +129,16 @@ impl Queue {
         let request = waiting.enqueue.ask.request;
         self.sequence += 1;
         let account = waiting.enqueue.account;
-        let turn = self.accounts.entry(account).or_default();
-        if !waiting.enqueue.again {
+        if place.fresh == 1 {
+            let turn = self.turns.entry(standing(&waiting.enqueue)).or_default();
             turn.finish = place.tag + virtual_cost(&waiting.enqueue);
+            turn.last_tag = place.tag;
+            turn.waiting += 1;
         }
-        self.count(account, 1);
-        self.own.entry(account).or_default().insert(place);
+        let own = self.own.entry(account).or_default();
+        self.busiest.remove(&(own.len(), account));
+        own.insert(place);
+        self.busiest.insert((own.len(), account));
         self.ranks.insert(place);
         self.deadlines.insert((waiting.deadline, request));
         let before = self.places.insert(request, place);
@@ -125,38 +148,44 @@ impl Queue {
 
     /// Takes a request out because it goes on: virtual time advances to its turn.
     pub(crate) fn serve(&mut self, request: RequestId) -> Option<Waiting> {
-        let place = *self.places.get(&request)?;
+        let (place, waiting) = self.take(request)?;
         if place.fresh == 1 {
-            self.virtual_time = self.virtual_time.max(place.tag);
+            self.advance(place.priority, place.tag);
         }
-        self.remove(request)
-    }
-
-    /// Takes a request out.
-    pub(crate) fn remove(&mut self, request: RequestId) -> Option<Waiting> {
-        let place = self.places.remove(&request)?;
-        let waiting = self.order.remove(&place).expect("every place is in the order");
-        self.deadlines.remove(&(waiting.deadline, request));
-        let account = waiting.enqueue.account;
-        self.count(account, -1);
-        let own = self.own.get_mut(&account).expect("who waits has places");
-        own.remove(&place);
-        if own.is_empty() {
-            self.own.remove(&account);
-        }
-        self.ranks.remove(place);
         self.sweep();
         Some(waiting)
     }
 
-    /// One more, or one less, of `account` waits.
-    fn count(&mut self, account: AccountId, change: i32) {
-        let turn = self.accounts.get_mut(&account).expect("who waits has a turn");
-        self.busiest.remove(&(turn.waiting, account));
-        turn.waiting = turn.waiting.checked_add_signed(change).expect("no more leave than came");
-        if turn.waiting > 0 {
-            self.busiest.insert((turn.waiting, account));
+    /// Takes a request out that is not served: its account is not charged for it.
+    pub(crate) fn remove(&mut self, request: RequestId) -> Option<Waiting> {
+        let (place, waiting) = self.take(request)?;
+        if place.fresh == 1 {
+            let turn = self.turns.get_mut(&standing(&waiting.enqueue)).expect("who waits has a turn");
+            turn.finish = turn.finish.saturating_sub(virtual_cost(&waiting.enqueue));
         }
+        self.sweep();
+        Some(waiting)
+    }
+
+    fn take(&mut self, request: RequestId) -> Option<(Place, Waiting)> {
+        let place = self.places.remove(&request)?;
+        let waiting = self.order.remove(&place).expect("every place is in the order");
+        self.deadlines.remove(&(waiting.deadline, request));
+        let account = waiting.enqueue.account;
+        let own = self.own.get_mut(&account).expect("who waits has places");
+        self.busiest.remove(&(own.len(), account));
+        own.remove(&place);
+        if own.is_empty() {
+            self.own.remove(&account);
+        } else {
+            self.busiest.insert((own.len(), account));
+        }
+        if place.fresh == 1 {
+            let turn = self.turns.get_mut(&standing(&waiting.enqueue)).expect("who waits has a turn");
+            turn.waiting -= 1;
+        }
+        self.ranks.remove(place);
+        Some((place, waiting))
     }
 
     /// The first request after `place`, or the first of all.
@@ -201,7 +230,7 @@ impl Queue {
         if last.priority > enqueue.priority {
             return Some(request(last));
         }
-        let own = self.accounts.get(&enqueue.account).map_or(0, |turn| turn.waiting);
+        let own = self.own.get(&enqueue.account).map_or(0, BTreeSet::len);
         let (most, account) = self.busiest.last()?;
         if *most < own + 2 {
             return None;
@@ -211,20 +240,28 @@ impl Queue {
 
     /// Forgets accounts whose turns are over, when they have become many: a constant cost a request on average.
     fn sweep(&mut self) {
-        if self.accounts.len() > 64 + 2 * self.order.len() {
-            let virtual_time = self.virtual_time;
-            let before = self.accounts.len();
-            self.accounts.retain(|_, turn| turn.waiting > 0 || turn.finish > virtual_time);
-            // All of these have just been served and virtual time stands before their ends: let it pass the oldest
-            // half, or every request would sweep in vain.
-            if self.accounts.len() * 2 > before {
-                let mut ends: Vec<u64> =
-                    self.accounts.values().filter(|turn| turn.waiting == 0).map(|turn| turn.finish).collect();
-                ends.sort_unstable();
-                if let Some(end) = ends.get(ends.len() / 2).copied() {
-                    self.accounts.retain(|_, turn| turn.waiting > 0 || turn.finish > end);
-                }
+        if self.turns.len() <= 64 + 2 * self.order.len() {
+            return;
+        }
+        let times = self.virtual_time.clone();
+        let ahead = |((class, _), turn): (&Standing, &Turn)| {
+            turn.finish.saturating_sub(times.get(class).copied().unwrap_or(0))
+        };
+        let before = self.turns.len();
+        self.turns.retain(|at, turn| turn.waiting > 0 || ahead((at, turn)) > 0);
+        // All of these have just been served and virtual time stands before their ends: let it pass the nearest half, or
+        // every request would sweep in vain.
+        if self.turns.len() * 2 > before {
+            let idle = self.turns.iter().filter(|(_, turn)| turn.waiting == 0);
+            let mut ends: Vec<u64> = idle.map(ahead).collect();
+            ends.sort_unstable();
+            if let Some(end) = ends.get(ends.len() / 2).copied() {
+                self.turns.retain(|at, turn| turn.waiting > 0 || ahead((at, turn)) > end);
             }
         }
     }
+}
+
+fn standing(enqueue: &Enqueue) -> Standing {
+    (enqueue.priority, enqueue.account)
 }

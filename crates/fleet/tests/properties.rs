@@ -14,6 +14,9 @@ use fleet::{Admission, Ask, Effect, Enqueue, Input, Outcome, Policy, Pool, Prior
 use proptest::prelude::*;
 use wire::control::{AttemptRefusal, InstancePhase};
 
+/// Random fleets and orders of events that E2 and S7 are held to.
+const CASES: u32 = 10_000;
+
 /// A pool, and beside it what its effects say of each request.
 struct World {
     instances: u64,
@@ -307,10 +310,10 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_request_has_one_fate_as_foretold_and_nothing_waits_beside_room(seed: u64) {
+    fn in_ten_thousand_fleets_every_request_has_one_fate_as_foretold_and_nothing_waits_beside_room(seed: u64) {
         let mut world = World::new(seed);
         // A few worlds grow old: what builds up slowly shows there.
         let steps = if seed.is_multiple_of(50) { 300 } else { 40 };
