@@ -12,6 +12,7 @@ use store::{SqliteOptions, SqliteStore};
 
 use wire::admin::KeyTerms;
 
+use crate::otlp::OtlpOption;
 use crate::place::{ClientFile, DataOption};
 use crate::ready::ReadyOption;
 use crate::settings::{self, SettingsOptions};
@@ -29,12 +30,25 @@ pub(crate) struct Options {
     ready: ReadyOption,
     #[command(flatten)]
     settings: SettingsOptions,
+    #[command(flatten)]
+    store: StoreOptions,
+    #[command(flatten)]
+    otlp: OtlpOption,
     /// Print all settings with their values as TOML, and end.
     #[arg(long)]
     print_config: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Where keys, settings and the ledger are kept.
+#[derive(clap::Args, Clone, Copy)]
+pub(crate) struct StoreOptions {
+    /// The ledger's file never grows beyond this many bytes: requests are refused before the disk is full [default: as
+    /// large as the disk].
+    #[arg(long, value_name = "BYTES")]
+    store_bytes_max: Option<u64>,
 }
 
 /// What a script wants to know of a coordinator.
@@ -56,10 +70,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let folder = options.data.make()?;
     let listener = serving::listen(options.listen).await?;
     let url = url_of(listener.local_addr()?);
-    let ground = Ground::open(&folder, &url).await?;
+    let ground = Ground::open(&folder, &url, options.store).await?;
     let ready =
         Ready { url: &url, key: &ground.key, join_token: &ground.join_token, pid: std::process::id() };
-    let serve = coordinator::run(config, listener, Arc::clone(&ground.store) as _, ending.cancelled_owned());
+    let (spans, exporter) = options.otlp.start("phalanx-coordinator")?;
+    let store = Arc::clone(&ground.store) as _;
+    let serve = coordinator::run_traced(config, listener, store, ending.cancelled_owned(), spans);
     if options.json {
         say_json(&ready)?;
     } else {
@@ -69,7 +85,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         warn_beyond_loopback(options.listen.ip());
     }
     options.ready.write(&ready)?;
-    serve.await?;
+    let served = serve.await;
+    exporter.finish().await;
+    served?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -82,9 +100,11 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Opens the store in `folder`, or makes it, and keeps how this machine's commands reach the coordinator.
-    pub(crate) async fn open(folder: &Path, url: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn open(folder: &Path, url: &str, limits: StoreOptions) -> anyhow::Result<Self> {
         let path: PathBuf = folder.join("coordinator.sqlite");
-        let store = SqliteStore::open(&SqliteOptions::new(path), now_us()).await?;
+        let size_max = limits.store_bytes_max.map(base::Bytes);
+        let store =
+            SqliteStore::open(&SqliteOptions { size_max, ..SqliteOptions::new(path) }, now_us()).await?;
         if store.lost() > 0 {
             eprintln!(
                 "{} requests were running when the coordinator last ended; they are settled as lost",

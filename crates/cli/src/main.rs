@@ -15,12 +15,14 @@ mod explain;
 mod keys;
 mod logits;
 mod models;
+mod otlp;
 mod place;
 mod plan;
 mod prices;
 mod provider;
 mod ranks;
 mod ready;
+mod receipt;
 mod run;
 mod serving;
 mod settings;
@@ -90,6 +92,9 @@ enum Command {
     Keys(keys::Verb),
     /// Show what each key used of each model.
     Usage(usage::Options),
+    /// Show a request's receipt, or check one.
+    #[command(subcommand)]
+    Receipt(receipt::Verb),
     /// Show or set what tokens cost.
     Prices(prices::Options),
     /// Show what operators did.
@@ -124,6 +129,7 @@ fn main() -> ExitCode {
         Command::Models(verb) => models::run(verb),
         Command::Keys(verb) => serving::block_on(keys::run(verb)),
         Command::Usage(options) => serving::block_on(usage::run(options)),
+        Command::Receipt(verb) => serving::block_on(receipt::run(verb)),
         Command::Prices(options) => serving::block_on(prices::run(options)),
         Command::Audit(options) => serving::block_on(audit::run(options)),
         Command::Bench(verb) => serving::block_on(bench::run(verb)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use provider::{Config, Event, ManagedConfig, ModelConfig, Pace, UpstreamConfig, UpstreamKey};
 use serde::Serialize;
 
+use crate::otlp::OtlpOption;
 use crate::place::DataOption;
 use crate::ready::ReadyOption;
 use crate::serving::{self, EngineOptions, ServedModel};
@@ -56,6 +57,8 @@ pub(crate) struct Options {
     /// Trust only the authorities in this PEM file for https [default: the system's].
     #[arg(long, value_name = "FILE")]
     ca_file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    otlp: OtlpOption,
     #[command(flatten)]
     data: DataOption,
     #[command(flatten)]
@@ -150,7 +153,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         joined: false,
         served: false,
     };
-    provider::run(config, ending.cancelled_owned(), move |event| teller.tell(&event)).await?;
+    let (spans, exporter) = options.otlp.start("phalanx-provider")?;
+    let ended =
+        provider::run_traced(config, ending.cancelled_owned(), move |event| teller.tell(&event), spans).await;
+    exporter.finish().await;
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 

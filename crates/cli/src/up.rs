@@ -18,7 +18,8 @@ use wire::control::InstancePhase;
 use self::children::{Children, Plan};
 use self::division::Division;
 use crate::client::Client;
-use crate::coordinator::{Ground, url_of, warn_beyond_loopback};
+use crate::coordinator::{Ground, StoreOptions, url_of, warn_beyond_loopback};
+use crate::otlp::OtlpOption;
 use crate::place::DataOption;
 use crate::ready::ReadyOption;
 use crate::serving::{self, EngineOptions, ServedModel};
@@ -53,6 +54,10 @@ pub(crate) struct Options {
     ready: ReadyOption,
     #[command(flatten)]
     settings: SettingsOptions,
+    #[command(flatten)]
+    store: StoreOptions,
+    #[command(flatten)]
+    otlp: OtlpOption,
     /// Print JSON when ready.
     #[arg(long)]
     json: bool,
@@ -78,11 +83,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let folder = options.data.make()?;
     let listener = serving::listen(options.listen).await?;
     let url = url_of(listener.local_addr()?);
-    let ground = Ground::open(&folder, &url).await?;
+    let ground = Ground::open(&folder, &url, options.store).await?;
 
     let closing = CancellationToken::new();
-    let serve =
-        coordinator::run(config, listener, Arc::clone(&ground.store) as _, closing.clone().cancelled_owned());
+    let (spans, exporter) = options.otlp.start("phalanx-coordinator")?;
+    let store = Arc::clone(&ground.store) as _;
+    let serve = coordinator::run_traced(config, listener, store, closing.clone().cancelled_owned(), spans);
     let serving = tokio::spawn(serve);
     let mut children = Children::start(plan(&options, &folder, &url, &ground)?)?;
 
@@ -97,6 +103,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     closing.cancel();
     let served = serving.await.context("the coordinator's task")?;
     children.stop().await;
+    exporter.finish().await;
     outcome?;
     served?;
     Ok(ExitCode::SUCCESS)
@@ -184,6 +191,9 @@ fn plan(options: &Options, folder: &Path, url: &str, ground: &Ground) -> anyhow:
         engine.threads = u32::try_from(cores).ok().map(|cores| (cores / options.providers).max(1));
     }
     arguments.extend(engine.arguments());
+    if let Some(url) = &options.otlp.url {
+        arguments.extend(["--otlp".to_owned(), url.clone()]);
+    }
     Ok(Plan {
         program: std::env::current_exe().context("finding this program's own file")?,
         count: options.providers,

@@ -12,17 +12,23 @@ mod explained;
 mod group_faults;
 #[path = "fleet/groups.rs"]
 mod groups;
+#[path = "fleet/ledger.rs"]
+mod ledger;
 #[path = "fleet/losses.rs"]
 mod losses;
 #[path = "fleet/network.rs"]
 mod network;
 #[path = "fleet/newcomer.rs"]
 mod newcomer;
+#[path = "fleet/receipts.rs"]
+mod receipts;
 #[path = "fleet/refusals.rs"]
 mod refusals;
 #[path = "fleet/returns.rs"]
 mod returns;
 #[path = "fleet/sealing.rs"]
 mod sealing;
+#[path = "fleet/traces.rs"]
+mod traces;
 #[path = "fleet/upstream.rs"]
 mod upstream;

@@ -20,6 +20,7 @@ mod prepare;
 mod probes;
 mod prompt;
 mod reader;
+mod receipts;
 mod responses;
 mod segments;
 mod speech;
@@ -67,6 +68,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/v1/messages/", post(messages::create))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/receipts/key", get(receipts::key))
+        .route("/v1/receipts/{request}", get(receipts::show))
         .route("/v1/models", get(models::list))
         .route("/v1/models/", get(models::list))
         .route("/v1/models/capacity", get(models::capacity))

@@ -2,6 +2,7 @@
 
 use base::{AccountId, KeyId, Rng};
 use store::{JOIN_TOKEN, KeyInfo, KeyTerms, Store, StoreError};
+use trust::MachineKeys;
 use wire::admin::CreatedKey;
 
 use crate::clock::unix_s;
@@ -34,6 +35,28 @@ pub async fn bootstrap(store: &dyn Store) -> Result<Bootstrap, StoreError> {
         }
     };
     Ok(Bootstrap { first_key, join_token })
+}
+
+/// The setting that holds the keys that receipts are signed with, in hexadecimal.
+const RECEIPT_KEYS: &str = "receipt_keys";
+
+/// What receipts are signed with: made at the first start, the same at every later one.
+pub(crate) async fn receipt_keys(store: &dyn Store) -> Result<MachineKeys, StoreError> {
+    if let Some(kept) = store.setting(RECEIPT_KEYS).await? {
+        let bytes = trust::Zeroizing::new(trust::unhex(&kept).unwrap_or_default());
+        match MachineKeys::from_secret_bytes(&bytes) {
+            Ok(keys) => return Ok(keys),
+            Err(error) => tracing::error!(
+                %error,
+                "the keys that receipts are signed with cannot be read: new ones are made, and earlier receipts are \
+                 signed anew with them; restore the store from a backup to keep the old ones"
+            ),
+        }
+    }
+    let keys = MachineKeys::generate();
+    let kept = trust::Zeroizing::new(trust::hex(&keys.to_secret_bytes()));
+    store.put_setting(RECEIPT_KEYS, Some(&kept)).await?;
+    Ok(keys)
 }
 
 /// Creates a key: for a new account where none is named.

@@ -39,6 +39,9 @@ const BACK_WITHIN: Micros = Micros::from_secs(120);
 /// How long sums wait for settlements under way. Under load there are always some; a disk's flush takes milliseconds.
 const SETTLED_WITHIN: Duration = Duration::from_millis(50);
 
+/// Where spans go: bounded, and never waited for.
+pub(crate) type Spans = tokio::sync::mpsc::Sender<wire::trace::Span>;
+
 /// An answer that is through and not settled yet.
 pub(crate) struct Settling(Arc<watch::Sender<usize>>);
 
@@ -69,7 +72,11 @@ pub(crate) struct Core {
     pub(crate) segments: Segments,
     pub(crate) streams: Streams,
     pub(crate) prices: Prices,
+    /// Where spans of requests go, where anybody collects them.
+    pub(crate) spans: Option<Spans>,
     limits: OnceLock<Arc<Limits>>,
+    /// What receipts are signed with.
+    receipt_keys: OnceLock<trust::MachineKeys>,
     pub(crate) returns: Returns,
     /// Makes attempts' keys ahead.
     pub(crate) keys: KeyMaker,
@@ -102,7 +109,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(config: Config, store: Arc<dyn Store>, join_token: &str) -> Self {
+    pub(crate) fn new(config: Config, store: Arc<dyn Store>, join_token: &str, spans: Option<Spans>) -> Self {
         let clock = Clock::start();
         let mut rng = Rng::new(u64::from_le_bytes(trust::random_bytes()));
         let pools = Arc::new(Pools::new(config.pool, clock, rng.fork(1)));
@@ -131,7 +138,9 @@ impl Core {
             segments: Segments::new(),
             streams: Streams::default(),
             prices: Prices::default(),
+            spans,
             limits: OnceLock::new(),
+            receipt_keys: OnceLock::new(),
             returns: Returns::default(),
             keys: KeyMaker::start(),
             settling: Arc::new(watch::Sender::new(0)),
@@ -173,6 +182,7 @@ impl Core {
     pub(crate) async fn remember(&self) -> Result<(), StoreError> {
         self.prices.remember(self.store.as_ref()).await?;
         let _ = self.limits.set(Limits::new(&self.store.key_usage().await?));
+        let _ = self.receipt_keys.set(crate::bootstrap::receipt_keys(self.store.as_ref()).await?);
         let names = self.store.setting(MODELS_SERVED).await?.unwrap_or_default();
         let _ = self.served_before.set(names.lines().map(str::to_owned).collect());
         Ok(())
@@ -188,6 +198,11 @@ impl Core {
     /// What keys may do.
     pub(crate) fn limits(&self) -> &Arc<Limits> {
         self.limits.get_or_init(|| Limits::new(&[]))
+    }
+
+    /// What receipts are signed with.
+    pub(crate) fn receipt_keys(&self) -> &trust::MachineKeys {
+        self.receipt_keys.get_or_init(trust::MachineKeys::generate)
     }
 
     /// Whether `model` was served before this start, which is so short ago that its machines may yet come back.

@@ -5,10 +5,12 @@
 
 mod attempt;
 mod event;
+mod evidence;
 mod gate;
 mod ledger;
 mod moves;
 mod out;
+mod spans;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,10 +19,11 @@ use std::time::{Duration, Instant};
 
 use base::{MachineId, Micros, RequestId, Tokens};
 use fleet::{Ask, Enqueue, Priority, Refusal};
-use store::{KeyInfo, Outcome, Price};
+use store::{KeyInfo, Name, Outcome, Price};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wire::admin::Class;
 use wire::job;
+use wire::receipt::AttemptUsage;
 
 use crate::core::{Core, Settling, span};
 use crate::limits::Allowance;
@@ -29,6 +32,7 @@ use crate::pools::{Decision, Grant, Served};
 use crate::problem::Problem;
 use crate::segments::{Segment, Timings};
 use crate::streams::Keep;
+use crate::tracing_of::Tracing;
 use event::Interrupt;
 pub(crate) use event::{Delta, Event, Finished, Stop};
 use ledger::Open;
@@ -53,12 +57,18 @@ pub(crate) struct Work {
     pub(crate) prompt: Vec<u32>,
     /// Tokens that there are: none from beyond is believed.
     pub(crate) vocabulary: u32,
+    /// Where it stands in its caller's trace, or begins one.
+    pub(crate) trace: Option<Tracing>,
     /// When its wait in the queue ends, where the caller said so.
     pub(crate) deadline: Option<Micros>,
     /// Whether an answer that loses its machine goes on elsewhere.
     pub(crate) failover: bool,
     /// Whether its caller may come back to it; nothing where it ends with its connection.
     pub(crate) keep: Option<Keep>,
+    /// Its caller's own name for it, to be kept with its settlement.
+    pub(crate) named: Option<Name>,
+    /// A request of that name was completed and charged before, by a coordinator that is no more: this one is free.
+    pub(crate) paid: bool,
     /// What it costs.
     pub(crate) price: Price,
     /// What it took of its key.
@@ -131,6 +141,9 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             excluded: Vec::new(),
             away: Vec::new(),
             resumed_at: 0,
+            served: Vec::new(),
+            serving: None,
+            attempt_span: None,
             engine: None,
             settling: None,
         };
@@ -166,6 +179,11 @@ struct Serving {
     away: Vec<MachineId>,
     /// Tokens that there were when the current attempt began.
     resumed_at: u32,
+    /// The attempts that gave tokens, and the one that may.
+    served: Vec<AttemptUsage>,
+    serving: Option<AttemptUsage>,
+    /// The span of the attempt under way, and when it began.
+    attempt_span: Option<(u64, Instant)>,
     /// What its engine took, of an answer that one attempt gave.
     engine: Option<Duration>,
     /// Its caller has its answer, and the ledger not yet.
@@ -224,12 +242,14 @@ impl Serving {
         };
         let start = Instant::now();
         // An answer that never began cost its caller nothing.
-        let prompt_tokens = if self.started { self.prompt_tokens() } else { 0 };
+        let free = !self.started || self.work.paid;
+        let prompt_tokens = if free { 0 } else { self.prompt_tokens() };
+        let generated = if self.work.paid { 0 } else { self.generated() };
         if let Some(open) = self.open.take() {
-            open.settle(prompt_tokens, self.generated(), outcome).await;
+            let kept = (self.evidence(), self.work.named.filter(|_| !self.work.paid));
+            open.settle((prompt_tokens, generated), outcome, kept).await;
         }
         if let Some(allowance) = self.work.allowance.take() {
-            let generated = self.generated();
             let tokens = u64::from(prompt_tokens) + u64::from(generated);
             allowance.settle(tokens, self.work.price.of(prompt_tokens, generated));
         }
@@ -272,7 +292,10 @@ impl Serving {
             };
             self.stranded = None;
             let machine = grant.machine;
-            match self.attempt(grant).await {
+            let ended = self.attempt(grant).await;
+            self.end_span(machine, &ended);
+            self.keep_evidence();
+            match ended {
                 AttemptEnd::Completed(finished) => return Ok(finished),
                 AttemptEnd::Stop(stop) => return Err(stop),
                 AttemptEnd::Again(Avoid::Always) => {
@@ -351,7 +374,7 @@ impl Serving {
         match decided {
             Ok(Ok(Decision::Granted(grant))) => {
                 self.work.timings.add(Segment::Route, grant.decided_in);
-                self.work.timings.add(Segment::Queue, waited.saturating_sub(grant.decided_in));
+                self.work.timings.add_from(Segment::Queue, start, waited.saturating_sub(grant.decided_in));
                 Ok(grant)
             }
             Ok(Ok(Decision::Refused(refusal))) => {
@@ -439,6 +462,7 @@ impl Serving {
     /// Counts the request, once, at its end.
     fn record(&self, outcome: Outcome) {
         let metrics = &self.core.metrics;
+        self.tell_trace(outcome);
         self.core.segments.record(&self.work.timings, outcome == Outcome::Completed);
         metrics.segments(&self.work.timings);
         if let Some(engine) = self.engine.filter(|_| outcome == Outcome::Completed && self.tried == 0) {

@@ -289,7 +289,12 @@ impl Core {
         {
             let mut entries = self.groups.entries.lock();
             if entries.len() >= GROUPS_MAX {
-                return Err(Problem::Internal("too many groups: remove some"));
+                let message = format!(
+                    "there are {GROUPS_MAX} groups, and no more may be: remove one (DELETE /api/groups/ID)"
+                );
+                return Err(
+                    wire::openai::RequestError { message, param: None, code: "too_many_groups" }.into()
+                );
             }
             let group = Group::new(&machines, now);
             entries.push(Entry { instance, asked, members, group, deployed: None });

@@ -24,12 +24,13 @@ mod problem;
 mod segments;
 mod server;
 mod streams;
+mod tracing_of;
 mod turned_away;
 mod uplink;
 
 pub use bootstrap::{Bootstrap, bootstrap, create_key};
 pub use config::{Config, ConfigError, DeploymentConfig, HttpConfig, RequestConfig, UplinkConfig};
-pub use server::{RunError, run};
+pub use server::{RunError, run, run_traced};
 
 /// Program and version, as peers and people see them.
 pub(crate) const VERSION: &str = concat!("phalanx/", env!("CARGO_PKG_VERSION"));

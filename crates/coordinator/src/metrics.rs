@@ -83,6 +83,8 @@ pub(crate) struct Metrics {
     pub(crate) group_rank_us: Family<OfRank, Gauge>,
     /// Chunks that broke the rules of an answer.
     pub(crate) chunk_violations: Family<Kind, Counter>,
+    /// Spans that nobody took in time.
+    pub(crate) spans_dropped: Family<Kind, Counter>,
     /// Tokens of prompts.
     pub(crate) prompt_tokens: Family<OfModel, Counter>,
     /// Tokens of answers.
@@ -127,6 +129,7 @@ impl Metrics {
             group_ranks: Family::default(),
             group_rank_us: Family::default(),
             chunk_violations: Family::default(),
+            spans_dropped: Family::default(),
             prompt_tokens: Family::default(),
             generated_tokens: Family::default(),
             machines: Gauge::default(),
@@ -152,6 +155,7 @@ impl Metrics {
             "Chunks that broke an answer's rules",
             self.chunk_violations.clone(),
         );
+        registry.register("spans_dropped", "Spans that found no room", self.spans_dropped.clone());
         registry.register("group_events", "What happened to groups", self.group_events.clone());
         let help = "What happened to deployments: words that are not so (stray), or too many (dropped)";
         registry.register("deployment_events", help, self.deployment_events.clone());

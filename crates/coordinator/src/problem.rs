@@ -67,6 +67,12 @@ pub(crate) enum Problem {
     /// Longer than the cap.
     #[error("the body is larger than {max} (http.body_bytes_max)")]
     BodyTooLarge { max: Bytes },
+    /// More, once it is rendered and sealed, than one message to a machine holds.
+    #[error(
+        "with its prompt, its form and its answer so far the request takes {bytes} on its way to a machine, and a message \
+         there has {max} at most (uplink.data_bytes_max): shorten it, or have an operator raise the limit"
+    )]
+    FrameTooLarge { bytes: Bytes, max: Bytes },
     /// Compressed.
     #[error("the body has a content-encoding: send it as it is, without one")]
     BodyCoded,
@@ -206,7 +212,9 @@ impl Problem {
             Self::NotBack { .. } | Self::Deploying { .. } => {
                 later(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_serving_path", Micros::from_secs(1))
             }
-            Self::BodyTooLarge { .. } => plain(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large"),
+            Self::BodyTooLarge { .. } | Self::FrameTooLarge { .. } => {
+                plain(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large")
+            }
             Self::BodyCoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "body_encoded"),
             Self::BodyLate(_) => plain(StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             Self::BodyBroken => plain(StatusCode::BAD_REQUEST, INVALID, "body_incomplete"),

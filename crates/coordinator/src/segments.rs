@@ -66,12 +66,28 @@ impl Segment {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Timings {
     spans: [Option<Duration>; Segment::ALL.len()],
+    /// When each first began, for traces.
+    began: [Option<Instant>; Segment::ALL.len()],
 }
 
 impl Timings {
     pub(crate) fn add(&mut self, segment: Segment, span: Duration) {
+        // What is added is just over, where nobody said otherwise.
+        self.began[segment as usize]
+            .get_or_insert_with(|| Instant::now().checked_sub(span).unwrap_or_else(Instant::now));
         let slot = &mut self.spans[segment as usize];
         *slot = Some(slot.unwrap_or_default() + span);
+    }
+
+    /// As [`Self::add`], of a span that began at `start`.
+    pub(crate) fn add_from(&mut self, segment: Segment, start: Instant, span: Duration) {
+        self.began[segment as usize].get_or_insert(start);
+        self.add(segment, span);
+    }
+
+    /// When a segment first began.
+    pub(crate) fn began(&self, segment: Segment) -> Option<Instant> {
+        self.began[segment as usize]
     }
 
     /// Adds the time since `start`, and gives the time at which that was.

@@ -16,8 +16,9 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use store::{JOIN_TOKEN, Store, StoreError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tower::ServiceExt;
+use wire::trace::Span;
 
 use crate::api;
 use crate::config::{Config, ConfigError};
@@ -54,9 +55,23 @@ pub async fn run(
     store: Arc<dyn Store>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
+    run_traced(config, listener, store, shutdown, None).await
+}
+
+/// As [`run`], and tells `spans` what became of each request's time. Spans that find no room are counted and gone.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_traced(
+    config: Config,
+    listener: TcpListener,
+    store: Arc<dyn Store>,
+    shutdown: impl Future<Output = ()>,
+    spans: Option<mpsc::Sender<Span>>,
+) -> Result<(), RunError> {
     config.check()?;
     let join_token = store.setting(JOIN_TOKEN).await?.ok_or(RunError::NotPrepared)?;
-    let core = Arc::new(Core::new(config, store, &join_token));
+    let core = Arc::new(Core::new(config, store, &join_token, spans));
     core.remember().await?;
     core.begin_deployments().await?;
     core.tasks.spawn(Arc::clone(&core).tick_groups());

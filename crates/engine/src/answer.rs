@@ -209,5 +209,6 @@ fn finish(ended: &Ended) -> Finish {
         prefill_us: us(account.prefill),
         decode_us: us(account.decode),
         stop_text: None,
+        usage_signature: None,
     }
 }

@@ -195,6 +195,7 @@ impl Shared {
                 prefill_us: us(self.pace.first),
                 decode_us: us(answer.began.elapsed().saturating_sub(self.pace.first)),
                 stop_text: None,
+                usage_signature: None,
             });
         }
         answer.sink.deliver(chunk);

@@ -31,7 +31,7 @@ pub use cadence::Pace;
 pub use config::{Config, ConfigError, JoinToken, ManagedConfig, ModelConfig, NAME_BYTES_MAX};
 pub use event::Event;
 pub use identity::{IdentityError, KEY_FILE};
-pub use provider::{Farewell, RunError, run};
+pub use provider::{Farewell, RunError, run, run_traced};
 pub use shelf::hugging_face_cache;
 pub use uplink::socket::AuthorityError;
 pub use uplink::target::TargetError;

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::{self, Message};
 use wire::control::{FromProvider, HELD_MAX, Hardware, Heartbeat, RefusalCode, Refused, Register};
+use wire::trace::Span;
 
 use crate::assignment::desk::Input as Desk;
 use crate::assignment::{AssignNews, Managed};
@@ -74,6 +75,19 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     on_event: impl FnMut(Event) + Send + 'static,
 ) -> Result<Farewell, RunError> {
+    run_traced(config, shutdown, on_event, None).await
+}
+
+/// As [`run`], and tells `spans` what was computed for requests that stand in a trace. Spans that find no room are gone.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_traced(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+    on_event: impl FnMut(Event) + Send + 'static,
+    spans: Option<mpsc::Sender<Span>>,
+) -> Result<Farewell, RunError> {
     config.check()?;
     let target = Target::parse(&config.join).map_err(ConfigError::from)?;
     let connector = match &config.ca_file {
@@ -89,6 +103,7 @@ pub async fn run(
         );
     }
     let mut provider = Provider::new(config, target, connector, identity, Box::new(on_event));
+    provider.spans = spans;
     let ending = provider.live(shutdown).await;
     let farewell = provider.end().await;
     match ending {
@@ -139,6 +154,8 @@ struct Provider {
     managed: Option<Managed>,
     assign_news: mpsc::Receiver<AssignNews>,
     table: Arc<Table>,
+    /// Where spans go, where anybody collects them.
+    spans: Option<mpsc::Sender<Span>>,
     dial: Option<Dial>,
     session: Option<Session>,
     leaving: bool,
@@ -199,6 +216,7 @@ impl Provider {
             managed,
             assign_news,
             table: Arc::new(Table::default()),
+            spans: None,
             dial: None,
             session: None,
             leaving: false,

@@ -30,6 +30,8 @@ fn settlement(request: RequestId) -> Settlement {
         generated_tokens: 57,
         outcome: Outcome::Completed,
         at_unix_us: 1_700_000_000_500_000,
+        evidence: String::new(),
+        named: None,
     }
 }
 

@@ -13,10 +13,10 @@ mod sqlite;
 use std::future::Future;
 use std::pin::Pin;
 
-use base::{AccountId, KeyId};
+use base::{AccountId, KeyId, RequestId};
 pub use deployment::{DeploymentCall, DeploymentChange, DeploymentEvent, KeptDeployment, KeptDeployments};
 pub use error::{OpenError, StoreError};
-pub use record::{LedgerEntry, Outcome, Reservation, Settled, Settlement, Usage};
+pub use record::{Kept, LedgerEntry, Name, Outcome, Reservation, Settled, Settlement, Usage};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use wire::admin::{AuditEntry, KeyInfo, KeyTerms, KeyUsage, Price};
 
@@ -65,6 +65,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Settled requests with a sequence above `after`, in order, at most `count`.
     fn ledger(&self, after: u64, count: u32) -> Answer<'_, Vec<LedgerEntry>>;
+
+    /// One settled request; nothing where there is none, or it is not settled yet.
+    fn settled(&self, request: RequestId) -> Answer<'_, Option<Kept>>;
+
+    /// What the last request that was completed under this name, after `since_unix_us`, asked for: the hash of its body.
+    fn asked_as(&self, name: [u8; 32], since_unix_us: u64) -> Answer<'_, Option<[u8; 32]>>;
 
     /// What each key used of each model, since it began.
     fn key_usage(&self) -> Answer<'_, Vec<KeyUsage>>;

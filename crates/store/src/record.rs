@@ -45,6 +45,19 @@ pub struct Settlement {
     pub outcome: Outcome,
     /// When, in microseconds since 1970.
     pub at_unix_us: u64,
+    /// What its receipt says beyond the numbers; the store keeps it as it is. May be empty.
+    pub evidence: String,
+    /// A caller's own name for it, and what was asked under that name ([`Name`]); nothing where there is none.
+    pub named: Option<Name>,
+}
+
+/// A caller's own name for a request, and what it asked for under it. Both as hashes: neither is known from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    /// Of the account and its name.
+    pub name: [u8; 32],
+    /// Of the body.
+    pub body: [u8; 32],
 }
 
 /// How a request ended.
@@ -124,6 +137,15 @@ pub struct LedgerEntry {
     pub reserved_unix_us: u64,
     /// When it was settled, in microseconds since 1970.
     pub settled_unix_us: u64,
+}
+
+/// A settled request with what was kept for its receipt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The numbers.
+    pub entry: LedgerEntry,
+    /// As it was given with the settlement.
+    pub evidence: String,
 }
 
 /// What an account has used and has open. All sums are since the account began.

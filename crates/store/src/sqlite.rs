@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
-use base::{AccountId, Bytes, KeyId};
+use base::{AccountId, Bytes, KeyId, RequestId};
 use rusqlite::{Connection, OptionalExtension, Row};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -18,12 +18,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::{
-    Answer, AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, KeptDeployments, KeyInfo,
+    Answer, AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, Kept, KeptDeployments, KeyInfo,
     KeyUsage, LedgerEntry, OpenError, Outcome, Reservation, Settled, Settlement, Store, StoreError, Usage,
     WAIT_MAX,
 };
 use keys::KeyTable;
-use writer::Write;
+use writer::{Write, group};
 
 /// Writes that may wait. A group takes a few hundred microseconds for hundreds of writes, so a full queue means that
 /// the disk stands still; callers then wait for a place, and for [`WAIT_MAX`] at most.
@@ -215,6 +215,28 @@ impl Store for SqliteStore {
                        FROM ledger WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
             let after = i64::try_from(after).unwrap_or(i64::MAX);
             reader.prepare(sql)?.query_map((after, count), ledger_entry)?.collect()
+        }))
+    }
+
+    fn settled(&self, request: RequestId) -> Answer<'_, Option<Kept>> {
+        Box::pin(self.read(move |reader| {
+            let sql = "SELECT sequence, request, account, key, model, prompt_tokens, generated_tokens,
+                              refunded_tokens, outcome, reserved_unix_us, settled_unix_us, charged_micros, evidence
+                       FROM ledger WHERE request = ?1";
+            let kept = |row: &Row<'_>| Ok(Kept { entry: ledger_entry(row)?, evidence: row.get(12)? });
+            reader.query_row(sql, [request.to_string()], kept).optional()
+        }))
+    }
+
+    fn asked_as(&self, name: [u8; 32], since_unix_us: u64) -> Answer<'_, Option<[u8; 32]>> {
+        Box::pin(self.read(move |reader| {
+            let sql = "SELECT named FROM ledger WHERE named <> '' AND named >= ?1 AND named < ?2
+                       AND outcome = 'completed' AND settled_unix_us > ?3 ORDER BY sequence DESC LIMIT 1";
+            let first = group::hex(&name);
+            let since = i64::try_from(since_unix_us).unwrap_or(i64::MAX);
+            let found: Option<String> =
+                reader.query_row(sql, (&first, format!("{first}g"), since), |row| row.get(0)).optional()?;
+            Ok(found.and_then(|named| group::unhex(named.get(first.len()..)?)))
         }))
     }
 

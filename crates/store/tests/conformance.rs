@@ -11,7 +11,7 @@ use std::sync::Arc;
 use base::{AccountId, InstanceId, KeyId, RequestId};
 use store::{
     AuditEntry, DeploymentCall, DeploymentChange, DeploymentEvent, JOIN_TOKEN, KeptDeployment,
-    KeptDeployments, KeyInfo, KeyTerms, LedgerEntry, Outcome, Price, Reservation, Settled, Settlement,
+    KeptDeployments, KeyInfo, KeyTerms, LedgerEntry, Name, Outcome, Price, Reservation, Settled, Settlement,
     SqliteOptions, SqliteStore, Store, StoreError, Usage,
 };
 use sums::{
@@ -75,6 +75,8 @@ fn settlement(request: u128, prompt_tokens: u32, generated_tokens: u32) -> Settl
         generated_tokens,
         outcome: Outcome::Completed,
         at_unix_us: 2_000,
+        evidence: String::new(),
+        named: None,
     }
 }
 
@@ -303,6 +305,62 @@ async fn until(store: &impl Store, wanted: impl Fn(&Usage) -> bool) -> Usage {
     panic!("never came: {:?}", store.usage(ACCOUNT).await);
 }
 
+async fn what_a_receipt_says_and_a_requests_own_name_are_kept_across_restarts<F: Form>() {
+    let form = F::new();
+    let store = form.open(1).await;
+    let name = Name { name: [7; 32], body: [9; 32] };
+    let other = Name { name: [8; 32], body: [1; 32] };
+    for (request, named, outcome) in
+        [(1, name, Outcome::Completed), (2, other, Outcome::Failed), (3, other, Outcome::Cancelled)]
+    {
+        store.reserve(reservation(request, ACCOUNT)).await.expect("there is room");
+        let evidence = format!("{{\"of\": {request}}}");
+        let end = Settlement { evidence, named: Some(named), outcome, ..settlement(request, 5, 6) };
+        store.settle(end).await.expect("it is open");
+    }
+    // What was answered is there after a crash.
+    let form = form.crash();
+    let store = form.open(2).await;
+    let kept = store.settled(RequestId(1)).await.expect("it reads").expect("it was settled");
+    assert_eq!((kept.entry.generated_tokens, kept.evidence.as_str()), (6, "{\"of\": 1}"));
+    assert_eq!(store.settled(RequestId(99)).await.expect("it reads"), None);
+    assert_eq!(store.asked_as(name.name, 0).await.expect("it reads"), Some(name.body));
+    // Settled at 2,000; and what was not completed may be asked again under its name.
+    assert_eq!(store.asked_as(name.name, 2_000).await.expect("it reads"), None);
+    assert_eq!(store.asked_as(other.name, 0).await.expect("it reads"), None);
+}
+
+async fn a_clock_that_jumps_changes_no_sum<F: Form>() {
+    let mut form = F::new();
+    let mut rng = base::Rng::new(3);
+    let mut made = 0;
+    // The wall clock of each life, and of each write in it, is anywhere: 1970, the far future, back again.
+    for life in 0..8u128 {
+        let anywhere = |rng: &mut base::Rng| [0, 1, u64::MAX, rng.next_u64()][rng.below(4) as usize];
+        let store = form.open(anywhere(&mut rng)).await;
+        for n in 0..20 {
+            let request = life * 100 + n;
+            let at_unix_us = anywhere(&mut rng);
+            store.reserve(Reservation { at_unix_us, ..reservation(request, ACCOUNT) }).await.expect("room");
+            made += 1;
+            if rng.below(3) > 0 {
+                let end = Settlement { at_unix_us: anywhere(&mut rng), ..settlement(request, 10, 20) };
+                store.settle(end).await.expect("it is open");
+            }
+        }
+        form = form.crash();
+    }
+    let store = form.open(1).await;
+    let entries = whole_ledger(&*store).await;
+    assert_eq!(entries.len(), made);
+    let usage = store.usage(ACCOUNT).await.expect("it reads");
+    let charged: u64 =
+        entries.iter().map(|e| u64::from(e.prompt_tokens) + u64::from(e.generated_tokens)).sum();
+    assert_eq!((usage.requests, usage.reserved_tokens), (made as u64, 0));
+    assert_eq!(usage.prompt_tokens + usage.generated_tokens, charged);
+    assert_eq!(charged + usage.refunded_tokens, made as u64 * reservation(0, ACCOUNT).tokens());
+}
+
 async fn what_operators_did_is_kept_in_order_across_restarts<F: Form>() {
     let form = F::new();
     let store = form.open(1).await;
@@ -409,6 +467,8 @@ macro_rules! forms {
             a_caller_who_goes_before_the_answer_leaves_nothing_reserved,
             sums_are_conserved_under_many_callers_and_a_crash_at_any_point,
             ten_thousand_orders_of_events_conserve_every_sum_across_crashes,
+            what_a_receipt_says_and_a_requests_own_name_are_kept_across_restarts,
+            a_clock_that_jumps_changes_no_sum,
             what_operators_did_is_kept_in_order_across_restarts,
             deployments_are_kept_whole_or_not_at_all_with_history_placements_and_the_largest_epoch,
         })*

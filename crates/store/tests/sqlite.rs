@@ -30,6 +30,8 @@ fn settlement(request: u128) -> Settlement {
         generated_tokens: 20,
         outcome: Outcome::Completed,
         at_unix_us: 2_000,
+        evidence: String::new(),
+        named: None,
     }
 }
 

@@ -58,6 +58,9 @@ pub struct Finish {
     /// The stop text that ended it, as a place among those of the job, where one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_text: Option<u32>,
+    /// The machine's Ed25519 signature over [`crate::receipt::AttemptUsage::statement`], base64: its half of the receipt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage_signature: Option<String>,
 }
 
 /// Why an answer ended.

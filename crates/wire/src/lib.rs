@@ -17,8 +17,10 @@ pub mod link;
 pub mod ollama;
 pub mod openai;
 mod reader;
+pub mod receipt;
 pub mod request;
 pub mod step;
+pub mod trace;
 
 pub use fields::RequestError;
 pub use reader::DecodeError;

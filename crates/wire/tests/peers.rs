@@ -305,7 +305,7 @@ prop_compose! {
     ) -> Drawn<Job> {
         let (request, model) = (base::RequestId(request), base::ModelName::new(model));
         let ask =
-            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false };
+            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false, trace: None };
         Drawn(Job { ask, prompt, generated }, Job::encode)
     }
 }
@@ -328,6 +328,7 @@ prop_compose! {
             prefill_us: spans[1],
             decode_us: spans[2],
             stop_text: None,
+            usage_signature: None,
         }
     }
 }

@@ -88,3 +88,31 @@ test("a message answers, streams and calls tools", async () => {
   const counted = await claude.messages.countTokens({ model, messages });
   assert.ok(counted.input_tokens > 0);
 });
+
+test("a message that is aborted ends", async () => {
+  const stream = claude.messages.stream({ model, messages, max_tokens: 7000 });
+  let pieces = 0;
+  stream.on("text", () => {
+    if (++pieces === 3) stream.abort();
+  });
+  await stream.done().catch((error) => assert.ok(error instanceof Anthropic.APIUserAbortError));
+  assert.ok(pieces < 7000);
+});
+
+test("a fleet that is full says so, and the clients' own retries get through", async () => {
+  const [url, apiKey] = [process.env.PHALANX_TIGHT_URL, process.env.PHALANX_TIGHT_KEY];
+  const asked = { model, messages, max_tokens: 60 };
+  const clients = (maxRetries) => {
+    const one = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries });
+    const other = new Anthropic({ baseURL: url, apiKey, maxRetries });
+    return [() => one.chat.completions.create({ ...asked, ignore_eos: true }), () => other.messages.create(asked)];
+  };
+  const [ask, tell] = clients(0);
+  const refused = (await Promise.allSettled([ask(), ask(), ask(), ask(), ask(), tell(), tell(), tell()]))
+    .filter((one) => one.status === "rejected")
+    .map((one) => one.reason);
+  assert.ok(refused.length > 0 && refused.every((error) => error.status === 429));
+  const [askAgain, tellAgain] = clients(40);
+  const answers = await Promise.all([askAgain(), askAgain(), askAgain(), tellAgain(), tellAgain(), tellAgain()]);
+  assert.equal(answers.length, 6);
+});

@@ -1,7 +1,10 @@
 """The official `anthropic` client against a running fleet: nothing changed but base URL and key."""
 
+import concurrent.futures
+
 import anthropic
 import pytest
+from conftest import fleet
 
 HELLO = [{"role": "user", "content": "Hello! Who are you?"}]
 SCHEMA = {
@@ -117,3 +120,35 @@ def test_errors_are_typed_and_named(served, claude, model):
     stranger = anthropic.Anthropic(base_url=served["url"], api_key="sk-phx-wrong", max_retries=0)
     with pytest.raises(anthropic.AuthenticationError):
         stranger.models.list()
+
+
+def test_a_stream_that_is_closed_ends_its_work(claude, model):
+    asked = {"model": model, "max_tokens": 7000, "messages": HELLO}
+    with claude.messages.create(**asked, stream=True) as stream:
+        for event in stream:
+            if event.type == "content_block_delta":
+                break
+    # The place is free again: a whole answer comes long before the other would have ended.
+    assert claude.messages.create(model=model, max_tokens=8, messages=HELLO).content
+
+
+def test_overload_is_an_honest_429_and_the_clients_own_retries_get_through(tmp_path):
+    with fleet(tmp_path, "--providers", "1", "--batch-max", "1", "--set", "pool.queue_max=1") as ready:
+        impatient = anthropic.Anthropic(base_url=ready["url"], api_key=ready["key"], max_retries=0)
+        patient = anthropic.Anthropic(base_url=ready["url"], api_key=ready["key"], max_retries=40)
+        model = patient.models.list().data[0].id
+
+        def ask(client):
+            return client.messages.create(model=model, max_tokens=100, messages=HELLO)
+
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            refused = []
+            for future in [pool.submit(ask, impatient) for _ in range(12)]:
+                try:
+                    future.result()
+                except anthropic.RateLimitError as error:
+                    refused.append(error)
+            assert refused, "twelve at once do not fit into one slot and a queue of one"
+            assert all(float(error.response.headers["retry-after"]) > 0 for error in refused)
+            answers = [f.result() for f in [pool.submit(ask, patient) for _ in range(8)]]
+        assert all(a.usage.output_tokens > 0 for a in answers)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import fleet
 
 HERE = pathlib.Path(__file__).parent.parent / "node"
 PATIENCE_S = 300
@@ -20,7 +21,8 @@ def test_the_node_clients_work(served, tmp_path):
     install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "--ignore-scripts"]
     subprocess.run(install, cwd=folder, check=True, timeout=PATIENCE_S)
     env = {**os.environ, "PHALANX_URL": served["url"], "PHALANX_KEY": served["key"]}
-    done = subprocess.run(
-        ["node", "--test", "clients.test.js"], cwd=folder, env=env, timeout=PATIENCE_S, capture_output=True, text=True
-    )
+    with fleet(tmp_path, "--providers", "1", "--batch-max", "1", "--set", "pool.queue_max=1") as tight:
+        env |= {"PHALANX_TIGHT_URL": tight["url"], "PHALANX_TIGHT_KEY": tight["key"]}
+        node = ["node", "--test", "clients.test.js"]
+        done = subprocess.run(node, cwd=folder, env=env, timeout=PATIENCE_S, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -101,3 +101,11 @@ def test_a_client_without_a_key_is_served_where_the_operator_says_so(tmp_path):
         assert bare.chat(model=model, messages=HELLO, options={"num_predict": 4}).eval_count > 0
         with pytest.raises(ollama.ResponseError):
             ollama.Client(host=ready["url"], headers={"Origin": "https://example.com"}).list()
+
+
+def test_a_stream_that_is_closed_ends_its_work(llama, model):
+    stream = llama.generate(model=model, prompt="Tell me a story.", stream=True, options={"num_predict": 7000})
+    next(stream)
+    stream.close()
+    # The place is free again: a whole answer comes long before the other would have ended.
+    assert llama.generate(model=model, prompt="Hello!", options={"num_predict": 8}).done

@@ -22,9 +22,9 @@ def shorten(schema):
             shorten(one)
     elif isinstance(schema, dict):
         if schema.get("type") == "string" and not {"pattern", "enum", "format", "maxLength"} & schema.keys():
-            schema["maxLength"] = 120
+            schema["maxLength"] = 48
         if schema.get("type") == "array":
-            schema.setdefault("maxItems", 8)
+            schema.setdefault("maxItems", 4)
         for one in schema.values():
             shorten(one)
 

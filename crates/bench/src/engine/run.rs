@@ -105,6 +105,7 @@ impl Bench {
             deadline_us: 0,
             constraint: None,
             special_tokens: false,
+            trace: None,
         };
         self.attempts += 1;
         let (sender, receiver) = sync_channel(start.max_tokens as usize + 4);

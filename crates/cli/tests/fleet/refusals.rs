@@ -108,3 +108,23 @@ async fn a_revoked_key_opens_nothing_and_a_plain_key_does_not_operate() {
     assert!(revoke.unwrap().status().is_success());
     assert_eq!(app.get("/v1/models").await["error"]["code"], "invalid_api_key");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_fits_in_no_message_to_a_machine_is_refused_with_both_numbers() {
+    let coordinator = coordinator(&["--set", "uplink.data_bytes_max=65536"]);
+    let api = Api::of(&coordinator);
+    let _one = provider(&api.url, coordinator.ready("join_token"), "one", &[]).start();
+    api.await_eligible(1).await;
+    let mut body = turn("Hello!", 4);
+    let schema = json!({"type": "string", "maxLength": 3, "description": "x".repeat(80_000)});
+    body["response_format"] =
+        json!({"type": "json_schema", "json_schema": {"name": "large", "schema": schema}});
+    let answer = api.post("/v1/chat/completions", &body).await;
+    let status = answer.status();
+    let answer: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(status, 413, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("uplink.data_bytes_max") && message.contains("64"), "{message}");
+    // One request failed, and nothing else.
+    assert_eq!(api.ask("Hello!", 4).await.0, 200);
+}

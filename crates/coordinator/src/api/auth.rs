@@ -70,8 +70,12 @@ pub(super) async fn asker(core: &Core, from: Caller) -> Result<KeyInfo, Problem>
 /// The key of a call that reads what operators see.
 pub(super) async fn reader(core: &Core, headers: &HeaderMap) -> Result<KeyInfo, Problem> {
     let key = caller(core, Caller::of_headers(headers)).await?;
-    let may = key.terms.scopes.contains(&Scope::Read) || (key.admin && key.terms.scopes.is_empty());
-    if may { Ok(key) } else { Err(Problem::NotAdmin) }
+    if is_reader(&key) { Ok(key) } else { Err(Problem::NotAdmin) }
+}
+
+/// Whether a key may read what operators see.
+pub(super) fn is_reader(key: &KeyInfo) -> bool {
+    key.terms.scopes.contains(&Scope::Read) || (key.admin && key.terms.scopes.is_empty())
 }
 
 /// Whether its time is over.

@@ -10,10 +10,12 @@ use bytes::Bytes;
 use store::KeyInfo;
 use tokio::sync::OwnedSemaphorePermit;
 use wire::RequestError;
+use wire::trace::TraceContext;
 
 use crate::core::Core;
 use crate::problem::Problem;
 use crate::segments::{Segment, Timings};
+use crate::tracing_of::Tracing;
 
 /// Bodies up to here are parsed where they are (a few tens of microseconds); longer ones away from the threads that
 /// serve connections.
@@ -54,6 +56,7 @@ pub(super) struct Call {
     pub(super) resume: Resume,
     /// The caller's name for this request, and the hash of its body: a retry is told by them.
     pub(super) idempotency: Option<(String, [u8; 32])>,
+    pub(super) trace: Option<Tracing>,
     pub(super) timings: Timings,
     pub(super) arrived: Instant,
     pub(super) place: OwnedSemaphorePermit,
@@ -117,7 +120,20 @@ impl Call {
             Problem::Busy { running: max - core.places.available_permits().min(max), max }
         })?;
         let (idempotency, timings) = (idempotency(headers)?, Timings::default());
-        Ok(Self { request, api, key, deadline, failover, resume, idempotency, timings, arrived, place })
+        let trace = core.tracing_of(request, headers);
+        Ok(Self {
+            request,
+            api,
+            key,
+            deadline,
+            failover,
+            resume,
+            idempotency,
+            trace,
+            timings,
+            arrived,
+            place,
+        })
     }
 
     /// The same call's place for one of several prompts.
@@ -134,6 +150,13 @@ impl Call {
             failover: self.failover,
             resume: Resume::Off,
             idempotency: None,
+            trace: self.trace.clone().map(|trace| Tracing {
+                at: TraceContext {
+                    span: if trace.records { core.span_id() } else { trace.at.span },
+                    ..trace.at
+                },
+                ..trace
+            }),
             timings: self.timings.clone(),
             arrived: self.arrived,
             place,

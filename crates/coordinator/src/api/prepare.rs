@@ -8,7 +8,7 @@ use base::{AccountId, ModelName, RequestId, Tokens};
 use fleet::Refusal;
 use model::kit::OpenKit;
 use serde_json::{Value, json};
-use store::KeyInfo;
+use store::{KeyInfo, Name};
 use tokio::sync::mpsc;
 use wire::RequestError;
 use wire::job::{Ask, Constraint, Sampling};
@@ -20,6 +20,7 @@ use super::prompt::{Asked, tokens};
 use super::reader::Reading;
 use super::stream::Said;
 use super::tools::{Form, Manner};
+use crate::clock::unix_us;
 use crate::core::Core;
 use crate::dispatch::{Event, Work, serve};
 use crate::limits::Wanted;
@@ -30,6 +31,9 @@ use crate::streams::{Keep, Named};
 
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
+
+/// How long a caller's own name for a request stands for what was paid: a day, as such keys are held elsewhere.
+const PAID_FOR_US: u64 = 24 * 3600 * 1_000_000;
 
 /// A request whose every answer is ready to be served.
 pub(super) struct Prepared {
@@ -167,7 +171,7 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     let key = call.key.clone();
     let mut works = shared.works(call, prompts, seed, manner.special_tokens)?;
     if let (Some(named), [work]) = (idempotency, works.as_mut_slice())
-        && let Some(back) = named_before(core, key.account, named, work)?
+        && let Some(back) = named_before(core, key.account, named, work).await?
     {
         resume = back;
     }
@@ -203,15 +207,31 @@ fn text_of(kit: &OpenKit, asked: &Asked) -> String {
 }
 
 /// Gives a work the caller's own name; where that name was used for the same body before, the way back to its answer.
-fn named_before(
+async fn named_before(
     core: &Arc<Core>,
     account: AccountId,
     (name, body): (String, [u8; 32]),
     work: &mut Work,
 ) -> Result<Option<Resume>, Problem> {
+    let mut hash = trust::Sha256::new();
+    hash.update(&account.0.to_be_bytes());
+    hash.update(name.as_bytes());
+    let kept = Name { name: hash.finish(), body };
     match core.streams.name(account, name, body, work.request) {
         Named::New => {
             work.keep.get_or_insert_with(|| Keep { shape: "".into(), to_the_end: false });
+            work.named = Some(kept);
+            // Its answer may be forgotten, or its coordinator gone: what was paid is in the ledger.
+            let since = unix_us().saturating_sub(PAID_FOR_US);
+            let asked = core.store.asked_as(kept.name, since).await;
+            let asked = asked.inspect_err(|_| core.streams.unname(work.request));
+            match asked.map_err(|error| super::accounts::failed(&error))? {
+                Some(before) if before != body => {
+                    core.streams.unname(work.request);
+                    return Err(Problem::IdempotencyReused);
+                }
+                before => work.paid = before.is_some(),
+            }
             Ok(None)
         }
         Named::Known(request) => {
@@ -310,6 +330,7 @@ impl Shared<'_> {
                     deadline_us: 0,
                     constraint: self.constraint.clone(),
                     special_tokens,
+                    trace: None,
                 };
                 works.push(self.work(call, ask, prompt.clone()));
             }
@@ -326,6 +347,9 @@ impl Shared<'_> {
             ask,
             prompt,
             vocabulary: self.vocabulary,
+            trace: call.trace,
+            named: None,
+            paid: false,
             price: self.core.prices.of(&self.served.name),
             allowance: None,
             deadline: call.deadline,

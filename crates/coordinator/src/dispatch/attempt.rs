@@ -68,6 +68,7 @@ impl Serving {
             return self.ended(instance, Outcome::Lost, "lost");
         };
         let id = self.core.attempt_id();
+        self.begin_evidence(&session, id);
         let capacity = self.capacity();
         let Some(receiving) = session.attempts.open(id, capacity) else {
             return self.ended(instance, Outcome::Lost, "lost");
@@ -122,6 +123,7 @@ impl Serving {
     fn seal(&mut self, session: &Arc<Session>, id: AttemptId) -> Result<(Bytes, Gate, Instant), AttemptEnd> {
         let start = Instant::now();
         let mut ask = self.work.ask.clone();
+        ask.trace = self.begin_span();
         ask.deadline_us = match self.core.config.requests.total_us_max {
             Micros::ZERO => 0,
             total => total.0.saturating_sub(Micros::from(self.work.arrived.elapsed()).0).max(1),
@@ -136,9 +138,9 @@ impl Serving {
         let (sealed, opener) = prepared.seal(id, &plain);
         let payload = frame::sealed_attempt(&sealed.encapsulated, &sealed.ciphertext);
         let bytes = frame::encode(FrameHeader::of_attempt(FrameKind::Attempt, id, 0), &payload);
-        if bytes.len() as u64 > self.core.config.uplink.data_bytes_max.0 {
-            let problem = Problem::Internal("the prompt does not fit in uplink.data_bytes_max: raise it");
-            return Err(AttemptEnd::Stop(Stop::failed(problem)));
+        let (length, max) = (base::Bytes(bytes.len() as u64), self.core.config.uplink.data_bytes_max);
+        if length > max {
+            return Err(AttemptEnd::Stop(Stop::failed(Problem::FrameTooLarge { bytes: length, max })));
         }
         let sealed = self.work.timings.since(Segment::Encrypt, start);
         let gate = Gate {
@@ -273,6 +275,7 @@ impl Serving {
             }
         }
         let finish = finish?;
+        self.sign_evidence(&finish);
         let first = flight.first.unwrap_or(flight.sealed);
         self.work.timings.since(Segment::Stream, first);
         // Its machine's word, within what it can be.
@@ -318,8 +321,9 @@ impl Serving {
     fn first_token(&mut self, flight: &Flight) {
         let now = flight.first.unwrap_or_else(Instant::now);
         let written = flight.receiving.shared.written.get().copied().unwrap_or(now).max(flight.sealed);
-        self.work.timings.add(Segment::Dispatch, written - flight.sealed);
-        self.work.timings.add(Segment::FirstToken, now.saturating_duration_since(written));
+        self.work.timings.add_from(Segment::Dispatch, flight.sealed, written - flight.sealed);
+        let first = now.saturating_duration_since(written);
+        self.work.timings.add_from(Segment::FirstToken, written, first);
         self.started = true;
     }
 

@@ -158,6 +158,7 @@ mod tests {
             prefill_us: 0,
             decode_us: 0,
             stop_text: None,
+            usage_signature: None,
         };
         let end = Chunk { finish: Some(finish), ..Chunk::default() };
         assert_eq!(pass(&mut sealer, &mut gate, &end, 0), None);

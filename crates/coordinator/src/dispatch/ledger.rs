@@ -6,12 +6,15 @@
 use std::sync::Arc;
 
 use base::RequestId;
-use store::{Outcome, Reservation, Settlement, StoreError};
+use store::{Name, Outcome, Reservation, Settlement, StoreError};
 use tokio::task::JoinHandle;
 
 use super::Work;
 use crate::clock::unix_us;
 use crate::core::Core;
+
+/// What is kept with a settlement: its receipt's evidence, and the caller's own name for the request.
+pub(super) type Kept = (String, Option<Name>);
 
 /// An open reservation.
 pub(super) struct Open {
@@ -63,23 +66,30 @@ impl Open {
     }
 
     /// Turns it into what was delivered. A failure is logged: the store itself tries again.
-    pub(super) async fn settle(mut self, prompt_tokens: u32, generated_tokens: u32, outcome: Outcome) {
+    pub(super) async fn settle(mut self, tokens: (u32, u32), outcome: Outcome, kept: Kept) {
         let reserved = self.durable().await;
         self.settled = true;
         // What was never written has nothing to give back.
         if reserved.is_ok() {
-            settle(&self.core, self.request, (prompt_tokens, generated_tokens), outcome).await;
+            settle(&self.core, self.request, tokens, (outcome, kept)).await;
         }
     }
 }
 
-async fn settle(core: &Core, request: RequestId, tokens: (u32, u32), outcome: Outcome) {
+async fn settle(
+    core: &Core,
+    request: RequestId,
+    tokens: (u32, u32),
+    (outcome, (evidence, named)): (Outcome, Kept),
+) {
     let settlement = Settlement {
         request,
         prompt_tokens: tokens.0,
         generated_tokens: tokens.1,
         outcome,
         at_unix_us: unix_us(),
+        evidence,
+        named,
     };
     if let Err(error) = core.store.settle(settlement).await {
         tracing::error!(%request, %error, "a settlement failed");
@@ -99,7 +109,7 @@ impl Drop for Open {
                 // Settled below either way: a settlement without a reservation is refused by the store.
                 let _ = task.await;
             }
-            settle(&core, request, (0, 0), Outcome::Failed).await;
+            settle(&core, request, (0, 0), (Outcome::Failed, Kept::default())).await;
         });
     }
 }

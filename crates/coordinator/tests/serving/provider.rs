@@ -330,6 +330,7 @@ pub(crate) fn end(count: u32, reason: FinishReason) -> Chunk {
         prefill_us: 1,
         decode_us: 1,
         stop_text: None,
+        usage_signature: None,
     };
     Chunk { first_index: count, finish: Some(finish), ..Chunk::default() }
 }

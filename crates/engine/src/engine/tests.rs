@@ -132,6 +132,7 @@ fn ask(script: u32) -> Job {
         deadline_us: 0,
         constraint: None,
         special_tokens: false,
+        trace: None,
     };
     Job { ask, prompt: vec![script], generated: Vec::new() }
 }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use base::AttemptId;
 use engine::Sink;
+use tokio::sync::mpsc;
 use trust::MachineKeys;
 use wire::chunk::Chunk;
 use wire::control::AttemptRefusal;
 use wire::frame::FrameKind;
 use wire::job::Job;
+use wire::trace::Span;
 
+use super::claim::Claim;
 use super::kept::Kept;
 use super::lane::Lane;
 use super::outbox::Outbox;
@@ -27,7 +30,9 @@ pub(crate) enum Declined {
 
 /// What a session takes attempts with.
 pub(crate) struct Intake<'a> {
-    pub(crate) keys: &'a MachineKeys,
+    pub(crate) keys: &'a Arc<MachineKeys>,
+    /// Where spans go, where anybody collects them.
+    pub(crate) spans: Option<&'a mpsc::Sender<Span>>,
     pub(crate) instances: &'a Instances,
     pub(crate) table: &'a Table,
     pub(crate) lane: &'a Arc<Lane>,
@@ -85,7 +90,8 @@ impl Intake<'_> {
                 return Err(refused(AttemptRefusal::WrongModel, format!("no instance of {asked:?} is here")));
             }
         };
-        let outbox = Outbox::new(attempt, self.lane, sealer, Kept::new(self.reoffer, self.credit));
+        let claim = Claim::new(self.keys, self.spans, attempt, &job);
+        let outbox = Outbox::new(attempt, self.lane, (sealer, claim), Kept::new(self.reoffer, self.credit));
         let flight = Flight { instance, engine: engine.clone(), outbox: Arc::clone(&outbox) };
         self.table.insert(attempt, flight);
         let sink = Box::new(AttemptSink { outbox: Arc::clone(&outbox) });

@@ -16,6 +16,7 @@ use wire::chunk::Chunk;
 use wire::control::{AttemptRefusal, FromProvider, KeptAttempt};
 use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 
+use super::claim::Claim;
 use super::kept::Kept;
 use super::lane::{Lane, Load, News, Parcel};
 
@@ -42,6 +43,7 @@ pub(crate) struct Outbox {
     inner: Mutex<Inner>,
     /// The writer's alone; apart from `inner` so that sealing never makes the engine's thread wait. Taken first.
     sealer: Mutex<ResponseSealer>,
+    claim: Claim,
 }
 
 struct Inner {
@@ -79,7 +81,12 @@ enum Phase {
 
 impl Outbox {
     /// `kept` says whether what is sent is kept to be sent again, and how far it may be sent.
-    pub(crate) fn new(attempt: AttemptId, lane: &Arc<Lane>, sealer: ResponseSealer, kept: Kept) -> Arc<Self> {
+    pub(crate) fn new(
+        attempt: AttemptId,
+        lane: &Arc<Lane>,
+        (sealer, claim): (ResponseSealer, Claim),
+        kept: Kept,
+    ) -> Arc<Self> {
         Arc::new(Self {
             attempt,
             inner: Mutex::new(Inner {
@@ -93,6 +100,7 @@ impl Outbox {
                 failure: None,
             }),
             sealer: Mutex::new(sealer),
+            claim,
         })
     }
 
@@ -238,7 +246,7 @@ impl Outbox {
             inner.queued = false;
             return (None, false);
         }
-        let Some(chunk) = inner.held.pop_front() else {
+        let Some(mut chunk) = inner.held.pop_front() else {
             inner.queued = false;
             let attempt = self.attempt;
             let parcel = inner.failure.take().map(|failure| {
@@ -262,6 +270,9 @@ impl Outbox {
         };
         drop(inner);
 
+        if let Some(finish) = &mut chunk.finish {
+            self.claim.sign(finish);
+        }
         let plain = Zeroizing::new(chunk.encode());
         wipe(chunk);
         if plain.len() + HEADER_BYTES + trust::TAG_BYTES > frame_bytes_max {

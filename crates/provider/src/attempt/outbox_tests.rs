@@ -11,6 +11,7 @@ struct Stage {
     outbox: Arc<Outbox>,
     opener: ResponseOpener,
     attempt: AttemptId,
+    keys: Arc<MachineKeys>,
 }
 
 impl Stage {
@@ -22,8 +23,24 @@ impl Stage {
             trust::open_attempt(&keys, attempt, &sealed.encapsulated, &sealed.ciphertext).unwrap();
         let lane = Lane::new();
         lane.limit(1 << 20);
-        let outbox = Outbox::new(attempt, &lane, sealer, Kept::new(true, None));
-        Self { lane, outbox, opener, attempt }
+        let ask = wire::job::Ask {
+            request: base::RequestId(7),
+            model: "tiny".into(),
+            max_tokens: 4096,
+            sampling: wire::job::Sampling::default(),
+            stop: Vec::new(),
+            ignore_stop_tokens: false,
+            logprobs: None,
+            deadline_us: 0,
+            constraint: None,
+            special_tokens: false,
+            trace: None,
+        };
+        let job = wire::job::Job { ask, prompt: vec![1, 2, 3], generated: Vec::new() };
+        let keys = Arc::new(keys);
+        let claim = Claim::new(&keys, None, attempt, &job);
+        let outbox = Outbox::new(attempt, &lane, (sealer, claim), Kept::new(true, None));
+        Self { lane, outbox, opener, attempt, keys }
     }
 
     fn assert_silent(&mut self) {
@@ -69,6 +86,7 @@ fn finish(index: u32) -> Chunk {
         prefill_us: 0,
         decode_us: 0,
         stop_text: None,
+        usage_signature: None,
     };
     Chunk { first_index: index, finish: Some(finish), ..Chunk::default() }
 }
@@ -89,7 +107,24 @@ fn tokens_that_pile_up_behind_a_slow_link_are_sent_together_and_none_is_lost() {
     assert_eq!(tokens, (100..300).collect::<Vec<_>>());
     let text: String = first.iter().chain(&rest).map(|c| c.text.clone()).collect();
     assert_eq!(text, (0..200).map(|i| format!("{i} ")).collect::<String>());
-    assert!(rest.last().unwrap().finish.is_some());
+    // What its machine signs is what it sent.
+    let signature = rest.last().unwrap().finish.as_ref().unwrap().usage_signature.clone().unwrap();
+    let served = wire::receipt::AttemptUsage {
+        attempt: stage.attempt,
+        machine: stage.keys.machine(),
+        signing_key: String::new(),
+        prompt_tokens: 3,
+        first_index: 0,
+        generated_tokens: 200,
+        signature: None,
+    };
+    let signature = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, signature).unwrap();
+    let signed = |served: &wire::receipt::AttemptUsage| {
+        let statement = served.statement(base::RequestId(7), &"tiny".into());
+        trust::verify(&stage.keys.signing_key(), &statement, &signature).is_ok()
+    };
+    assert!(signed(&served));
+    assert!(!signed(&wire::receipt::AttemptUsage { generated_tokens: 201, ..served }));
 }
 
 #[test]

@@ -52,6 +52,7 @@ impl Provider {
         };
         let intake = Intake {
             keys: &self.identity.keys,
+            spans: self.spans.as_ref(),
             instances: &self.instances,
             table: &self.table,
             lane: session.lane(),

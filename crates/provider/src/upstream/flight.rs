@@ -179,6 +179,7 @@ impl Answer {
             prefill_us: us(first.duration_since(self.began)),
             decode_us: us(first.elapsed()),
             stop_text: None,
+            usage_signature: None,
         };
         self.sink.deliver(Chunk { first_index: self.generated, finish: Some(finish), ..Chunk::default() });
     }

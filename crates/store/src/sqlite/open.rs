@@ -18,7 +18,7 @@ use crate::{KeyInfo, KeyTerms, OpenError, StoreError};
 const APPLICATION_ID: i64 = 0x5048_4c58;
 
 /// Each brings a file from its index to the next schema. Never changed once released, only added to.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     concat!(
         "BEGIN IMMEDIATE;",
         include_str!("schema.sql"),
@@ -26,6 +26,7 @@ const MIGRATIONS: [&str; 3] = [
     ),
     concat!("BEGIN IMMEDIATE;", include_str!("accounts.sql"), "PRAGMA user_version = 2; COMMIT;"),
     concat!("BEGIN IMMEDIATE;", include_str!("deployments.sql"), "PRAGMA user_version = 3; COMMIT;"),
+    concat!("BEGIN IMMEDIATE;", include_str!("receipts.sql"), "PRAGMA user_version = 4; COMMIT;"),
 ];
 
 /// Requests that were open when an earlier run ended are over: charged nothing, given back whole.
@@ -51,7 +52,7 @@ const SETTLE_LOST: [&str; 4] = [
 const CHECKED_BYTES_MAX: u64 = 64 << 20;
 
 /// The smallest page count that SQLite can hold the schema in.
-const PAGES_MIN: u64 = 16;
+const PAGES_MIN: u64 = 32;
 const PAGE_BYTES: u64 = 4096;
 
 /// How long to wait for another process's lock. Nobody else writes, so only a database tool can hold one.

@@ -4,7 +4,7 @@
 //! on others), and it costs the same for one row and for five hundred. While a group is being written the next one
 //! gathers by itself, so no timer is needed (`benches/reserve.rs`).
 
-mod group;
+pub(super) mod group;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -82,6 +82,8 @@ impl Drop for Unclaimed {
             generated_tokens: 0,
             outcome: Outcome::Cancelled,
             at_unix_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX).max(reserved_at),
+            evidence: String::new(),
+            named: None,
         };
         let (reply, _nobody) = oneshot::channel();
         if let Err(TrySendError::Full(write)) = writes.try_send(Write::Settle { settlement, reply }) {

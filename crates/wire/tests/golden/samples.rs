@@ -215,6 +215,7 @@ pub(crate) fn job() -> Job {
         deadline_us: 30_000_000,
         constraint: None,
         special_tokens: false,
+        trace: None,
     };
     Job { ask, prompt: vec![1, 2, 3, 65_536], generated: vec![4, u32::MAX] }
 }
@@ -232,6 +233,7 @@ pub(crate) fn plain_job() -> Job {
         deadline_us: 0,
         constraint: None,
         special_tokens: false,
+        trace: None,
     };
     Job { ask, prompt: vec![1], generated: Vec::new() }
 }
@@ -266,6 +268,7 @@ pub(crate) fn chunks() -> Vec<(&'static str, Chunk)> {
         prefill_us: 2_000,
         decode_us: 30_000,
         stop_text: None,
+        usage_signature: None,
     };
     let logprob = TokenLogprob {
         token: 300,
@@ -286,7 +289,15 @@ pub(crate) fn chunks() -> Vec<(&'static str, Chunk)> {
                 tokens: vec![300],
                 text: String::new(),
                 logprobs: Some(vec![logprob]),
-                finish: Some(Finish { reason: FinishReason::Length, cached_tokens: 0, ..finish }),
+                finish: Some(Finish { reason: FinishReason::Length, cached_tokens: 0, ..finish.clone() }),
+            },
+        ),
+        (
+            "signed",
+            Chunk {
+                first_index: 9,
+                finish: Some(Finish { usage_signature: Some("c2lnbmVk".to_owned()), ..finish }),
+                ..Chunk::default()
             },
         ),
     ]

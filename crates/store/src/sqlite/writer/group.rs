@@ -61,7 +61,8 @@ pub(super) const RESERVE: &str = "INSERT INTO reservations
 pub(super) const RELEASE: &str = "DELETE FROM reservations WHERE request = ?1";
 pub(super) const ENTER: &str = "INSERT INTO ledger
     (request, account, key, model, prompt_tokens, generated_tokens, refunded_tokens, outcome, reserved_unix_us,
-     settled_unix_us, charged_micros) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+     settled_unix_us, charged_micros, evidence, named)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
 pub(super) const ADD_UP: &str = "INSERT INTO usage
     (account, requests, prompt_tokens, generated_tokens, refunded_tokens, reserved_tokens, charged_micros)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -118,6 +119,8 @@ impl Group {
                     whole(r.at_unix_us),
                     whole(s.at_unix_us),
                     whole(ending.charged_micros()),
+                    s.evidence,
+                    s.named.map_or_else(String::new, |n| hex(&n.name) + &hex(&n.body)),
                 ])?;
             }
             let mut add_up = transaction.prepare_cached(ADD_UP)?;
@@ -178,4 +181,21 @@ impl Group {
 /// SQLite's integers are signed: what does not fit (a time beyond the year 292,000) is kept as the last that does.
 pub(in crate::sqlite) fn whole(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A hash as text, as the file has it.
+pub(crate) fn hex(hash: &[u8; 32]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The hash that `text` shows; nothing where it is something else.
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut out = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (at, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(out)
 }
