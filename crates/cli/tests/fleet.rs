@@ -6,6 +6,8 @@
 mod api;
 #[path = "fleet/chaos.rs"]
 mod chaos;
+#[path = "fleet/deployments.rs"]
+mod deployments;
 #[path = "fleet/explained.rs"]
 mod explained;
 #[path = "fleet/group_faults.rs"]
