@@ -12,6 +12,7 @@ pub mod group;
 mod machine;
 pub mod place;
 pub mod ranks;
+pub mod reconcile;
 pub mod route;
 pub mod scenarios;
 mod spread;

@@ -21,6 +21,8 @@ pub(crate) enum Verb {
     Route(bench::route::Options),
     /// Where models go: the time that a plan takes, for 10,000 machines, and for the best group of 64.
     Place(bench::place::Options),
+    /// A deployment whose machines and coordinator are killed: how long until it is placed again, and serves.
+    Reconcile(bench::reconcile::Options),
 }
 
 pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
@@ -32,6 +34,7 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Gateway(options) => bench::gateway::run(options).await?,
         Verb::StandIn(options) => bench::gateway::stand_in(options).await?,
         Verb::Route(options) => tokio::task::spawn_blocking(move || bench::route::run(&options)).await??,
+        Verb::Reconcile(options) => bench::reconcile::run(options).await?,
         Verb::Place(options) => tokio::task::spawn_blocking(move || bench::place::run(&options)).await??,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -42,6 +42,9 @@ const ANSWER_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
 /// Models that were asked for and that no instance serves, counted as demand.
 const TURNED_AWAY_MAX: usize = 1024;
 
+/// Models whose deployments were deleted that are remembered.
+const OVER_MAX: usize = 1024;
+
 /// What somebody wants of the task.
 pub(crate) enum Command {
     /// A change.
@@ -96,6 +99,8 @@ pub(crate) struct Deployments {
     told: RwLock<Told>,
     /// Models that deployments want.
     models: RwLock<BTreeSet<String>>,
+    /// Models that they wanted, and none does any more.
+    over: RwLock<BTreeSet<String>>,
     /// Requests for them while there was nothing to serve them.
     turned_away: Mutex<HashMap<String, u64>>,
 }
@@ -110,6 +115,7 @@ impl Default for Deployments {
             look: Notify::new(),
             told: RwLock::default(),
             models: RwLock::default(),
+            over: RwLock::default(),
             turned_away: Mutex::default(),
         }
     }
@@ -138,6 +144,11 @@ impl Deployments {
             *turned_away.entry(name.to_owned()).or_default() += 1;
         }
         true
+    }
+
+    /// Whether the last deployment of `model` was deleted: nothing that serves it is waited for.
+    pub(crate) fn is_over(&self, model: &ModelName) -> bool {
+        self.over.read().contains(model.as_str())
     }
 
     /// Something came in: the task looks.
@@ -194,7 +205,16 @@ impl Deployments {
         }
         *self.told.write() = told;
         let models = controller.deployments().map(|(_, deployment)| deployment.spec.model.clone());
-        *self.models.write() = models.collect();
+        let models: BTreeSet<String> = models.collect();
+        let before = std::mem::replace(&mut *self.models.write(), models.clone());
+        if before != models {
+            let mut over = self.over.write();
+            over.extend(before);
+            over.retain(|model| !models.contains(model));
+            while over.len() > OVER_MAX {
+                over.pop_first();
+            }
+        }
     }
 }
 

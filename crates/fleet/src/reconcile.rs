@@ -402,7 +402,9 @@ impl Controller {
         if self.mode != Mode::Off && (self.changed || self.now >= self.next_plan) {
             self.changed = false;
             self.next_plan = self.now + PLAN_EVERY;
-            self.follow_plan(world, effects);
+            if !self.is_empty() {
+                self.follow_plan(world, effects);
+            }
         }
         if self.mode == Mode::Enforce {
             self.renew_outdated(effects);
@@ -410,12 +412,18 @@ impl Controller {
         self.say_conditions(effects);
     }
 
-    /// When time alone changes something, at the latest.
+    /// When time alone changes something, at the latest. What is due and waits for something else is no reason to look.
     pub fn next_deadline(&self) -> Micros {
+        let planned = if self.mode == Mode::Off { self.now + PLAN_EVERY } else { self.next_plan };
         let retries = self.instances.values().filter_map(Instance::next_deadline);
         let away = self.machines.values().filter_map(|known| known.next_deadline(self.now));
-        let planned = self.next_plan.max(self.now + Micros::from_millis(1));
-        retries.chain(away).chain([planned]).min().unwrap_or(planned)
+        let next = retries.chain(away).filter(|at| *at > self.now).min();
+        next.unwrap_or(planned).min(planned).max(self.now + Micros::from_millis(1))
+    }
+
+    /// Whether there is nothing to plan: nothing is wanted, and nothing is there.
+    fn is_empty(&self) -> bool {
+        self.deployments.is_empty() && self.instances.is_empty()
     }
 }
 

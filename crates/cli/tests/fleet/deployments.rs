@@ -126,10 +126,8 @@ async fn models_are_placed_moved_changed_and_deleted_and_nobody_elses_requests_f
     let api = Api::of(&coordinator);
     let token = coordinator.ready("join_token");
     let names = ["one", "two", "three", "four"];
-    let mut fleet: Vec<Started> = names
-        .iter()
-        .map(|name| managed(&api, token, name, folder.path(), "64MiB").start())
-        .collect();
+    let mut fleet: Vec<Started> =
+        names.iter().map(|name| managed(&api, token, name, folder.path(), "64MiB").start()).collect();
     let _tiny = managed(&api, token, "tiny", folder.path(), "1MiB").start();
 
     // A file with two deployments; saying it again changes nothing.
@@ -167,7 +165,10 @@ async fn models_are_placed_moved_changed_and_deleted_and_nobody_elses_requests_f
 
     // Other terms, one machine after the other; then fewer; then none.
     let alpha = Asker::of(&api, "alpha");
-    deploy(&api, &["apply", "--name", "a", "--model", "alpha", "--replicas", "2", "--context", "256", "--wait"]);
+    deploy(
+        &api,
+        &["apply", "--name", "a", "--model", "alpha", "--replicas", "2", "--context", "256", "--wait"],
+    );
     alpha.ended().await;
     deploy(&api, &["scale", "a", "1"]);
     eventually(&api, "a", "one instance", |now| machines(now).len() == 1).await;
@@ -263,7 +264,9 @@ async fn two_machines_hold_one_model_together_lose_one_and_stand_again() {
     let at = ["one", "two", "three"].iter().position(|name| *name == lost).unwrap();
     let _stopped = fleet.remove(at).kill();
     eventually(&api, "a", "other machines", |now| {
-        machines(now).len() == 2 && !machines(now).contains(&lost) && condition(now, "Ready")["status"] == "True"
+        machines(now).len() == 2
+            && !machines(now).contains(&lost)
+            && condition(now, "Ready")["status"] == "True"
     })
     .await;
     assert_eq!(ask(&api, "alpha").await, 200);

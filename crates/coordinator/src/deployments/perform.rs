@@ -53,8 +53,7 @@ impl Writer {
                     }
                     let drain_us = drains.get(&instance).copied().unwrap_or(0);
                     // Held alone, or as a rank of a group that nobody here knows: whichever it is not is no news there.
-                    let group =
-                        FromCoordinator::UnassignGroup { instance, epoch, reason: reason.clone() };
+                    let group = FromCoordinator::UnassignGroup { instance, epoch, reason: reason.clone() };
                     self.say(machine, group);
                     let unassignment = Unassignment { instance, epoch, reason, drain_us };
                     self.say(machine, FromCoordinator::Unassign(unassignment));

@@ -36,12 +36,19 @@ impl Serving {
     /// while.
     pub(super) async fn strand(&mut self, refusal: &Refusal) -> Result<(), Stop> {
         let since = *self.stranded.get_or_insert_with(Instant::now);
-        let cured = !matches!(refusal, Refusal::AttemptsFailed { .. } | Refusal::TooLong { .. });
+        // What an operator deleted does not come back (D5).
+        let over = matches!(refusal, Refusal::NoServingPath)
+            && self.core.deployments.is_over(&self.work.served.name);
+        let cured = !over && !matches!(refusal, Refusal::AttemptsFailed { .. } | Refusal::TooLong { .. });
         if !cured || since.elapsed() >= span(self.core.config.requests.stranded_us) {
             if !self.started {
                 return Err(Stop::failed(Problem::Refused(*refusal)));
             }
-            let detail = "its machine was lost, and no other can go on with it";
+            let detail = if over {
+                "the model's deployment was deleted"
+            } else {
+                "its machine was lost, and no other can go on with it"
+            };
             return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
         }
         let pause = tokio::time::sleep(STRANDED_PAUSE);
