@@ -138,7 +138,7 @@ impl Batch {
         self.plan_prefill(now, pace.prefill_beside_decode, &next_time, &mut plan);
         self.plan_guesses(pace, &mut plan);
         plan.tokens = plan.spans.iter().map(|span| span.count).sum();
-        plan.wipe = self.pages.drain_wipes();
+        plan.wipe = self.wipes_for(&plan.spans);
         plan.paused = self.sequences.values().any(Sequence::paused);
         plan.next_deadline =
             self.sequences.values().filter_map(|s| s.expires(self.limits.pause_us_max)).min();
@@ -252,6 +252,16 @@ impl Batch {
             }
         }
         load
+    }
+
+    /// The pages to wipe before `spans` are computed.
+    fn wipes_for(&mut self, spans: &[Span]) -> Vec<u32> {
+        let page_tokens = self.limits.page_tokens as usize;
+        let written = spans.iter().flat_map(|span| {
+            let range = span.start / page_tokens..self.limits.pages_for(span.start + span.count);
+            self.sequences[&span.order].pages[range].iter().copied()
+        });
+        self.pages.wipes_for(written)
     }
 
     fn running(&self) -> usize {

@@ -20,8 +20,8 @@
 //!   several tokens then, and is the same.
 //! - **A paused sequence** (its reader is slow) holds up nobody: it is skipped, and gives up place and pages when
 //!   another needs them.
-//! - **Pages are wiped** before they belong to anyone else: [`Plan::wipe`] and [`Batch::drain_wipes`] name them. The one
-//!   exception is the reuse of a whole page by a sequence that has exactly the same tokens up to its end.
+//! - **Pages are wiped** before anyone else's tokens are in them, a few in each step: [`Plan::wipe`] names them, and
+//!   [`Batch::drain_wipes`] the rest where there is nothing to compute. The one exception is the reuse of a whole page by a sequence that has exactly the same tokens up to its end.
 
 #![forbid(unsafe_code)]
 

@@ -1,12 +1,16 @@
 //! Who holds which page of the KV cache.
 //!
-//! A page's life: *free* (wiped, or about to be by the current wipe list), *held* by one or more sequences, *kept* (held
+//! A page's life: *free* (wiped, or to be wiped before it is written again), *held* by one or more sequences, *kept* (held
 //! by none, still found by its tokens, least recently used first out), and free again. It is wiped on its way from held
 //! or kept to free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::prefix::{NodeId, PrefixIndex};
+
+/// Pages wiped in a step beyond those that it writes. A long prompt takes hundreds of pages at once, and a page of a large
+/// model is a megabyte: to wipe them all in one step would hold up running streams for as long as several steps.
+const WIPES_BESIDE: usize = 8;
 
 /// All pages of a cache.
 pub(crate) struct Pages {
@@ -17,7 +21,8 @@ pub(crate) struct Pages {
     /// When each page was last let go; meaningful for kept ones.
     let_go: Vec<u64>,
     clock: u64,
-    wipes: Vec<u32>,
+    /// To be wiped before they are written again.
+    wipes: BTreeSet<u32>,
     index: PrefixIndex,
 }
 
@@ -29,7 +34,7 @@ impl Pages {
             kept: BTreeMap::new(),
             let_go: vec![0; count as usize],
             clock: 0,
-            wipes: Vec::new(),
+            wipes: BTreeSet::new(),
             index: PrefixIndex::new(),
         }
     }
@@ -51,7 +56,7 @@ impl Pages {
             None => {
                 let (_, page) = self.kept.pop_first()?;
                 self.index.forget(page);
-                self.wipes.push(page);
+                self.wipes.insert(page);
                 page
             }
         };
@@ -82,7 +87,7 @@ impl Pages {
                 self.let_go[page as usize] = self.clock;
                 self.kept.insert(self.clock, page);
             } else {
-                self.wipes.push(page);
+                self.wipes.insert(page);
                 self.free.push(page);
             }
         }
@@ -107,11 +112,15 @@ impl Pages {
         self.index.enter(parent, tokens, page)
     }
 
-    /// Pages to wipe since the last call, each once (a page can come and go within one plan).
+    /// All pages to wipe.
     pub(crate) fn drain_wipes(&mut self) -> Vec<u32> {
-        let mut wipes = std::mem::take(&mut self.wipes);
-        wipes.sort_unstable();
-        wipes.dedup();
+        std::mem::take(&mut self.wipes).into_iter().collect()
+    }
+
+    /// The pages to wipe in a step that writes `written`: those among them, and a few of the others.
+    pub(crate) fn wipes_for(&mut self, written: impl Iterator<Item = u32>) -> Vec<u32> {
+        let mut wipes: Vec<u32> = written.filter(|page| self.wipes.remove(page)).collect();
+        wipes.extend((0..WIPES_BESIDE).map_while(|_| self.wipes.pop_first()));
         wipes
     }
 
@@ -119,7 +128,7 @@ impl Pages {
     pub(crate) fn forget_kept(&mut self) {
         while let Some((_, page)) = self.kept.pop_first() {
             self.index.forget(page);
-            self.wipes.push(page);
+            self.wipes.insert(page);
             self.free.push(page);
         }
     }
@@ -152,6 +161,19 @@ mod tests {
         pages.release(&[page]);
         assert_eq!(pages.drain_wipes(), [page]);
         assert_eq!(pages.drain_wipes(), []);
+    }
+
+    #[test]
+    fn a_page_is_wiped_before_it_is_written_and_all_in_time() {
+        let mut pages = Pages::new(100);
+        let taken: Vec<u32> = (0..100).map(|_| pages.take().unwrap()).collect();
+        pages.release(&taken);
+        let wipes = pages.wipes_for([70, 40].into_iter());
+        assert_eq!((&wipes[..2], wipes.len()), (&[70, 40][..], 2 + WIPES_BESIDE));
+        assert_eq!(pages.wipes_for([70, 40, 0].into_iter()).len(), WIPES_BESIDE);
+        let rest = pages.drain_wipes();
+        assert_eq!(rest.len(), 100 - 2 - 2 * WIPES_BESIDE);
+        assert!(pages.drain_wipes().is_empty());
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub struct Plan {
     pub tokens: usize,
     /// How many of these are guesses.
     pub guesses: usize,
-    /// Pages to overwrite before anything is computed.
+    /// Pages to overwrite before anything is computed: those that this step is the first to write, and some that nobody
+    /// waits for.
     pub wipe: Vec<u32>,
     /// Sequences that ended without a step, because their time was over.
     pub ended: Vec<Ended>,
