@@ -280,6 +280,11 @@ impl Controller {
         self.mode
     }
 
+    /// Machines or models are other ones than at the last look: it is planned for anew.
+    pub fn world_changed(&mut self) {
+        self.changed = true;
+    }
+
     /// Whether plans are to be followed.
     pub fn set_mode(&mut self, mode: Mode) {
         self.changed = true;

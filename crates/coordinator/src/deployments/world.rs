@@ -26,13 +26,14 @@ pub(super) struct Worlds {
 type ShapeKey = (String, u64, u64, u32);
 
 impl Worlds {
-    /// Makes `world` anew where machines said something else.
-    pub(super) fn refresh(&mut self, core: &Core, world: &mut World) {
-        let Some((facts, version)) = core.deployments.inbox.facts(self.version) else { return };
+    /// Makes `world` anew where machines said something else; whether they did.
+    pub(super) fn refresh(&mut self, core: &Core, world: &mut World) -> bool {
+        let Some((facts, version)) = core.deployments.inbox.facts(self.version) else { return false };
         self.version = version;
         world.machines = facts.iter().map(|(id, facts)| (*id, machine(facts))).collect();
         world.links = links(core, &facts);
         world.shapes = self.shapes(&facts);
+        true
     }
 
     /// Columns of a model that are not cut apart.

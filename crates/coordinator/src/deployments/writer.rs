@@ -146,7 +146,9 @@ impl Writer {
 
     fn refresh_world(&mut self) {
         let core = Arc::clone(&self.core);
-        self.worlds.refresh(&core, &mut self.world);
+        if self.worlds.refresh(&core, &mut self.world) {
+            self.controller.world_changed();
+        }
         self.world.demand = self.rates.of(&self.controller);
     }
 
