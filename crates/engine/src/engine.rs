@@ -15,7 +15,6 @@ use crate::capacity::CapacityError;
 use crate::compute::Compute;
 use crate::config::EngineConfig;
 use crate::desk::{Accepted, Desk, EngineReport, Question};
-use crate::device::Device;
 use crate::grammar::Grammars;
 use crate::group::{self, GroupEnd, GroupError, GroupSeat};
 use crate::guides::Guides;
@@ -122,7 +121,7 @@ impl Engine {
         backend::built(config.device)?;
         match config.device {
             #[cfg(feature = "candle")]
-            Device::CandleCpu | Device::Metal(_) | Device::Cuda(_) => {
+            crate::Device::CandleCpu | crate::Device::Metal(_) | crate::Device::Cuda(_) => {
                 Self::start_with(name, terms, move || backend::open_candle(&model, &config))
             }
             _ => Self::start_with(name, terms, move || backend::open_cpu(&model, &config)),
