@@ -15,6 +15,8 @@ use crate::spread::Spread;
 const ANSWER_MAX: Duration = Duration::from_secs(3600);
 /// Prompt tokens where only decode is measured.
 const SHORT_PROMPT: u32 = 16;
+/// Tokens that others say at most while one such prompt comes in.
+const BESIDE_PROMPT: u32 = 6;
 /// Tokens that a repeating prompt repeats.
 const REPEATED: u32 = 12;
 
@@ -51,6 +53,23 @@ pub(crate) struct Answered {
     finish: Finish,
     /// When each chunk with tokens came.
     times: Vec<Instant>,
+    /// How many tokens each of them had.
+    counts: Vec<usize>,
+}
+
+/// Tokens a second of all together, while all of them run: from when the last has begun until the first has ended. Else a
+/// batch whose prompts come in one after the other would look faster than it is.
+fn together(answered: &[Answered]) -> anyhow::Result<f64> {
+    let edge = |of: fn(&Answered) -> Option<&Instant>| {
+        answered.iter().map(|answer| of(answer).copied()).collect::<Option<Vec<_>>>()
+    };
+    let begun = edge(|answer| answer.times.first()).and_then(|times| times.into_iter().max());
+    let ended = edge(|answer| answer.times.last()).and_then(|times| times.into_iter().min());
+    let (begun, ended) = begun.zip(ended).context("an answer without a token")?;
+    ensure!(begun < ended, "the requests of a batch did not run at the same time: ask for more --tokens");
+    let chunks = answered.iter().flat_map(|answer| answer.times.iter().zip(&answer.counts));
+    let tokens: usize = chunks.filter(|(at, _)| **at > begun && **at <= ended).map(|(_, count)| count).sum();
+    Ok(tokens as f64 / (ended - begun).as_secs_f64())
 }
 
 /// A chunk and when it came, or why there is none.
@@ -130,18 +149,17 @@ impl Bench {
         Ok(f64::from(prompt_tokens) / seconds)
     }
 
-    /// Generated tokens a second of `batch` requests together.
+    /// Generated tokens a second of `batch` requests together, while all run: about `tokens` each.
     pub(crate) fn decode(&mut self, batch: u32, tokens: u32) -> anyhow::Result<f64> {
-        let answered = self.answers((0..batch).map(|_| Start::new(SHORT_PROMPT, tokens)).collect())?;
-        let rate = |a: &Answered| f64::from(tokens - 1) / (a.finish.decode_us.max(1) as f64 / 1e6);
-        Ok(answered.iter().map(rate).sum())
+        // The first has said so much before the last one's prompt is in, beside which prompts come in bit by bit.
+        let tokens = tokens + BESIDE_PROMPT * (batch - 1);
+        together(&self.answers((0..batch).map(|_| Start::new(SHORT_PROMPT, tokens)).collect())?)
     }
 
     /// Generated tokens a second of one request whose prompt says the same few tokens again and again.
     pub(crate) fn decode_repeated(&mut self, tokens: u32) -> anyhow::Result<f64> {
         let start = Start { period: Some(REPEATED), ..Start::new(8 * REPEATED, tokens) };
-        let answered = self.answers(vec![start])?;
-        Ok(f64::from(tokens - 1) / (answered[0].finish.decode_us.max(1) as f64 / 1e6))
+        together(&self.answers(vec![start])?)
     }
 
     /// Whether a greedy answer is the same alone and among `batch` requests.
@@ -203,7 +221,7 @@ fn gather_after(
     receiver: &Receiver<Event>,
     first: Option<(Instant, Chunk)>,
 ) -> anyhow::Result<Answered> {
-    let (mut tokens, mut times) = (Vec::new(), Vec::new());
+    let (mut tokens, mut times, mut counts) = (Vec::new(), Vec::new(), Vec::new());
     let mut event = first;
     loop {
         let (at, chunk) = match event.take() {
@@ -218,6 +236,7 @@ fn gather_after(
         );
         if !chunk.tokens.is_empty() {
             times.push(at);
+            counts.push(chunk.tokens.len());
         }
         tokens.extend(chunk.tokens);
         let Some(finish) = chunk.finish else { continue };
@@ -229,6 +248,6 @@ fn gather_after(
             start.max_tokens
         );
         ensure!(finish.prompt_tokens == start.prompt_tokens, "the prompt was not counted right");
-        return Ok(Answered { tokens, finish, times });
+        return Ok(Answered { tokens, finish, times, counts });
     }
 }
