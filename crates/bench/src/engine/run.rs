@@ -15,8 +15,6 @@ use crate::spread::Spread;
 const ANSWER_MAX: Duration = Duration::from_secs(3600);
 /// Prompt tokens where only decode is measured.
 const SHORT_PROMPT: u32 = 16;
-/// Tokens that others say at most while one such prompt comes in.
-const BESIDE_PROMPT: u32 = 6;
 /// Tokens that a repeating prompt repeats.
 const REPEATED: u32 = 12;
 
@@ -58,18 +56,20 @@ pub(crate) struct Answered {
 }
 
 /// Tokens a second of all together, while all of them run: from when the last has begun until the first has ended. Else a
-/// batch whose prompts come in one after the other would look faster than it is.
-fn together(answered: &[Answered]) -> anyhow::Result<f64> {
+/// batch whose prompts come in one after the other would look faster than it is. Nothing where they never did.
+fn together(answered: &[Answered]) -> anyhow::Result<Option<f64>> {
     let edge = |of: fn(&Answered) -> Option<&Instant>| {
         answered.iter().map(|answer| of(answer).copied()).collect::<Option<Vec<_>>>()
     };
     let begun = edge(|answer| answer.times.first()).and_then(|times| times.into_iter().max());
     let ended = edge(|answer| answer.times.last()).and_then(|times| times.into_iter().min());
     let (begun, ended) = begun.zip(ended).context("an answer without a token")?;
-    ensure!(begun < ended, "the requests of a batch did not run at the same time: ask for more --tokens");
+    if begun >= ended {
+        return Ok(None);
+    }
     let chunks = answered.iter().flat_map(|answer| answer.times.iter().zip(&answer.counts));
     let tokens: usize = chunks.filter(|(at, _)| **at > begun && **at <= ended).map(|(_, count)| count).sum();
-    Ok(tokens as f64 / (ended - begun).as_secs_f64())
+    Ok(Some(tokens as f64 / (ended - begun).as_secs_f64()))
 }
 
 /// A chunk and when it came, or why there is none.
@@ -151,15 +151,25 @@ impl Bench {
 
     /// Generated tokens a second of `batch` requests together, while all run: about `tokens` each.
     pub(crate) fn decode(&mut self, batch: u32, tokens: u32) -> anyhow::Result<f64> {
-        // The first has said so much before the last one's prompt is in, beside which prompts come in bit by bit.
-        let tokens = tokens + BESIDE_PROMPT * (batch - 1);
-        together(&self.answers((0..batch).map(|_| Start::new(SHORT_PROMPT, tokens)).collect())?)
+        // A page that all begin with and one token of their own, so that they begin in the same step; where nothing is
+        // shared (recurrent models), prompts come in one after the other and it takes longer answers.
+        for more in [4, 8 * batch, 32 * batch] {
+            let start = || Start {
+                seed: Some(79),
+                known: Some(SHORT_PROMPT),
+                ..Start::new(SHORT_PROMPT + 1, tokens + more)
+            };
+            if let Some(speed) = together(&self.answers((0..batch).map(|_| start()).collect())?)? {
+                return Ok(speed);
+            }
+        }
+        bail!("{batch} requests never ran at the same time")
     }
 
     /// Generated tokens a second of one request whose prompt says the same few tokens again and again.
     pub(crate) fn decode_repeated(&mut self, tokens: u32) -> anyhow::Result<f64> {
         let start = Start { period: Some(REPEATED), ..Start::new(8 * REPEATED, tokens) };
-        together(&self.answers(vec![start])?)
+        together(&self.answers(vec![start])?)?.context("an answer of one token has no speed")
     }
 
     /// Whether a greedy answer is the same alone and among `batch` requests.
