@@ -1,7 +1,8 @@
-//! `phalanx models`: list, inspect and make models.
+//! `phalanx models`: list, inspect, fetch and make models.
 
 mod inspect;
 mod list;
+mod pull;
 mod synth;
 
 use std::process::ExitCode;
@@ -14,6 +15,8 @@ pub(crate) enum Verb {
     List(list::Options),
     /// Tell a model's family, format, size, and the memory it needs.
     Inspect(inspect::Options),
+    /// Fetch a model from the Hugging Face hub, or from any server that speaks its language.
+    Pull(pull::Options),
     /// Write a model with random weights, of any shape, for tests and benches.
     Synth(synth::Options),
 }
@@ -22,6 +25,7 @@ pub(crate) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::List(options) => serving::block_on(list::run(options)),
         Verb::Inspect(options) => inspect::run(&options),
+        Verb::Pull(options) => serving::block_on(pull::run(options)),
         Verb::Synth(options) => synth::run(&options),
     }
 }

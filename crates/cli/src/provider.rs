@@ -78,7 +78,7 @@ pub(crate) struct Options {
 #[derive(clap::Args)]
 struct ManagedOptions {
     /// Let the coordinator decide what this machine holds: load nothing by itself, and take deployments. Models are those
-    /// of --model, --models-dir and the Hugging Face cache.
+    /// of --model, --models-dir, `phalanx models pull` and the Hugging Face cache.
     #[arg(long, conflicts_with_all = ["upstream", "stand_in", "only_in_groups"])]
     managed: bool,
     /// A folder with folders of models, or with GGUF files, to take deployments from. May be repeated.
@@ -93,10 +93,16 @@ struct ManagedOptions {
 }
 
 impl ManagedOptions {
-    fn config(self, engine: &EngineOptions) -> Option<ManagedConfig> {
+    /// Models are looked for in the folders that were named, where `phalanx models pull` puts them, and in the cache.
+    fn config(self, engine: &EngineOptions, data: &std::path::Path) -> Option<ManagedConfig> {
         let variable = |name: &str| std::env::var_os(name).map(std::path::PathBuf::from);
         self.managed.then(|| ManagedConfig {
-            folders: self.models_dir.into_iter().chain(provider::hugging_face_cache(variable)).collect(),
+            folders: self
+                .models_dir
+                .into_iter()
+                .chain([data.join("models")])
+                .chain(provider::hugging_face_cache(variable))
+                .collect(),
             memory_limit: self.memory_limit,
             labels: self.labels,
             engine: engine.config(),
@@ -125,10 +131,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     let ending = shutdown::on_signals()?;
     let folder = options.data.make()?;
+    let managed = options.managed.config(&options.engine, &folder);
     let mut config = Config::new(options.join, options.token, folder);
     config.name = options.name;
     config.ca_file = options.ca_file;
-    config.managed = options.managed.config(&options.engine);
+    config.managed = managed;
     let models = if options.models.is_empty() { vec![ServedModel::bundled()] } else { options.models };
     for model in models {
         let mut served = ModelConfig::new(model.name, model.source);

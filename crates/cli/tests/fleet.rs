@@ -18,6 +18,8 @@ mod groups;
 mod ledger;
 #[path = "fleet/losses.rs"]
 mod losses;
+#[path = "fleet/memory.rs"]
+mod memory;
 #[path = "fleet/network.rs"]
 mod network;
 #[path = "fleet/newcomer.rs"]

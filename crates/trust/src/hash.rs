@@ -32,6 +32,29 @@ impl Sha256 {
     }
 }
 
+/// The name that git gives to a file's content (SHA-1): tells damage, and does not keep a forger off.
+#[derive(Clone)]
+pub struct GitBlob(digest::Context);
+
+impl GitBlob {
+    /// Of a file of so many bytes, none of which came yet.
+    pub fn new(bytes: u64) -> Self {
+        let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+        hash.update(format!("blob {bytes}\0").as_bytes());
+        Self(hash)
+    }
+
+    /// Of what came before, and `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The name, in lower-case hexadecimal.
+    pub fn finish(self) -> String {
+        hex(self.0.finish().as_ref())
+    }
+}
+
 /// Of named contents, in their order: each name and each content stands behind its length, so that no two sets of files
 /// give the same bytes.
 pub fn sha256_of_files<'a>(files: impl Iterator<Item = (&'a str, &'a [u8])>) -> [u8; 32] {

@@ -21,7 +21,7 @@ pub use attempt::{
     ENCAPSULATED_BYTES, PreparedAttempt, ResponseOpener, ResponseSealer, SealedAttempt, TAG_BYTES,
     open_attempt, seal_attempt,
 };
-pub use hash::{Sha256, hex, sha256, sha256_of_files, unhex};
+pub use hash::{GitBlob, Sha256, hex, sha256, sha256_of_files, unhex};
 pub use link::{
     HandshakeError, LinkHandshake, RECORD_BYTES_MAX, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, RecordOpener,
     RecordSealer, SealedLink, record_bytes,
