@@ -261,3 +261,35 @@ async fn a_caller_that_does_not_read_loses_its_own_answer_and_slows_nobody() {
     assert!(!got.done);
     eventually("both settled", async || house.store.ledger(0, 10).await.unwrap().len() == 2).await;
 }
+
+#[tokio::test]
+async fn a_machine_gets_credit_as_its_answer_is_read_and_none_while_it_is_not() {
+    let house = House::with(|config| {
+        config.uplink.chunks_waiting_max = 8;
+        config.requests.reader_us_max = base::Micros::from_millis(300);
+    })
+    .await;
+    let offer = Offer { capabilities: vec![wire::control::CREDIT.to_owned()], ..Offer::default() };
+    let mut provider = Provider::join_as(&house, offer).await;
+    let piece = "x".repeat(64 << 10);
+    let flood = || {
+        let pieces = (0..400).map(|index| Act::Send(token(index, &piece)));
+        pieces.chain([Act::Send(end(400, FinishReason::Stop))]).collect::<Vec<_>>()
+    };
+    // Eight chunks may be on their way: a reader has all of them only where credit follows it.
+    provider.next(flood());
+    let read = streamed(&house.chat(json!({"stream": true})).await.text().await.unwrap());
+    assert!(read.done);
+    assert_eq!(provider.credit.sent.swap(0, std::sync::atomic::Ordering::Relaxed), 401);
+    // Who does not read stops its own machine, which therefore never overflows anything.
+    provider.next(flood());
+    let unread = house.chat(json!({"stream": true})).await;
+    let cancelled = provider.sees(|seen| match seen {
+        Seen::Cancel(id) => Some(id),
+        _ => None,
+    });
+    cancelled.await;
+    let sent = provider.credit.sent.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(sent < 400, "{sent} chunks were sent to a caller that read none");
+    assert!(!streamed(&unread.text().await.unwrap()).done);
+}

@@ -310,7 +310,7 @@ impl Work {
         let (encapsulated, ciphertext) = frame::split_sealed_attempt(payload).unwrap();
         let (plain, sealer) = trust::open_attempt(&self.keys, id, encapsulated, ciphertext).unwrap();
         let prompt = Job::decode(&plain).unwrap().prompt.len() as u32;
-        tokio::spawn(perform(id, answer(&["fine"]), sealer, self.raw.clone(), prompt));
+        tokio::spawn(perform(id, answer(&["fine"]), sealer, self.raw.clone(), (prompt, Arc::default())));
     }
 }
 

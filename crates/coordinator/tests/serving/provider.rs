@@ -1,6 +1,7 @@
 //! A provider whose answers are written by the test: the real handshake, the real kit, the real seals.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, Rng, Tokens};
@@ -59,6 +60,7 @@ pub(crate) struct Offer {
     pub(crate) slots: u32,
     pub(crate) context: u32,
     pub(crate) kv_tokens: u64,
+    pub(crate) capabilities: Vec<String>,
 }
 
 impl Default for Offer {
@@ -70,7 +72,38 @@ impl Default for Offer {
             slots: 4,
             context: 512,
             kv_tokens: 4096,
+            capabilities: vec!["juggling".to_owned()],
         }
+    }
+}
+
+/// How far each attempt's chunks may be sent, where the coordinator gives credit.
+#[derive(Default)]
+pub(crate) struct Credit {
+    first: u64,
+    until: Mutex<HashMap<AttemptId, u64>>,
+    more: Notify,
+    /// Chunks sent so far, of all attempts.
+    pub(crate) sent: AtomicU64,
+}
+
+impl Credit {
+    /// Waits until chunk `counter` of an attempt may be sent.
+    async fn await_room(&self, attempt: AttemptId, counter: u64) {
+        loop {
+            let more = self.more.notified();
+            let until = self.until.lock().unwrap().get(&attempt).copied().unwrap_or(self.first);
+            if self.first == 0 || counter < until {
+                self.sent.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            more.await;
+        }
+    }
+
+    fn grant(&self, attempt: AttemptId, until: u64) {
+        self.until.lock().unwrap().insert(attempt, until);
+        self.more.notify_waiters();
     }
 }
 
@@ -84,6 +117,7 @@ pub(crate) struct Provider {
     pub(crate) wire: Arc<Mutex<Vec<u8>>>,
     pub(crate) instance: InstanceId,
     pub(crate) report: InstanceReport,
+    pub(crate) credit: Arc<Credit>,
 }
 
 impl Provider {
@@ -108,10 +142,10 @@ impl Provider {
         let mut socket = connect(house).await;
         say(&mut socket, &hello(&offer, &house.token)).await;
         prove(&mut socket, &offer, &house.token).await;
-        match hear(&mut socket).await {
-            Some(FromCoordinator::Welcome(_)) => {}
-            _ => panic!("not welcome"),
-        }
+        let Some(FromCoordinator::Welcome(welcome)) = hear(&mut socket).await else { panic!("not welcome") };
+        let known = welcome.capabilities.iter().any(|capability| capability == CREDIT);
+        let first = if known { welcome.credit_chunks } else { 0 };
+        let credit = Arc::new(Credit { first, ..Credit::default() });
         let request = SynthRequest { context: offer.context as usize, ..SynthRequest::default() };
         let kit = Synth::new(&request).unwrap().kit().to_bytes();
         let instance = InstanceId(u128::from_le_bytes(trust::random_bytes()));
@@ -141,9 +175,10 @@ impl Provider {
             out: out.clone(),
             script: Arc::clone(&script),
             wire: Arc::clone(&wire),
+            credit: Arc::clone(&credit),
         };
         tokio::spawn(work.run(socket, out_from));
-        Self { seen, say: out, script, wire, instance, report }
+        Self { seen, say: out, script, wire, instance, report, credit }
     }
 
     /// What to do with the next attempt that nothing was said about yet. Attempts without a script are answered.
@@ -189,6 +224,7 @@ struct Work {
     out: mpsc::UnboundedSender<Message>,
     script: Script,
     wire: Arc<Mutex<Vec<u8>>>,
+    credit: Arc<Credit>,
 }
 
 impl Work {
@@ -229,6 +265,10 @@ impl Work {
                 }
                 return;
             }
+            FromCoordinator::Credit { attempt, until_counter } => {
+                self.credit.grant(attempt, until_counter);
+                return;
+            }
             FromCoordinator::Cancel { attempt } => Seen::Cancel(attempt),
             FromCoordinator::Standing { lines } => Seen::Standing(lines.join("; ")),
             FromCoordinator::Refused(refused) => Seen::Refused(refused),
@@ -247,7 +287,8 @@ impl Work {
         let acts = self.script.lock().unwrap().pop_front().unwrap_or_else(|| answer(&["fine"]));
         let prompt = job.prompt.len() as u32;
         let _ = self.seen.send(Seen::Attempt(id, Box::new(job)));
-        tokio::spawn(perform(id, acts, sealer, self.out.clone(), prompt));
+        let credit = Arc::clone(&self.credit);
+        tokio::spawn(perform(id, acts, sealer, self.out.clone(), (prompt, credit)));
     }
 }
 
@@ -256,10 +297,15 @@ pub(crate) async fn perform(
     acts: Vec<Act>,
     mut sealer: ResponseSealer,
     out: mpsc::UnboundedSender<Message>,
-    prompt_tokens: u32,
+    (prompt_tokens, credit): (u32, Arc<Credit>),
 ) {
     let mut last = Vec::new();
+    let mut counter = 0;
     for act in acts {
+        if matches!(act, Act::Send(_) | Act::Tampered(_)) {
+            credit.await_room(id, counter).await;
+            counter += 1;
+        }
         match act {
             Act::Send(mut chunk) | Act::Tampered(mut chunk) if chunk.finish.is_some() => {
                 if let Some(finish) = &mut chunk.finish {
@@ -374,7 +420,7 @@ pub(crate) fn hello(offer: &Offer, token: &str) -> FromProvider {
         agent: "test/1".to_owned(),
         signing_key: STANDARD.encode(offer.keys.signing_key()),
         sealing_key: STANDARD.encode(offer.keys.sealing_key()),
-        capabilities: vec!["juggling".to_owned()],
+        capabilities: offer.capabilities.clone(),
     })
 }
 
@@ -391,7 +437,7 @@ pub(crate) async fn prove(socket: &mut Socket, offer: &Offer, token: &str) {
         agent: "test/1",
         signing_key: &offer.keys.signing_key(),
         sealing_key: &offer.keys.sealing_key(),
-        capabilities: &["juggling".to_owned()],
+        capabilities: &offer.capabilities,
     }
     .prove(&offer.keys);
     say(socket, &FromProvider::Proof { signature: STANDARD.encode(proof) }).await;

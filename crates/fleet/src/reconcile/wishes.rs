@@ -8,6 +8,9 @@ use super::{Controller, Deployment, Effect, Mode, Withdrawal, World};
 use crate::deployment::Spec;
 use crate::plan::{Move, Placement, Plan, Snapshot, plan};
 
+/// How long after it became ready an instance is taken to be offered for requests, too.
+const OFFERED: Micros = Micros::from_millis(500);
+
 impl Controller {
     pub(super) fn apply(&mut self, spec: Spec, effects: &mut Vec<Effect>) {
         let (name, now) = (spec.name.clone(), self.now);
@@ -161,14 +164,20 @@ impl Controller {
             }
             let waits = |i: &&Instance| i.phase == Phase::Assigned;
             anew.extend(of().filter(outdated).filter(waits).map(|i| i.id));
-            if of().all(|i| i.is_ready()) {
+            // One that has just become ready is first offered for requests.
+            let settled = |i: &Instance| i.serves() && (outdated(&i) || self.now >= i.since + OFFERED);
+            if of().all(settled) {
                 anew.extend(of().find(outdated).map(|i| i.id));
             }
         }
         for id in anew {
             let Some(instance) = self.instances.get(&id) else { continue };
             let (places, name) = (instance.places.clone(), instance.deployment.clone());
-            effects.push(Effect::Withdraw { instance: id, how: Withdrawal::BackSoon });
+            // Where others serve meanwhile it finishes what it has; where it is alone, what it has waits for it.
+            let serves = |i: &&Instance| i.deployment == name && i.id != id && i.serves();
+            let others = self.instances.values().any(|i| serves(&i));
+            let how = if others { Withdrawal::Drains } else { Withdrawal::BackSoon };
+            effects.push(Effect::Withdraw { instance: id, how });
             for (machine, _) in &places {
                 self.untell(*machine, id, "its deployment's spec was changed", effects);
             }

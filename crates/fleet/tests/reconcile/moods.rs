@@ -81,10 +81,10 @@ fn new_terms_are_told_one_instance_after_the_other_under_larger_epochs() {
     assert_eq!(serving(&play), 1, "one at a time");
     let said = play.controller.deployment("d").expect("it is there").conditions.clone();
     assert_eq!(said.get(ConditionType::Ready).map(|c| c.reason.clone()), Some("Updating".to_owned()));
-    play.everybody_reports();
-    play.tick(0);
-    play.everybody_reports();
-    play.tick(0);
+    for _ in 0..4 {
+        play.everybody_reports();
+        play.tick(1);
+    }
     assert_eq!(serving(&play), 2);
     for instance in play.controller.instances() {
         assert!(instance.epoch > before[&instance.id] && instance.terms.context == Some(4096));
