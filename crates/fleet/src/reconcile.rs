@@ -422,9 +422,8 @@ impl Controller {
         let planned = if self.mode == Mode::Off { self.now + PLAN_EVERY } else { self.next_plan };
         let retries = self.instances.values().filter_map(Instance::next_deadline);
         let away = self.machines.values().filter_map(|known| known.next_deadline(self.now));
-        let outdated = |i: &Instance| {
-            self.deployments.get(&i.deployment).is_some_and(|of| i.terms.differ(&of.spec))
-        };
+        let outdated =
+            |i: &Instance| self.deployments.get(&i.deployment).is_some_and(|of| i.terms.differ(&of.spec));
         // While some are told new terms one after the other, the next is due soon.
         let renewed = self.instances.values().any(outdated).then(|| self.now + Micros::from_millis(100));
         let next = retries.chain(away).chain(renewed).filter(|at| *at > self.now).min();

@@ -84,6 +84,14 @@ async fn ask(api: &Api, model: &str) -> u16 {
     api.post("/v1/chat/completions", &body).await.status().as_u16()
 }
 
+/// Waits until a model answers: what is ready is offered for requests a moment later.
+async fn answers(api: &Api, model: &str) {
+    let deadline = Instant::now() + testkit::program::PATIENCE;
+    while ask(api, model).await != 200 {
+        assert!(Instant::now() < deadline, "{model} does not answer");
+    }
+}
+
 /// Somebody who asks one model all the time, until told to end; counts answers and what was none.
 struct Asker {
     end: Arc<AtomicBool>,
@@ -141,7 +149,8 @@ async fn models_are_placed_moved_changed_and_deleted_and_nobody_elses_requests_f
     deploy(&api, &["apply", "-f", &file, "--wait"]);
     let again = deploy(&api, &["apply", "-f", &file]);
     assert_eq!(String::from_utf8_lossy(&again.stdout).matches("unchanged").count(), 2);
-    assert_eq!((ask(&api, "alpha").await, ask(&api, "beta").await), (200, 200));
+    answers(&api, "alpha").await;
+    answers(&api, "beta").await;
     let beta = Asker::of(&api, "beta");
 
     // Lost: the free machine takes its place; started again, it is free.
@@ -157,7 +166,7 @@ async fn models_are_placed_moved_changed_and_deleted_and_nobody_elses_requests_f
     .await;
     println!("placed again {:?} after the kill", killed.elapsed());
     ready(&api, "a").await;
-    assert_eq!(ask(&api, "alpha").await, 200);
+    answers(&api, "alpha").await;
     fleet.insert(at, managed(&api, token, &lost, folder.path(), "64MiB").in_folder_of(stopped).start());
     let why = Command::new(PHALANX).args(["why", &lost, "--url", &api.url, "--key", &api.key]).output();
     let why = String::from_utf8(why.unwrap().stdout).unwrap();
@@ -219,6 +228,7 @@ async fn a_model_that_does_not_load_is_said_with_machine_and_error_and_a_lost_pi
     let one = managed(&api, token, "one", folder.path(), "64MiB").start();
     let _two = managed(&api, token, "two", folder.path(), "64MiB").start();
     deploy(&api, &["apply", "--name", "a", "--model", "alpha", "--pin", "one", "--wait"]);
+    answers(&api, "alpha").await;
     let alpha = Asker::of(&api, "alpha");
     // Seen on the disk, and gone when it is to be read.
     let weights = std::fs::read_dir(folder.path().join("broken")).unwrap().map(|entry| entry.unwrap().path());
@@ -241,7 +251,7 @@ async fn a_model_that_does_not_load_is_said_with_machine_and_error_and_a_lost_pi
     assert_eq!(condition(&a, "Ready")["status"], "False");
     let _one = managed(&api, token, "one", folder.path(), "64MiB").in_folder_of(stopped).start();
     assert_eq!(machines(&ready(&api, "a").await), ["one"]);
-    assert_eq!(ask(&api, "alpha").await, 200);
+    answers(&api, "alpha").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,7 +269,7 @@ async fn two_machines_hold_one_model_together_lose_one_and_stand_again() {
     let a = ready(&api, "a").await;
     let ranks = a["instances"][0]["ranks"].as_array().unwrap();
     assert_eq!((ranks.len(), &ranks[0]["layers"]), (2, &ranks[1]["layers"]));
-    assert_eq!(ask(&api, "alpha").await, 200);
+    answers(&api, "alpha").await;
     let lost = ranks[1]["name"].as_str().unwrap().to_owned();
     let at = ["one", "two", "three"].iter().position(|name| *name == lost).unwrap();
     let _stopped = fleet.remove(at).kill();
@@ -269,7 +279,7 @@ async fn two_machines_hold_one_model_together_lose_one_and_stand_again() {
             && condition(now, "Ready")["status"] == "True"
     })
     .await;
-    assert_eq!(ask(&api, "alpha").await, 200);
+    answers(&api, "alpha").await;
     deploy(&api, &["delete", "a"]);
     api.await_status("alpha is gone", |status| !status["machines"].to_string().contains("\"alpha\"")).await;
 }
