@@ -74,9 +74,12 @@ impl Returns {
         let (to, from) = oneshot::channel();
         let waiting = Waiting { machine, due, capacity, to };
         let mut table = self.table.lock();
-        match table.offered.remove(&attempt) {
+        let left = match table.offered.remove(&attempt) {
             Some(offered) => meet(waiting, &offered.session, offered.kept),
-            None => drop(table.waiting.insert(attempt, waiting)),
+            None => Some(waiting),
+        };
+        if let Some(waiting) = left {
+            table.waiting.insert(attempt, waiting);
         }
         drop(table);
         Wait { returns: self, attempt, from }
@@ -84,11 +87,11 @@ impl Returns {
 
     /// What `session` offers; gives the attempts that nobody waits for yet.
     fn offer(&self, session: &Arc<Session>, kept: &[KeptAttempt]) -> Vec<AttemptId> {
-        let mut early = Vec::new();
+        let (mut early, mut again) = (Vec::new(), Vec::new());
         let mut table = self.table.lock();
         for kept in kept {
             match table.waiting.remove(&kept.attempt) {
-                Some(waiting) => meet(waiting, session, *kept),
+                Some(waiting) => again.extend(meet(waiting, session, *kept).map(|left| (kept.attempt, left))),
                 None => {
                     early.push(kept.attempt);
                     let offered = Offered { session: Arc::clone(session), kept: *kept };
@@ -99,6 +102,7 @@ impl Returns {
         // It is back, and has no more than this: whoever waits for more of it waits in vain.
         let vain = table.waiting.extract_if(|_, waiting| waiting.machine == session.machine);
         let vain: Vec<Waiting> = vain.map(|(_, waiting)| waiting).collect();
+        table.waiting.extend(again);
         drop(table);
         for waiting in vain {
             let _ = waiting.to.send(None);
@@ -120,18 +124,19 @@ impl Returns {
     }
 }
 
-/// Has the machine go on, where it can from the chunk that is due.
-fn meet(waiting: Waiting, session: &Arc<Session>, kept: KeptAttempt) {
+/// Has the machine go on, where it can from the chunk that is due. Gives the wait back where that connection is gone as
+/// well: who noticed the first loss late meets an offer of before the second, and the machine will be back with another.
+fn meet(waiting: Waiting, session: &Arc<Session>, kept: KeptAttempt) -> Option<Waiting> {
     let can = kept.first_counter <= waiting.due && waiting.due <= kept.next_counter;
     let right = waiting.machine == session.machine;
-    let receiving = (can && right).then(|| session.attempts.open(kept.attempt, waiting.capacity)).flatten();
-    let Some(receiving) = receiving else {
+    if !can || !right {
         if right {
             session.lanes.control(FromCoordinator::Cancel { attempt: kept.attempt });
         }
         let _ = waiting.to.send(None);
-        return;
-    };
+        return None;
+    }
+    let Some(receiving) = session.attempts.open(kept.attempt, waiting.capacity) else { return Some(waiting) };
     // Its first chunk finds the attempt open.
     session.lanes.control(FromCoordinator::Resume { attempt: kept.attempt, from_counter: waiting.due });
     let returned = Returned { session: Arc::clone(session), receiving };
@@ -139,6 +144,7 @@ fn meet(waiting: Waiting, session: &Arc<Session>, kept: KeptAttempt) {
         session.attempts.end(kept.attempt, super::attempts::Ended::GivenUp);
         session.lanes.control(FromCoordinator::Cancel { attempt: kept.attempt });
     }
+    None
 }
 
 /// Attempts that one machine may offer: more than any computes and keeps.
