@@ -1,7 +1,7 @@
 //! The Jinja environment that chat templates are written for.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
 
 /// Columns or items that a template may ask of one filter: a line of text has fewer.
@@ -37,7 +37,9 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     environment.add_filter("slice", |state: &State, value: Value, count: usize, rest: Option<Value>| {
         minijinja::filters::slice(state, value, within(count)?, rest)
     });
-    environment.remove_filter("format");
+    environment.add_filter("format", |state: &mut State, text: &Value, values: Rest<ValueOrKwargs>| {
+        minijinja::filters::format(state, narrow(text)?, values)
+    });
     // Here `none` would be one.
     environment.add_test("iterable", |value: &Value| {
         value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
@@ -61,6 +63,17 @@ fn within(count: usize) -> Result<usize, Error> {
         return Ok(count);
     }
     let detail = format!("{count} is more than the {COUNT_MAX} that a chat template may ask of a filter");
+    Err(Error::new(ErrorKind::InvalidOperation, detail))
+}
+
+/// A format (`%5d`) whose widths are those of columns, and no argument's.
+fn narrow(text: &Value) -> Result<&Value, Error> {
+    let format = text.as_str().unwrap_or_default();
+    let widest = format.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
+    if widest <= 3 && !format.contains('*') {
+        return Ok(text);
+    }
+    let detail = "a chat template may format with widths below 1000 that are written out";
     Err(Error::new(ErrorKind::InvalidOperation, detail))
 }
 

@@ -97,12 +97,15 @@ fn a_filter_that_is_asked_for_absurdly_much_is_refused_before_memory_is() {
         "{{ 'ab' * 99999999999 }}",
         "{{ ['ab'] * 99999999999 }}",
         "{{ '%099999999999d'|format(1) }}",
+        "{{ '%*d'|format(99999999999, 1) }}",
+        "{{ '%.99999999999f'|format(1.5) }}",
         "{{ range(99999999999)|list }}",
         "{{ [1]|tojson(indent=99999999999) }}",
     ] {
         let outcome = render(source, &[]);
         assert!(outcome.as_ref().map_or(true, |text| text.len() < 100), "{source}: {outcome:?}");
     }
+    assert_eq!(render("{{ '%03d %s'|format(7, 'x') }}", &[]).unwrap(), "007 x");
     assert_eq!(render("{{ 'a\n\nb\n'|indent(2) }}", &[]).unwrap(), "a\n\n  b\n");
     assert_eq!(render("{{ 'a\nb'|indent('> ', true) }}", &[]).unwrap(), "> a\n> b");
     assert_eq!(render("{{ 'a\n\nb'|indent(width=1, first=true, blank=true) }}", &[]).unwrap(), " a\n \n b");
