@@ -161,12 +161,10 @@ impl Writer {
         let waits = |instance| !self.core.machines.is_offered(instance);
         match &mut input {
             Input::Report { machine, instance, epoch, rank: 0, report: RankReport::Ready }
-                if waits(*instance) =>
+                if waits(*instance) && self.controller.told(*machine).contains(&(*instance, *epoch, 0)) =>
             {
-                if self.controller.told(*machine).contains(&(*instance, *epoch, 0)) {
-                    self.early.push(input);
-                    return None;
-                }
+                self.early.push(input);
+                return None;
             }
             Input::MachineUp { machine, holds, .. } => {
                 for held in holds.iter_mut().filter(|held| held.ready && held.rank == 0) {
