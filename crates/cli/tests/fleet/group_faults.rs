@@ -39,7 +39,8 @@ async fn streamed(api: &Api, body: &Value) -> String {
     let mut body = body.clone();
     body["stream"] = true.into();
     let response = api.post("/v1/chat/completions", &body).await;
-    assert_eq!(response.status(), 200);
+    let status = response.status();
+    assert!(status == 200, "{status}: {}", response.text().await.unwrap());
     let (events, done) = events(response).await;
     assert!(done && events.iter().all(|event| event["error"].is_null()), "{:#}", events.last().unwrap());
     text_of(&events)

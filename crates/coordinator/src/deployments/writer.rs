@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base::{Epoch, InstanceId, Micros, Rng};
 use fleet::plan::PlanPolicy;
-use fleet::reconcile::{Controller, Effect, Input, Mode, RankReport, World};
+use fleet::reconcile::{Controller, Effect, Input, Mode, World};
 use store::StoreError;
 use tokio::sync::mpsc;
 
@@ -21,9 +21,6 @@ use crate::problem::Problem;
 /// The setting that holds whether plans are followed.
 const MODE: &str = "deployments_mode";
 
-/// How soon is looked again whether what is ready is offered.
-const EARLY_AGAIN: Micros = Micros::from_millis(10);
-
 /// Commands that one look takes in.
 const TAKEN_MAX: usize = 32;
 
@@ -37,8 +34,6 @@ pub(crate) struct Writer {
     pub(super) leases: Leases,
     /// Microseconds since 1970 when the coordinator's clock was at zero: wall time that never jumps.
     origin: Micros,
-    /// Ranks that said they are ready before their instance was offered for requests: they are believed once it is.
-    early: Vec<Input>,
     /// What the next look performs.
     effects: Vec<Effect>,
     /// Lines of history that are on the disk, by deployment.
@@ -79,7 +74,6 @@ impl Writer {
             rates: Rates::default(),
             leases: Leases::default(),
             origin,
-            early: Vec::new(),
             effects: Vec::new(),
             noted,
             placed,
@@ -102,10 +96,7 @@ impl Writer {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let core = Arc::clone(&self.core);
         loop {
-            let mut next = self.controller.next_deadline().min(self.rates.due()).min(self.leases.due());
-            if !self.early.is_empty() {
-                next = next.min(self.now() + EARLY_AGAIN);
-            }
+            let next = self.controller.next_deadline().min(self.rates.due()).min(self.leases.due());
             let at = self.core.clock.instant(next.saturating_sub(self.origin));
             let command = tokio::select! {
                 () = core.end.cancelled() => return,
@@ -140,11 +131,8 @@ impl Writer {
         for _ in 0..dropped {
             Metrics::count(&self.core.metrics.deployment_events, "dropped");
         }
-        let early = std::mem::take(&mut self.early);
-        for input in early.into_iter().chain(inputs) {
-            if let Some(input) = self.once_offered(input) {
-                self.controller.handle(now, input, &mut self.effects);
-            }
+        for input in inputs {
+            self.controller.handle(now, input, &mut self.effects);
         }
         self.rates.take(&self.core, now);
         self.refresh_world();
@@ -154,31 +142,6 @@ impl Writer {
         let effects = std::mem::take(&mut self.effects);
         self.perform(effects);
         self.renew_leases(now);
-    }
-
-    /// An input, without what is not so yet: rank 0 is ready when its instance is offered for requests.
-    fn once_offered(&mut self, mut input: Input) -> Option<Input> {
-        let waits = |instance| !self.core.machines.is_offered(instance);
-        match &mut input {
-            Input::Report { machine, instance, epoch, rank: 0, report: RankReport::Ready }
-                if waits(*instance) && self.controller.told(*machine).contains(&(*instance, *epoch, 0)) =>
-            {
-                self.early.push(input);
-                return None;
-            }
-            Input::MachineUp { machine, holds, .. } => {
-                for held in holds.iter_mut().filter(|held| held.ready && held.rank == 0) {
-                    if waits(held.instance) {
-                        held.ready = false;
-                        let (machine, instance, epoch) = (*machine, held.instance, held.epoch);
-                        let report = RankReport::Ready;
-                        self.early.push(Input::Report { machine, instance, epoch, rank: 0, report });
-                    }
-                }
-            }
-            _ => {}
-        }
-        Some(input)
     }
 
     fn refresh_world(&mut self) {

@@ -150,7 +150,8 @@ async fn an_assigned_model_is_loaded_serves_finishes_what_it_has_and_is_gone() {
     assert_eq!((register.holds.len(), register.holds[0].instance), (1, A));
     reported(&mut peer, A, 7, AssignmentPhase::Ready).await;
     // How fast it ran is known from now on.
-    inventory(&mut peer, |inventory| inventory.models[0].decode_tokens_per_ks > 0).await;
+    let known = |model: &wire::control::ModelOnDisk| model.decode_tokens_per_ks > 0;
+    inventory(&mut peer, |inventory| inventory.models.iter().any(known)).await;
 
     let attempt = peer.attempt(&job("tiny", &[1, 2, 3], 1500)).await;
     peer.first_token(attempt).await;
