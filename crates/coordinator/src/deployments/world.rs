@@ -28,7 +28,9 @@ type ShapeKey = (String, u64, u64, u32);
 impl Worlds {
     /// Makes `world` anew where machines said something else; whether they did.
     pub(super) fn refresh(&mut self, core: &Core, world: &mut World) -> bool {
-        let Some((facts, version)) = core.deployments.inbox.facts(self.version) else { return false };
+        let Some((mut facts, version)) = core.deployments.inbox.facts(self.version) else { return false };
+        // One that is back and has not told yet what it has: what it holds is not judged, and nothing is moved off it.
+        facts.retain(|_, facts| !facts.managed || facts.inventory.is_some());
         self.version = version;
         world.machines = facts.iter().map(|(id, facts)| (*id, machine(facts))).collect();
         world.links = links(core, &facts);
