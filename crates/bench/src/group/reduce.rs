@@ -96,13 +96,17 @@ fn measure(
                     // Cores are counted as far as this thread may use them, and who calls may be bound to one.
                     unpin();
                     pin(rank % std::thread::available_parallelism().map_or(1, usize::from));
-                    sizes.iter().map(|&bytes| time(group.as_mut(), bytes)).collect::<Result<Vec<_>, _>>()
+                    let times = sizes.iter().map(|&bytes| time(group.as_mut(), bytes));
+                    // Who leaves says goodbye, which ends the others' sums: nobody leaves before all have ended theirs.
+                    (times.collect::<Result<Vec<_>, _>>(), group)
                 })
             })
             .collect();
+        let ended: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
         let mut times = Vec::new();
-        for thread in threads {
-            times.push(thread.join().map_err(|_| anyhow!("a rank broke down"))??);
+        for rank in &ended {
+            let (measured, _) = rank.as_ref().map_err(|_| anyhow!("a rank broke down"))?;
+            times.push(measured.clone()?);
         }
         Ok::<_, anyhow::Error>(times.swap_remove(0))
     })?;
