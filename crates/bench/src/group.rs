@@ -205,17 +205,14 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
         one.measure(&mut alone, options, prompt)?;
         all.measure(&mut together, options, prompt)?;
     }
-    let (same, close) = same_choices(&single, group.engine(), vocabulary)?;
+    let (same, detail) = same_choices(&single, group.engine(), vocabulary)?;
     let mode = group.mode();
     single.stop();
     let mut reports = group.stop()?;
     let steps = splits(&mut reports, &before, &all.alone);
     let (single, group) = (one.point(), all.point());
-    let assertions = vec![Assertion::new(
-        "the group chooses the tokens that one rank alone chooses",
-        same,
-        format!("after each of {GOLDEN_TOKENS} positions; {close} too close to count"),
-    )];
+    let assertions =
+        vec![Assertion::new("the group chooses the tokens that one rank alone chooses", same, detail)];
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         machine,
@@ -243,13 +240,15 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
 /// Positions whose choices are compared: more than one step.
 const GOLDEN_TOKENS: usize = 300;
 
-fn same_choices(alone: &Engine, together: &Engine, vocabulary: u32) -> anyhow::Result<(bool, usize)> {
+fn same_choices(alone: &Engine, together: &Engine, vocabulary: u32) -> anyhow::Result<(bool, String)> {
     let context = alone.load_now().context.0.min(together.load_now().context.0) as usize;
     let prompt = engine::group::Golden::prompt(vocabulary as usize, GOLDEN_TOKENS.min(context));
     let golden = engine::group::Golden::record(alone, &prompt)?;
     match golden.check(together) {
-        Ok(close) => Ok((true, close)),
-        Err(engine::group::GoldenError::Differs { .. }) => Ok((false, 0)),
+        Ok(close) => {
+            Ok((true, format!("after each of {GOLDEN_TOKENS} positions; {close} too close to count")))
+        }
+        Err(differs @ engine::group::GoldenError::Differs { .. }) => Ok((false, differs.to_string())),
         Err(other) => Err(other.into()),
     }
 }
