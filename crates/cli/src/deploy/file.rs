@@ -73,7 +73,7 @@ mod tests {
             ("name: a\n", "missing field `model`"),
             ("name: a\nmodel: m\nreplica: 2\n", "unknown field `replica`"),
             ("name: a\nmodel: m\nname: b\n", "duplicate mapping key: name"),
-            ("name: a\nmodel: m\n---\nname: a\nmodel: n\n", "two deployments are called"),
+            ("name: a\nmodel: m\n---\nname: a\nmodel: other\n", "two deployments are called"),
             ("name: a b\nmodel: m\n", "is no name"),
             ("name: a\nmodel: m\nshape: star\n", "is no shape"),
         ];

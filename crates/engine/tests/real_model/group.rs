@@ -271,7 +271,7 @@ fn a_golden_reference_tells_a_group_from_an_impostor() {
         Golden::record(&alone, &Golden::prompt(100, 60)).unwrap()
     };
     let group = group(&tiny("llama-f32"), &steps(), GroupMode::Tensor, 2).unwrap();
-    assert!(golden("llama-f32").check(group.engine()).unwrap() < 10);
+    assert!(golden("llama-f32").check(group.engine()).unwrap() < 30);
     let error = golden("llama-bf16-biases").check(group.engine()).unwrap_err();
     assert!(matches!(error, GoldenError::Differs { .. }), "{error}");
 }
