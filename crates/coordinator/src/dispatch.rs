@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use base::{MachineId, Micros, RequestId, Tokens};
+use base::{Epoch, InstanceId, MachineId, Micros, RequestId, Tokens};
 use fleet::{Ask, Enqueue, Priority, Refusal};
 use store::{KeyInfo, Name, Outcome, Price};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -84,6 +84,8 @@ pub(crate) struct Work {
 enum Avoid {
     /// No: it only had no room.
     No,
+    /// No: it heard nothing of the request. Its connection had ended, and the pool was not told yet.
+    Unheard,
     /// Its connection is gone, and with it its place in the pool. What comes back is another connection, and often another
     /// process, which is as good as any.
     Gone,
@@ -137,6 +139,8 @@ pub(crate) fn serve(core: &Arc<Core>, work: Work) -> mpsc::Receiver<Event> {
             fruitless: 0,
             stranded: None,
             forming: None,
+            life: None,
+            lives_lost: Vec::new(),
             bounces: 0,
             excluded: Vec::new(),
             away: Vec::new(),
@@ -173,6 +177,10 @@ struct Serving {
     stranded: Option<Instant>,
     /// Since when what it was on forms again, or is not ready yet.
     forming: Option<Instant>,
+    /// The group's life that the current attempt is on.
+    life: Option<(InstanceId, Epoch)>,
+    /// Lives of groups that ended while they had it. Each is a try, however often it was asked before its end was known.
+    lives_lost: Vec<(InstanceId, Epoch)>,
     bounces: u32,
     excluded: Vec<MachineId>,
     /// Those of the excluded that only went away.
@@ -318,11 +326,13 @@ impl Serving {
                     self.away.push(machine);
                     self.formed().await?;
                 }
-                AttemptEnd::Again(Avoid::No) => {
+                AttemptEnd::Again(avoid @ (Avoid::No | Avoid::Unheard)) => {
                     self.bounces += 1;
                     if self.bounces > BOUNCES_MAX {
                         self.excluded.push(machine);
                         self.tried += 1;
+                    } else if avoid == Avoid::Unheard {
+                        self.pause().await?;
                     }
                 }
             }
@@ -336,8 +346,7 @@ impl Serving {
             self.tried += 1;
             return self.moves();
         }
-        let waited = self.wait(tokio::time::sleep(moves::STRANDED_PAUSE), None).await;
-        waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))
+        self.pause().await
     }
 
     fn enqueue(&self) -> Enqueue {

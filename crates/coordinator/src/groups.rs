@@ -78,6 +78,11 @@ impl Groups {
         self.entries.lock().iter().any(|entry| entry.instance == instance)
     }
 
+    /// The life that this group is in.
+    pub(crate) fn life(&self, instance: InstanceId) -> Option<Epoch> {
+        self.entries.lock().iter().find(|entry| entry.instance == instance).map(|entry| entry.group.epoch())
+    }
+
     /// Whether this life of a group stood before the coordinator started, and is waited for.
     pub(crate) fn is_awaited(&self, instance: InstanceId, epoch: Epoch) -> bool {
         let entries = self.entries.lock();

@@ -12,6 +12,8 @@ mod explained;
 mod failover;
 #[path = "serving/front_door.rs"]
 mod front_door;
+#[path = "serving/grouped.rs"]
+mod grouped;
 #[path = "serving/house.rs"]
 mod house;
 #[path = "serving/losses.rs"]

@@ -64,14 +64,15 @@ impl Serving {
     pub(super) async fn attempt(&mut self, grant: Grant) -> AttemptEnd {
         let instance = grant.instance;
         self.resumed_at = self.generated();
+        self.life = self.core.groups.life(instance).map(|epoch| (instance, epoch));
         let Some(session) = self.core.machines.session(grant.machine) else {
-            return self.ended(instance, Outcome::Lost, "lost");
+            return self.unheard(instance);
         };
         let id = self.core.attempt_id();
         self.begin_evidence(&session, id);
         let capacity = self.capacity();
         let Some(receiving) = session.attempts.open(id, capacity) else {
-            return self.ended(instance, Outcome::Lost, "lost");
+            return self.unheard(instance);
         };
         let (frame, gate, sealed) = match self.seal(&session, id) {
             Ok(sealed) => sealed,
@@ -92,7 +93,7 @@ impl Serving {
             Ok(Ok(())) => {}
             Ok(Err(_)) => {
                 flight.session.attempts.end(id, Ended::GivenUp);
-                return self.ended(instance, Outcome::Lost, "lost");
+                return self.unheard(instance);
             }
             Err(interrupt) => return self.give_up(&flight, &interrupt),
         }
@@ -357,14 +358,17 @@ impl Serving {
             Metrics::count(&self.core.metrics.attempts, "moved");
         }
         AttemptEnd::Again(match outcome {
-            _ if grouped => Avoid::WhileOthers,
+            _ if grouped && self.loses_a_life() => Avoid::WhileOthers,
+            _ if grouped => Avoid::WhileItForms,
             Outcome::Lost => Avoid::Gone,
             _ => Avoid::Always,
         })
     }
 
-    fn ended(&mut self, instance: InstanceId, outcome: Outcome, label: &'static str) -> AttemptEnd {
-        self.failed(instance, outcome, label, "its connection ended")
+    /// The attempt never left: its machine's connection had ended.
+    fn unheard(&mut self, instance: InstanceId) -> AttemptEnd {
+        self.end_in_pool(instance, Outcome::Lost, "unheard");
+        AttemptEnd::Again(Avoid::Unheard)
     }
 
     /// A wait ended before the machine's answer did.

@@ -12,8 +12,8 @@ use crate::problem::Problem;
 /// time must not end every engine.
 const FRUITLESS_MAX: u32 = 8;
 
-/// Between two looks for a machine that can go on with an answer.
-pub(super) const STRANDED_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks for a machine that can take a request.
+const PAUSE: Duration = Duration::from_millis(100);
 
 impl Serving {
     /// An answer that has begun goes elsewhere, within its budget. One that no machine brings any further, or that takes
@@ -51,11 +51,26 @@ impl Serving {
             };
             return Err(Stop::failed(Problem::StreamLost { tokens: self.generated(), detail }));
         }
-        let pause = tokio::time::sleep(STRANDED_PAUSE);
-        let waited = self.wait(pause, None).await;
-        waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))?;
+        self.pause().await?;
         self.forgive();
         Ok(())
+    }
+
+    /// Between two looks for a machine.
+    pub(super) async fn pause(&self) -> Result<(), Stop> {
+        let waited = self.wait(tokio::time::sleep(PAUSE), None).await;
+        waited.map_err(|interrupt| interrupt.stop(|| Stop::CallerGone))
+    }
+
+    /// Whether the end of the current attempt's group is one more: before a coordinator knows that a group's life is over, it
+    /// may send the same request there several times.
+    pub(super) fn loses_a_life(&mut self) -> bool {
+        let Some(life) = self.life.take() else { return true };
+        let first = !self.lives_lost.contains(&life);
+        if first {
+            self.lives_lost.push(life);
+        }
+        first
     }
 
     /// Takes back into consideration the machines that only went away; false where there are none.

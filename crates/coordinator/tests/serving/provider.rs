@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, Rng, Tokens};
+use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, MachineId, Rng, Tokens};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
@@ -48,6 +48,10 @@ pub(crate) enum Seen {
     Cancel(AttemptId),
     Standing(String),
     Refused(Refused),
+    /// It is to be a rank.
+    Rank(Box<AssignGroup>),
+    /// Where the ranks of this group are.
+    Roster(GroupRoster),
     Goodbye,
     Closed,
 }
@@ -118,6 +122,8 @@ pub(crate) struct Provider {
     pub(crate) instance: InstanceId,
     pub(crate) report: InstanceReport,
     pub(crate) credit: Arc<Credit>,
+    machine: MachineId,
+    model: ModelDescriptor,
 }
 
 impl Provider {
@@ -150,20 +156,8 @@ impl Provider {
         let kit = Synth::new(&request).unwrap().kit().to_bytes();
         let instance = InstanceId(u128::from_le_bytes(trust::random_bytes()));
         let report = report(instance, &offer);
-        let register = FromProvider::Register(Register {
-            hardware: Hardware { cpu: "a test".to_owned(), ..Hardware::default() },
-            instances: vec![InstanceOffer {
-                instance,
-                epoch: Epoch(1),
-                rank: 0,
-                ranks: 1,
-                model: descriptor(&offer, &kit),
-                report: report.clone(),
-            }],
-            managed: false,
-            holds: Vec::new(),
-        });
-        say(&mut socket, &register).await;
+        let (machine, model) = (offer.keys.machine(), descriptor(&offer, &kit));
+        say(&mut socket, &register(&model, &report, (Epoch(1), 1))).await;
         let (seen_to, seen) = mpsc::unbounded_channel();
         let (out, out_from) = mpsc::unbounded_channel();
         let script = Script::default();
@@ -178,7 +172,17 @@ impl Provider {
             credit: Arc::clone(&credit),
         };
         tokio::spawn(work.run(socket, out_from));
-        Self { seen, say: out, script, wire, instance, report, credit }
+        Self { seen, say: out, script, wire, instance, report, credit, machine, model }
+    }
+
+    pub(crate) fn machine(&self) -> MachineId {
+        self.machine
+    }
+
+    /// Offers, in place of its own instance, a group's that it leads.
+    pub(crate) fn lead(&self, group: InstanceId, epoch: Epoch, ranks: u32) {
+        let report = InstanceReport { instance: group, ..self.report.clone() };
+        self.send(&register(&self.model, &report, (epoch, ranks)));
     }
 
     /// What to do with the next attempt that nothing was said about yet. Attempts without a script are answered.
@@ -272,6 +276,8 @@ impl Work {
             FromCoordinator::Cancel { attempt } => Seen::Cancel(attempt),
             FromCoordinator::Standing { lines } => Seen::Standing(lines.join("; ")),
             FromCoordinator::Refused(refused) => Seen::Refused(refused),
+            FromCoordinator::AssignGroup(assigned) => Seen::Rank(Box::new(assigned)),
+            FromCoordinator::GroupRoster(roster) => Seen::Roster(roster),
             FromCoordinator::Goodbye { .. } => Seen::Goodbye,
             _ => return,
         };
@@ -441,6 +447,23 @@ pub(crate) async fn prove(socket: &mut Socket, offer: &Offer, token: &str) {
     }
     .prove(&offer.keys);
     say(socket, &FromProvider::Proof { signature: STANDARD.encode(proof) }).await;
+}
+
+/// One instance, of one machine or led by it.
+fn register(model: &ModelDescriptor, report: &InstanceReport, (epoch, ranks): (Epoch, u32)) -> FromProvider {
+    FromProvider::Register(Register {
+        hardware: Hardware { cpu: "a test".to_owned(), ..Hardware::default() },
+        instances: vec![InstanceOffer {
+            instance: report.instance,
+            epoch,
+            rank: 0,
+            ranks,
+            model: model.clone(),
+            report: report.clone(),
+        }],
+        managed: false,
+        holds: Vec::new(),
+    })
 }
 
 fn report(instance: InstanceId, offer: &Offer) -> InstanceReport {
