@@ -26,6 +26,8 @@ mod provider;
 mod queueing;
 #[path = "serving/returning.rs"]
 mod returning;
+#[path = "serving/script.rs"]
+mod script;
 #[path = "serving/shapes.rs"]
 mod shapes;
 #[path = "serving/strangers.rs"]

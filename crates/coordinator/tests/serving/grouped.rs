@@ -44,7 +44,7 @@ async fn stands(ranks: &mut [Provider; 2]) -> (InstanceId, Epoch) {
         assigned.push(mine);
     }
     for (rank, mine) in ranks.iter_mut().zip(&assigned) {
-        rank.sees(|seen| matches!(seen, Seen::Roster(_)).then_some(())).await;
+        rank.sees(|seen| matches!(seen, Seen::Roster).then_some(())).await;
         rank.send(&report(mine, GroupPhase::Loading, None));
         rank.send(&report(mine, GroupPhase::Ready, None));
     }
