@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["tiny", "templates", "tokenizers", "quants", "quantised", "bundled"]
+PARTS = ["tiny", "templates", "tokenizers", "quants", "quantised", "embedding", "bundled"]
 
 
 def main() -> int:
@@ -42,6 +42,10 @@ def main() -> int:
         import quantised
 
         quantised.make(engine / "quantised")
+    if "embedding" in chosen:
+        import embedding
+
+        embedding.make(engine / "embedding")
     if "bundled" in chosen:
         import bundled
 

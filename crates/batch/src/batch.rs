@@ -97,10 +97,12 @@ impl Batch {
         if arrival.prompt == 0 {
             return Err(Refusal::Empty);
         }
-        if generated >= arrival.generated_max {
+        // Where nothing is to be generated, the prompt alone is wanted, and it may fill the context.
+        let generates = arrival.generated_max > 0;
+        if generates && generated >= arrival.generated_max {
             return Err(Refusal::Complete { generated, generated_max: arrival.generated_max });
         }
-        if arrival.tokens.len() >= self.limits.context as usize {
+        if arrival.tokens.len() + usize::from(generates) > self.limits.context as usize {
             return Err(Refusal::TooLong { tokens: arrival.tokens.len(), context: self.limits.context });
         }
         if self.orders.contains_key(&arrival.attempt) {

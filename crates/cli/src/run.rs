@@ -103,6 +103,7 @@ fn job(options: &Options, model: ModelName, prompt: Vec<u32>) -> Job {
             deadline_us: 0,
             constraint: None,
             special_tokens: false,
+            embed: false,
             trace: None,
         },
         prompt,

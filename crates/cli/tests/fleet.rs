@@ -8,6 +8,8 @@ mod api;
 mod chaos;
 #[path = "fleet/deployments.rs"]
 mod deployments;
+#[path = "fleet/embeddings.rs"]
+mod embeddings;
 #[path = "fleet/explained.rs"]
 mod explained;
 #[path = "fleet/group_faults.rs"]

@@ -11,32 +11,30 @@ mod ledger;
 mod moves;
 mod out;
 mod spans;
+mod work;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use base::{Epoch, InstanceId, MachineId, Micros, RequestId, Tokens};
+use base::{Epoch, InstanceId, MachineId, Micros, Tokens};
 use fleet::{Ask, Enqueue, Priority, Refusal};
-use store::{KeyInfo, Name, Outcome, Price};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use store::Outcome;
+use tokio::sync::mpsc;
 use wire::admin::Class;
-use wire::job;
 use wire::receipt::AttemptUsage;
 
 use crate::core::{Core, Settling, span};
-use crate::limits::Allowance;
 use crate::metrics::{Ended, Metrics};
-use crate::pools::{Decision, Grant, Served};
+use crate::pools::{Decision, Grant};
 use crate::problem::Problem;
-use crate::segments::{Segment, Timings};
-use crate::streams::Keep;
-use crate::tracing_of::Tracing;
+use crate::segments::Segment;
 use event::Interrupt;
 pub(crate) use event::{Delta, Event, Finished, Stop};
 use ledger::Open;
 use out::{Out, Unsent};
+pub(crate) use work::Work;
 
 /// Events that may wait for the connection. Small: what waits for a slow client waits in its attempt's channel,
 /// whose bound is a knob.
@@ -44,40 +42,6 @@ const EVENTS_WAITING_MAX: usize = 32;
 
 /// How often a request may be turned away for want of room that its pool believed in, before that counts as failure.
 const BOUNCES_MAX: u32 = 64;
-
-/// A request that is ready to be served. Not `Debug`: it holds a prompt.
-pub(crate) struct Work {
-    pub(crate) request: RequestId,
-    /// Which API it came through, for metrics.
-    pub(crate) api: &'static str,
-    pub(crate) key: KeyInfo,
-    pub(crate) served: Arc<Served>,
-    /// How to generate.
-    pub(crate) ask: job::Ask,
-    pub(crate) prompt: Vec<u32>,
-    /// Tokens that there are: none from beyond is believed.
-    pub(crate) vocabulary: u32,
-    /// Where it stands in its caller's trace, or begins one.
-    pub(crate) trace: Option<Tracing>,
-    /// When its wait in the queue ends, where the caller said so.
-    pub(crate) deadline: Option<Micros>,
-    /// Whether an answer that loses its machine goes on elsewhere.
-    pub(crate) failover: bool,
-    /// Whether its caller may come back to it; nothing where it ends with its connection.
-    pub(crate) keep: Option<Keep>,
-    /// Its caller's own name for it, to be kept with its settlement.
-    pub(crate) named: Option<Name>,
-    /// A request of that name was completed and charged before, by a coordinator that is no more: this one is free.
-    pub(crate) paid: bool,
-    /// What it costs.
-    pub(crate) price: Price,
-    /// What it took of its key.
-    pub(crate) allowance: Option<Allowance>,
-    pub(crate) timings: Timings,
-    pub(crate) arrived: Instant,
-    /// Its place among the requests that may be here.
-    pub(crate) _place: OwnedSemaphorePermit,
-}
 
 /// Whether a request that goes on avoids the machine that it was on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,13 @@
 
 use base::Micros;
 use batch::{Cause, Drawn, Ended};
+use model::spec::PoolingSpec;
 use model::tokenizer::{DecodeStream, Tokenizer};
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
 use wire::job::{Ask, Job};
 
 use crate::guides::Guided;
+use crate::pooling::Pooled;
 use crate::sampling::{self, NotFinite, Sampler};
 use crate::sink::{Refusal, Sink};
 use crate::stop::StopTexts;
@@ -22,11 +24,17 @@ pub(crate) struct Terms {
     pub(crate) stop_tokens: Vec<u32>,
     /// Absent where only logits can be had.
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// Present where the model gives embeddings, and no text.
+    pub(crate) pooling: Option<PoolingSpec>,
 }
 
 /// Says what is wrong with a job that can be seen without any state, if anything is.
-pub(crate) fn check(job: &Job, vocabulary: usize) -> Result<(), Refusal> {
+pub(crate) fn check(job: &Job, (vocabulary, embeds): (usize, bool)) -> Result<(), Refusal> {
     let unreadable = |detail: String| Err(Refusal::Unreadable { detail });
+    if job.ask.embed != embeds {
+        let gives = if embeds { "embeddings and no text" } else { "text and no embeddings" };
+        return Err(Refusal::OtherKind { serves: job.ask.model.clone(), gives });
+    }
     if job.prompt.is_empty() {
         return unreadable("the prompt is empty".to_owned());
     }
@@ -67,6 +75,8 @@ pub(crate) struct Answer {
     logprobs: Option<u8>,
     /// What it must be.
     guide: Option<Guided>,
+    /// The prompt's vector, where it is what is wanted.
+    pooled: Pooled,
     /// Tokens there are, those of earlier attempts included.
     generated: u32,
     /// What the current step made (several tokens, where guesses were right), to be delivered once it is known whether
@@ -94,6 +104,7 @@ impl Answer {
             ignore_stop_tokens: ask.ignore_stop_tokens,
             logprobs: ask.logprobs,
             guide: None,
+            pooled: Pooled::default(),
             generated: generated.len() as u32,
             pending: Chunk { first_index: generated.len() as u32, ..Chunk::default() },
         };
@@ -115,6 +126,21 @@ impl Answer {
 
     pub(crate) fn has_room(&self) -> bool {
         self.sink.room()
+    }
+
+    /// Takes in rows of the prompt: those of the span at `position`; where it is the `last` one, the vector is made.
+    pub(crate) fn pool(
+        &mut self,
+        pooling: &PoolingSpec,
+        (position, last): (usize, bool),
+        rows: &[&[f32]],
+    ) -> Result<(), DrawError> {
+        self.pooled.take(pooling, position, rows);
+        if last {
+            let vector = std::mem::take(&mut self.pooled).vector(pooling);
+            self.pending.vector = Some(vector.ok_or(NotFinite)?);
+        }
+        Ok(())
     }
 
     /// Draws the next token from `row`: `[V]`.

@@ -22,6 +22,7 @@ pub(crate) fn files() -> Found {
         tokenizer: file!("tokenizer.json").to_vec(),
         tokenizer_config: Some(file!("tokenizer_config.json").to_vec()),
         chat_template: None,
+        pooling: None,
     };
     let weights = FileBytes::Bundled(file!("model.safetensors"));
     let files = vec![("model.safetensors".to_owned(), weights)];

@@ -198,7 +198,9 @@ impl Desk {
         if state.intake.stopping {
             return Err(Refusal::NotReady { detail: "it is stopping".to_owned() });
         }
-        if tokens >= u64::from(state.report.context.0) {
+        // A text that is embedded may fill the context: nothing comes after it.
+        let more = u64::from(!accepted.job.ask.embed);
+        if tokens + more > u64::from(state.report.context.0) {
             return Err(Refusal::TooLong { tokens, context: state.report.context.0 });
         }
         if state.live.contains(&accepted.attempt) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base::{AttemptId, ModelName};
 use batch::{Batch, Limits, LimitsError};
 use crossbeam_channel::{RecvTimeoutError, bounded};
+use model::spec::{PooledRows, PoolingSpec};
 use parking_lot::Mutex;
 use wire::job::Job;
 
@@ -86,6 +87,7 @@ pub struct Engine {
 struct Shared {
     name: ModelName,
     vocabulary: usize,
+    pooling: Option<PoolingSpec>,
     has_tokenizer: bool,
     notice: Option<String>,
     clock: Clock,
@@ -117,6 +119,7 @@ impl Engine {
             vocabulary: spec.vocabulary,
             stop_tokens: spec.stop_tokens.clone(),
             tokenizer: model.tokenizer().cloned(),
+            pooling: spec.pooling,
         };
         backend::built(config.device)?;
         match config.device {
@@ -146,6 +149,7 @@ impl Engine {
             vocabulary: spec.vocabulary,
             stop_tokens: spec.stop_tokens.clone(),
             tokenizer: model.tokenizer().cloned(),
+            pooling: spec.pooling,
         };
         Self::start_with(name, terms, move || group::lead(&model, &config, seat, Box::new(on_end)))
     }
@@ -158,6 +162,7 @@ impl Engine {
     ) -> Result<Self, StartError> {
         let clock = Clock::new();
         let (vocabulary, has_tokenizer) = (terms.vocabulary, terms.tokenizer.is_some());
+        let pooling = terms.pooling;
         let grammars = terms
             .tokenizer
             .as_ref()
@@ -185,7 +190,7 @@ impl Engine {
         let guides = grammars.map(|grammars| Guides::start(grammars, desk.clone(), places)).transpose();
         let guides = Mutex::new(guides.map_err(StartError::Thread)?);
         let thread = Mutex::new(Some(thread));
-        let shared = Shared { name, vocabulary, has_tokenizer, notice, clock, desk, guides, thread };
+        let shared = Shared { name, vocabulary, pooling, has_tokenizer, notice, clock, desk, guides, thread };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -211,7 +216,7 @@ impl Engine {
         if !self.shared.has_tokenizer {
             return Err(Refusal::NotReady { detail: "its model has no tokenizer".to_owned() });
         }
-        answer::check(&job, self.shared.vocabulary)?;
+        answer::check(&job, (self.shared.vocabulary, self.shared.pooling.is_some()))?;
         let accepted = Accepted { attempt, at: self.shared.clock.now(), job, sink, guide: None };
         if accepted.job.ask.constraint.is_none() {
             return self.shared.desk.submit(accepted);
@@ -303,7 +308,7 @@ type Assembled<C> = (Worker<C>, Arc<Desk>, Option<String>);
 
 fn assemble<C: Compute>(ready: Ready<C>, terms: Terms, clock: Clock) -> Result<Assembled<C>, StartError> {
     let Ready { compute, limits, mut speed, notice, speculate } = ready;
-    speed.set_guesses(if compute.takes_guesses() { speculate } else { 0 });
+    speed.set_guesses(if compute.takes_guesses() && terms.pooling.is_none() { speculate } else { 0 });
     let report = EngineReport {
         slots: limits.running_max,
         waiting_max: limits.waiting_max,
@@ -316,7 +321,9 @@ fn assemble<C: Compute>(ready: Ready<C>, terms: Terms, clock: Clock) -> Result<A
     };
     let desk = Arc::new(Desk::new(u64::from(limits.pages), u64::from(limits.page_tokens), report));
     let mut batch = Batch::new(limits)?;
-    batch.reuse_prefixes(!compute.is_recurrent());
+    // A cached beginning gives no rows: where pooling needs them all, nothing is reused.
+    let all_rows = terms.pooling.is_some_and(|pooling| pooling.rows != PooledRows::Last);
+    batch.reuse_prefixes(!compute.is_recurrent() && !all_rows);
     batch.set_lanes(compute.depth());
     let worker = Worker::new(desk.clone(), Arc::new(terms), clock, batch, compute, speed);
     Ok((worker, desk, notice))

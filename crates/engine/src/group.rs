@@ -144,6 +144,12 @@ fn settings_of(bytes: &[u8]) -> Result<GroupSettings, GroupError> {
     Ok(GroupSettings::decode(bytes)?)
 }
 
+/// How a model pools, as a group's ranks tell each other.
+fn pooling_of(spec: &model::spec::ModelSpec) -> Option<String> {
+    let pooling = spec.pooling.as_ref()?;
+    Some(format!("{}{}", pooling.rows.name(), if pooling.normalise { ", normalised" } else { "" }))
+}
+
 fn capacity_of(bytes: &[u8]) -> Result<GroupCapacity, GroupError> {
     Ok(GroupCapacity::decode(bytes)?)
 }

@@ -22,6 +22,7 @@ pub mod group;
 mod guides;
 mod load;
 pub mod machine;
+mod pooling;
 mod sampling;
 mod sink;
 mod speed;

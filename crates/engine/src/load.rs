@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use base::Bytes;
 use model::checkpoint::{CheckpointError, DType, TensorSource, expected_tensors, parameters};
-use model::family::{ConfigError, spec_from_config};
+use model::family::ConfigError;
 use model::kit::{Kit, KitError, OpenKit};
 use model::shard::ShardMap;
 use model::spec::ModelSpec;
@@ -181,7 +181,8 @@ fn check(source: &ModelSource, found: Found, open: Option<OpenKit>) -> Result<Lo
     let folder = source.to_string();
     let spec = match &open {
         Some(open) => open.spec.clone(),
-        None => spec_from_config(&kit.config, kit.generation_config.as_deref())
+        None => kit
+            .spec()
             .map_err(|source| LoadError::Config { folder: folder.clone(), source: Box::new(source) })?,
     };
     let files = files.into_iter().map(|(name, bytes)| WeightFile { name, bytes }).collect();

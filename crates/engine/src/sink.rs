@@ -34,6 +34,14 @@ pub enum Refusal {
         /// What is here.
         serves: ModelName,
     },
+    /// It asks for what the model does not give.
+    #[error("{serves} gives {gives}")]
+    OtherKind {
+        /// What is here.
+        serves: ModelName,
+        /// In words.
+        gives: &'static str,
+    },
     /// Every place is taken.
     #[error("{running} requests run and {waiting} wait, which is all there is place for")]
     NoSlot {
@@ -84,7 +92,7 @@ impl Refusal {
     /// What travels to the coordinator.
     pub fn reason(&self) -> AttemptRefusal {
         match self {
-            Self::WrongModel { .. } => AttemptRefusal::WrongModel,
+            Self::WrongModel { .. } | Self::OtherKind { .. } => AttemptRefusal::WrongModel,
             Self::NoSlot { .. } => AttemptRefusal::NoSlot,
             Self::NoKvRoom { .. } => AttemptRefusal::NoKvRoom,
             Self::TooLong { .. } => AttemptRefusal::TooLong,

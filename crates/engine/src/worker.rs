@@ -12,6 +12,7 @@ use nn::LogitRows;
 use crate::answer::{Answer, DrawError, Terms};
 use crate::compute::{Compute, Work};
 use crate::desk::{Accepted, Desk, Intake};
+use crate::pooling;
 use crate::speed::{Speed, Step};
 
 /// How soon to look again whether a slow reader has room: sinks cannot ring. Short against what a person notices, long
@@ -150,7 +151,7 @@ impl<C: Compute> Worker<C> {
         let tokens = joined(job.prompt, job.generated);
         let done = if answer.stopped() {
             Some(Cause::Stop)
-        } else if generated >= job.ask.max_tokens as usize {
+        } else if !job.ask.embed && generated >= job.ask.max_tokens as usize {
             Some(Cause::Length)
         } else {
             None
@@ -167,7 +168,7 @@ impl<C: Compute> Worker<C> {
             return;
         }
         let deadline = (job.ask.deadline_us > 0).then(|| at.saturating_add(Micros(job.ask.deadline_us)));
-        let generated_max = job.ask.max_tokens as usize;
+        let generated_max = if job.ask.embed { 0 } else { job.ask.max_tokens as usize };
         match self
             .batch
             .submit(at, Arrival { attempt, tokens, prompt: prompt_tokens, generated_max, deadline })
@@ -209,14 +210,14 @@ impl<C: Compute> Worker<C> {
             self.depart(plan, started);
             return;
         }
-        let rows = self.compute.step(&work(&self.batch, &plan));
+        let rows = self.compute.step(&work(&self.batch, &plan, &self.terms));
         let drawn = rows.map(|rows| draw(&self.batch, &mut self.answers, &self.terms, &plan, rows));
         self.commit(plan, started, drawn);
     }
 
     /// Begins a step, and finishes the oldest where as many are under way as can be.
     fn depart(&mut self, plan: Plan, started: Micros) {
-        if let Err(message) = self.compute.begin(&work(&self.batch, &plan)) {
+        if let Err(message) = self.compute.begin(&work(&self.batch, &plan, &self.terms)) {
             return self.fail_step(&plan, &message);
         }
         self.batch.depart(&plan);
@@ -352,19 +353,25 @@ impl<C: Compute> Worker<C> {
 }
 
 /// What a plan asks to be computed.
-fn work<'a>(batch: &'a Batch, plan: &Plan) -> Vec<Work<'a>> {
+fn work<'a>(batch: &'a Batch, plan: &Plan, terms: &Terms) -> Vec<Work<'a>> {
     let work = |span: &batch::Span| Work {
         tokens: batch.tokens(span),
         position: span.start,
         pages: batch.pages(span),
-        logits: match (span.draws, span.guesses) {
-            (false, _) => LogitRows::None,
-            (true, 0) => LogitRows::Last,
-            // A span with guesses has one known token, and is drawn from at each.
-            (true, _) => LogitRows::All,
-        },
+        logits: rows_of(span, terms),
     };
     plan.spans.iter().map(work).collect()
+}
+
+/// Whose rows a span needs.
+fn rows_of(span: &batch::Span, terms: &Terms) -> LogitRows {
+    match (&terms.pooling, span.draws, span.guesses) {
+        (Some(pooling), last, _) => pooling::wanted(pooling, span.start, last),
+        (None, false, _) => LogitRows::None,
+        (None, true, 0) => LogitRows::Last,
+        // A span with guesses has one known token, and is drawn from at each.
+        (None, true, _) => LogitRows::All,
+    }
 }
 
 /// What was drawn for each span that draws, and the attempts among them for which nothing could be.
@@ -380,6 +387,26 @@ fn draw(
 ) -> DrawnRows {
     let (mut drawn, mut damaged) = (Vec::new(), Vec::new());
     let mut rows = rows.as_slice();
+    if let Some(pooling) = &terms.pooling {
+        for span in &plan.spans {
+            let count = match rows_of(span, terms) {
+                LogitRows::None => 0,
+                LogitRows::Last => 1,
+                LogitRows::All => span.count,
+            };
+            let (own, others) = rows.split_at(count);
+            rows = others;
+            let answer = if batch.has(span) { answers.get_mut(&span.attempt) } else { None };
+            let pooled = answer.map_or(Ok(()), |answer| answer.pool(pooling, (span.start, span.draws), own));
+            if let Err(error) = pooled {
+                damaged.push((span.attempt, error));
+            }
+            if span.draws {
+                drawn.push(Drawn::Stop.into());
+            }
+        }
+        return (drawn, damaged);
+    }
     for span in plan.spans.iter().filter(|span| span.draws) {
         let (own, others) = rows.split_at(1 + span.guesses);
         rows = others;

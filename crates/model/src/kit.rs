@@ -3,11 +3,12 @@
 mod archive;
 mod conversation;
 mod marks;
+mod pooling;
 
 use serde_json::Value;
 
 use crate::family::{ConfigError, spec_from_config};
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, PoolingSpec};
 use crate::template::{ChatExtra, ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -26,6 +27,9 @@ pub struct Kit {
     pub tokenizer_config: Option<Vec<u8>>,
     /// `chat_template.jinja`; wins over the one in `tokenizer_config.json`.
     pub chat_template: Option<Vec<u8>>,
+    /// What the model's files say of embeddings, as one JSON object: `modules` (sentence-transformers' `modules.json`) and
+    /// `pooling` (the `config.json` of its pooling module), or `pooling_type` (of a GGUF file).
+    pub pooling: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Kit {
@@ -76,6 +80,8 @@ pub struct OpenKit {
     pub template: Option<ChatTemplate>,
     /// The one for conversations with tools, where it is another.
     tool_template: Option<ChatTemplate>,
+    /// Why it gives no embeddings, where it gives none; in words that follow a colon.
+    pub no_embeddings: Option<String>,
     marks: marks::Marks,
 }
 
@@ -91,7 +97,8 @@ impl Kit {
     /// # Errors
     /// The first part that is not usable, named.
     pub fn open(&self) -> Result<OpenKit, KitError> {
-        let mut spec = spec_from_config(&self.config, self.generation_config.as_deref())?;
+        let mut spec = self.spec()?;
+        let no_embeddings = self.pooling().err();
         let tokenizer = Tokenizer::from_json(&self.tokenizer)?;
         if tokenizer.vocabulary_len() > spec.vocabulary {
             let last = tokenizer.vocabulary_len() - 1;
@@ -110,7 +117,25 @@ impl Kit {
             |source: Option<String>| source.map(|text| ChatTemplate::new(&text, bos, eos)).transpose();
         let (template, tool_template) = (compile(default)?, compile(with_tools)?);
         let marks = marks::Marks::of(&tokenizer);
-        Ok(OpenKit { spec, tokenizer, template, tool_template, marks })
+        Ok(OpenKit { spec, tokenizer, template, tool_template, no_embeddings, marks })
+    }
+
+    /// The decoder alone, without looking at the tokenizer.
+    ///
+    /// # Errors
+    /// The configuration is not usable.
+    pub fn spec(&self) -> Result<ModelSpec, ConfigError> {
+        let spec = spec_from_config(&self.config, self.generation_config.as_deref())?;
+        Ok(match self.pooling() {
+            Ok(pooling) => spec.pooled(pooling),
+            Err(_) => spec,
+        })
+    }
+
+    /// How it pools, or why it gives no embeddings.
+    fn pooling(&self) -> Result<PoolingSpec, String> {
+        let said = self.pooling.as_deref().ok_or(pooling::NOTHING_SAID)?;
+        pooling::read(said, &self.config)
     }
 
     fn settings(&self) -> Result<Value, KitError> {

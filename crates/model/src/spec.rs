@@ -6,6 +6,7 @@
 mod check;
 mod feed_forward;
 mod mixer;
+mod pooling;
 mod tensors;
 
 pub use check::SpecError;
@@ -13,6 +14,7 @@ pub use feed_forward::{
     Activation, DenseAndExpertsSpec, ExpertsSpec, FeedForwardSpec, GatedSpec, RouterSpec, Scoring, SharedSpec,
 };
 pub use mixer::{AttentionSpec, DeltaNetSpec, KvSource, MixerSpec, RopeScaling, RopeSpec};
+pub use pooling::{PooledRows, PoolingSpec};
 pub use tensors::{LayerTensor, TensorRole};
 
 /// A whole decoder.
@@ -38,6 +40,8 @@ pub struct ModelSpec {
     pub final_norm: NormSpec,
     /// Logits become `cap * tanh(logit / cap)`.
     pub logit_soft_cap: Option<f32>,
+    /// How it makes a vector of a text; nothing where it makes text. Such a model needs no head: its head counts as tied.
+    pub pooling: Option<PoolingSpec>,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<u32>,
     /// How the names of tensors begin that a checkpoint may hold and that are not loaded: towers for images and sound,
@@ -46,6 +50,17 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// The same decoder as one that gives embeddings.
+    #[must_use]
+    pub fn pooled(self, pooling: PoolingSpec) -> Self {
+        Self { pooling: Some(pooling), tied_head: true, ..self }
+    }
+
+    /// How many numbers a row of its results has: V logits, or E where it gives embeddings.
+    pub fn row_length(&self) -> usize {
+        if self.pooling.is_some() { self.hidden } else { self.vocabulary }
+    }
+
     /// Whether some layer carries a state from token to token beside the KV cache: such a state can neither be cut to
     /// a prefix nor stepped back.
     pub fn is_recurrent(&self) -> bool {

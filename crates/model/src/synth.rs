@@ -192,6 +192,7 @@ impl Synth {
             tokenizer: vocabulary::tokenizer_json(self.request.vocabulary).into_bytes(),
             tokenizer_config: Some(vocabulary::tokenizer_config_json().into_bytes()),
             chat_template: None,
+            pooling: None,
         }
     }
 

@@ -21,6 +21,7 @@ fn kit(folder: &Path) -> Kit {
         tokenizer: fs::read(folder.join("tokenizer.json")).unwrap(),
         tokenizer_config: optional("tokenizer_config.json"),
         chat_template: optional("chat_template.jinja"),
+        pooling: None,
     }
 }
 

@@ -48,6 +48,7 @@ fn spec(shape: &Shape) -> ModelSpec {
         layer_inputs: None,
         final_norm: norm,
         logit_soft_cap: None,
+        pooling: None,
         stop_tokens: vec![],
         ignored_tensors: &[],
     }

@@ -2,6 +2,7 @@
 
 mod forward;
 mod load;
+mod logits;
 mod states;
 mod step;
 
@@ -13,8 +14,9 @@ use crate::backend::Backend;
 use crate::blocks::{Attention, DeltaNet, FeedForward, LayerInput, LayerInputs, Linear, Norm, Rope};
 use crate::cpu::Cpu;
 
-pub use forward::{ForwardError, LogitRows, Logits, Output, Scratch, Span};
+pub use forward::{ForwardError, LogitRows, Output, Scratch, Span};
 pub use load::{LoadError, LoadOptions, Weights};
+pub use logits::Logits;
 
 /// A decoder with its weights. Cheap to share: a forward pass changes nothing in it.
 pub struct Decoder<B: Backend = Cpu> {

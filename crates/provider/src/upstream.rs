@@ -104,7 +104,9 @@ pub(crate) fn describe(
     config: &UpstreamConfig,
     context: Option<u32>,
 ) -> Result<(Kit, OpenKit, ModelDescriptor), String> {
-    let kit = engine::load_kit(&config.kit).map_err(|error| crate::load::chain(&error))?;
+    // The server is asked for text alone, whatever the model's files say of embeddings.
+    let kit =
+        Kit { pooling: None, ..engine::load_kit(&config.kit).map_err(|error| crate::load::chain(&error))? };
     let open = kit.open().map_err(|error| crate::load::chain(&error))?;
     let bytes = kit.to_bytes();
     let kit_sha256 = trust::hex(&trust::sha256(&bytes));
@@ -239,6 +241,10 @@ impl Shared {
     fn check(&self, job: &Job) -> Result<(), Refusal> {
         if job.ask.model != self.name {
             return Err(Refusal::WrongModel { asked: job.ask.model.clone(), serves: self.name.clone() });
+        }
+        if job.ask.embed {
+            let gives = "text alone: the server behind this instance is asked for nothing else";
+            return Err(Refusal::OtherKind { serves: self.name.clone(), gives });
         }
         let unreadable = |detail: &str| Err(Refusal::Unreadable { detail: detail.to_owned() });
         if job.prompt.is_empty() {

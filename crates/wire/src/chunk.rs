@@ -1,8 +1,8 @@
 //! What an instance answers: the sealed body of a chunk. Tokens carry their index, so none is lost or taken twice.
 //!
 //! Encoding, little-endian: `u32` index of the first token, tokens (`u32` count and values), text (`u32` length and
-//! UTF-8), `u8` flags (1: log-probabilities follow, 2: a finish follows), then for each of these a `u32` length and a
-//! JSON value.
+//! UTF-8), `u8` flags (1: log-probabilities follow, 2: a finish follows, 4: a vector follows), then for the first two of
+//! these a `u32` length and a JSON value, and for the third a `u32` length in bytes and `f32`s.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ pub struct Chunk {
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Present in the last chunk, and only there.
     pub finish: Option<Finish>,
+    /// The prompt's vector, where one was asked for; finite.
+    pub vector: Option<Vec<f32>>,
 }
 
 /// How probable a drawn token was.
@@ -79,6 +81,9 @@ pub enum FinishReason {
 
 const LOGPROBS: u8 = 1;
 const FINISH: u8 = 2;
+const VECTOR: u8 = 4;
+/// The largest models have rows of some ten thousand numbers.
+const VECTOR_NUMBERS_MAX: usize = 1 << 17;
 
 impl Chunk {
     /// The bytes that are sealed.
@@ -88,13 +93,18 @@ impl Chunk {
         put_tokens(&mut out, &self.tokens);
         put_block(&mut out, self.text.as_bytes());
         let flags = if self.logprobs.is_some() { LOGPROBS } else { 0 }
-            | if self.finish.is_some() { FINISH } else { 0 };
+            | if self.finish.is_some() { FINISH } else { 0 }
+            | if self.vector.is_some() { VECTOR } else { 0 };
         out.push(flags);
         if let Some(logprobs) = &self.logprobs {
             put_block(&mut out, &serde_json::to_vec(logprobs).expect("finite numbers and arrays only"));
         }
         if let Some(finish) = &self.finish {
             put_block(&mut out, &serde_json::to_vec(finish).expect("integers and names only"));
+        }
+        if let Some(vector) = &self.vector {
+            let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+            put_block(&mut out, &bytes);
         }
         out
     }
@@ -109,12 +119,13 @@ impl Chunk {
         let tokens = reader.tokens("chunk's tokens")?;
         let text = reader.text("chunk's text")?.to_owned();
         let flags = reader.u8("chunk's flags")?;
-        if flags & !(LOGPROBS | FINISH) != 0 {
-            return Err(DecodeError::Value { what: "chunk's flags", value: flags.into(), allowed: "0 to 3" });
+        if flags & !(LOGPROBS | FINISH | VECTOR) != 0 {
+            return Err(DecodeError::Value { what: "chunk's flags", value: flags.into(), allowed: "0 to 7" });
         }
         let logprobs: Option<Vec<TokenLogprob>> =
             (flags & LOGPROBS != 0).then(|| json(&mut reader, "chunk's log-probabilities")).transpose()?;
         let finish = (flags & FINISH != 0).then(|| json(&mut reader, "chunk's finish")).transpose()?;
+        let vector = (flags & VECTOR != 0).then(|| vector(&mut reader)).transpose()?;
         reader.end("chunk")?;
         if let Some(logprobs) = &logprobs
             && logprobs.len() != tokens.len()
@@ -125,7 +136,24 @@ impl Chunk {
                 allowed: "one for each token",
             });
         }
-        Ok(Self { first_index, tokens, text, logprobs, finish })
+        Ok(Self { first_index, tokens, text, logprobs, finish, vector })
+    }
+}
+
+fn vector(reader: &mut Reader<'_>) -> Result<Vec<f32>, DecodeError> {
+    let what = "chunk's vector";
+    let bytes = reader.block(what)?;
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    if numbers.is_empty() || numbers.len() > VECTOR_NUMBERS_MAX || !rest.is_empty() {
+        let allowed = "4 to 524288 bytes, four for each number";
+        return Err(DecodeError::Value { what, value: bytes.len() as u64, allowed });
+    }
+    let numbers: Vec<f32> = numbers.iter().map(|number| f32::from_le_bytes(*number)).collect();
+    match numbers.iter().position(|number| !number.is_finite()) {
+        Some(at) => {
+            Err(DecodeError::Value { what: "chunk's vector at", value: at as u64, allowed: "finite numbers" })
+        }
+        None => Ok(numbers),
     }
 }
 

@@ -50,6 +50,9 @@ pub struct Ask {
     /// Deliver the text of the model's marks too, so that whoever reads the answer finds its calls and channels.
     #[serde(default, skip_serializing_if = "is_false")]
     pub special_tokens: bool,
+    /// The vector of the prompt is wanted, and no text.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub embed: bool,
     /// Where the attempt stands in its caller's trace, as a `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,

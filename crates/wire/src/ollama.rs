@@ -1,5 +1,6 @@
 //! Ollama's API: requests read strictly into the one typed request, and the bodies that go back.
 
+pub mod embed;
 mod request;
 pub mod response;
 

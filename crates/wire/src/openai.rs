@@ -14,5 +14,5 @@ pub(crate) mod shared;
 pub use crate::fields::RequestError;
 pub use chat::parse_chat;
 pub use completion::parse_completion;
-pub use embedding::parse_embedding;
+pub use embedding::{EmbeddingRequest, parse_embedding};
 pub use responses::{ResponseRequest, parse_response};

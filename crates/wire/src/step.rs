@@ -28,6 +28,9 @@ pub struct GroupSettings {
     pub kv: String,
     /// The longest context that is asked for.
     pub context: Option<u32>,
+    /// How rows become a vector, of a model that gives embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<String>,
 }
 
 /// What one rank's memory allows; then, as the least of all, what the group has.

@@ -7,7 +7,7 @@ use wire::{RequestError, anthropic, ollama, openai};
 
 type Parse = fn(&[u8]) -> Result<(), RequestError>;
 
-const PARSERS: [(&str, Parse); 9] = [
+const PARSERS: [(&str, Parse); 11] = [
     ("chat", |body| openai::parse_chat(body).map(drop)),
     ("completion", |body| openai::parse_completion(body).map(drop)),
     ("response", |body| openai::parse_response(body).map(drop)),
@@ -17,6 +17,8 @@ const PARSERS: [(&str, Parse); 9] = [
     ("ollama chat", |body| ollama::parse_chat(body).map(drop)),
     ("ollama generate", |body| ollama::parse_generate(body).map(drop)),
     ("ollama show", |body| ollama::parse_show(body).map(drop)),
+    ("ollama embed", |body| ollama::embed::parse_embed(body).map(drop)),
+    ("ollama embeddings", |body| ollama::embed::parse_embeddings(body).map(drop)),
 ];
 
 /// Bodies that are right, with as many fields as there are: what is changed at random.

@@ -211,9 +211,13 @@ fn a_count_is_a_claim_until_its_bytes_are_there() {
 #[test]
 fn a_chunk_with_flags_or_counts_that_do_not_fit_is_refused_by_name() {
     let mut flagged = Chunk::default().encode();
-    *flagged.last_mut().unwrap() = 4;
+    *flagged.last_mut().unwrap() = 8;
     let error = Chunk::decode(&flagged).err().unwrap().to_string();
-    assert_eq!(error, "chunk's flags: 4 is not allowed (0 to 3)");
+    assert_eq!(error, "chunk's flags: 8 is not allowed (0 to 7)");
+    for numbers in [vec![0.5, f32::NAN], Vec::new()] {
+        let chunk = Chunk { vector: Some(numbers), ..Chunk::default() };
+        assert!(Chunk::decode(&chunk.encode()).err().unwrap().to_string().contains("vector"));
+    }
     let uneven = Chunk { tokens: vec![1, 2], logprobs: Some(Vec::new()), ..Chunk::default() };
     let error = Chunk::decode(&uneven.encode()).err().unwrap().to_string();
     assert_eq!(error, "number of log-probabilities: 0 is not allowed (one for each token)");
@@ -305,7 +309,7 @@ prop_compose! {
     ) -> Drawn<Job> {
         let (request, model) = (base::RequestId(request), base::ModelName::new(model));
         let ask =
-            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false, trace: None };
+            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false, embed: false, trace: None };
         Drawn(Job { ask, prompt, generated }, Job::encode)
     }
 }
@@ -343,11 +347,12 @@ prop_compose! {
         with_logprobs in any::<bool>(),
         text in ".{0,40}",
         finish in proptest::option::of(any_finish()),
+        vector in proptest::option::of(proptest::collection::vec(-1e9f32..1e9, 1..20)),
     ) -> Drawn<Chunk> {
         let tokens = drawn.iter().map(|((token, ..), _)| *token).collect();
         let logprobs = drawn.into_iter().map(|((token, bytes, logprob), top)| TokenLogprob { token, bytes, logprob, top });
         let logprobs = with_logprobs.then(|| logprobs.collect());
-        Drawn(Chunk { first_index, tokens, text, logprobs, finish }, Chunk::encode)
+        Drawn(Chunk { first_index, tokens, text, logprobs, finish, vector }, Chunk::encode)
     }
 }
 

@@ -63,6 +63,17 @@ def served(tmp_path_factory):
         yield ready
 
 
+FIXTURE = pathlib.Path(__file__).resolve().parents[3] / "crates/engine/tests/fixtures/embedding/qwen3-last"
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory):
+    """A fleet with a model that gives embeddings, computed as the reference computes."""
+    arguments = ("--model", f"embed={FIXTURE}", "--mode", "single", "--providers", "1", "--activations", "f32")
+    with fleet(tmp_path_factory.mktemp("embedder"), *arguments) as ready:
+        yield ready
+
+
 @pytest.fixture
 def client(served):
     """The official client, with nothing changed but base URL and key."""

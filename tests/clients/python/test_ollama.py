@@ -4,7 +4,7 @@ import json
 
 import ollama
 import pytest
-from conftest import fleet
+from conftest import FIXTURE, fleet
 
 HELLO = [{"role": "user", "content": "Hello! Who are you?"}]
 CALM = {"temperature": 0, "num_predict": 64}
@@ -39,6 +39,17 @@ def test_a_chat_answers_and_a_stream_gives_the_same(llama, model):
     assert "".join(part.message.content for part in parts) == whole.message.content
     assert len(parts) > 2 and [part.done for part in parts].count(True) == 1 and parts[-1].done
     assert parts[-1].eval_count == whole.eval_count
+
+
+def test_texts_are_embedded(embedder):
+    llama = ollama.Client(host=embedder["url"], headers={"Authorization": f"Bearer {embedder['key']}"})
+    cases = json.loads((FIXTURE / "expected.json").read_text())["cases"]
+    got = llama.embed(model="embed", input=[case["text"] for case in cases], keep_alive="5m")
+    for found, case in zip(got.embeddings, cases, strict=True):
+        assert list(found) == pytest.approx(case["vector"], abs=2e-4)
+    one = llama.embeddings(model="embed", prompt=cases[0]["text"])
+    assert list(one.embedding) == pytest.approx(cases[0]["vector"], abs=2e-4)
+    assert llama.show("embed").capabilities == ["embedding"]
 
 
 def test_a_text_goes_on_raw_and_through_the_template(llama, model):

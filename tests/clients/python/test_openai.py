@@ -8,7 +8,7 @@ import math
 import openai
 import pydantic
 import pytest
-from conftest import fleet
+from conftest import FIXTURE, fleet
 
 HELLO = [{"role": "user", "content": "Hello! Who are you?"}]
 
@@ -182,6 +182,29 @@ def test_embeddings_are_refused_with_a_reason(client, model):
     with pytest.raises(openai.BadRequestError) as error:
         client.embeddings.create(model=model, input="a")
     assert error.value.code == "embeddings_not_supported"
+
+
+def test_embeddings_are_the_references_in_both_encodings(embedder):
+    client = openai.OpenAI(base_url=f"{embedder['url']}/v1", api_key=embedder["key"], max_retries=0)
+    cases = json.loads((FIXTURE / "expected.json").read_text())["cases"]
+    texts = [case["text"] for case in cases]
+    # The client asks for base64 by itself, and decodes it.
+    for more in ({}, {"encoding_format": "float"}):
+        got = client.embeddings.create(model="embed", input=texts, **more)
+        assert got.usage.prompt_tokens == got.usage.total_tokens == sum(len(case["tokens"]) for case in cases)
+        for item, case in zip(got.data, cases, strict=True):
+            assert item.embedding == pytest.approx(case["vector"], abs=2e-4)
+    tokens = client.embeddings.create(model="embed", input=cases[0]["tokens"])
+    assert tokens.data[0].embedding == pytest.approx(cases[0]["vector"], abs=2e-4)
+    short = client.embeddings.create(model="embed", input=texts[0], dimensions=4)
+    assert math.hypot(*short.data[0].embedding) == pytest.approx(1, abs=1e-5) and len(short.data[0].embedding) == 4
+    for wrong, word in (({"input": ""}, "empty"), ({"input": "a" * 999}, "256"), ({"input": "a", "dimensions": 33}, "32")):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.embeddings.create(model="embed", **wrong)
+        assert word in error.value.message
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model="embed", messages=HELLO)
+    assert error.value.code == "generation_not_supported"
 
 
 def test_completions_go_on_with_a_text(client, model):

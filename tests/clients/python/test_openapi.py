@@ -57,14 +57,35 @@ def small(document, model):
     # Whoever resets or revokes takes others' ground away.
     del document["paths"]["/api/keys/{id}"]
     del document["paths"]["/api/keys/{id}/rotate"]
-    # Documented, and always refused.
-    del document["paths"]["/v1/embeddings"]
     return document
 
 
+EMBEDDING = ("/v1/embeddings", "/api/embed", "/api/embeddings")
+
+
 def test_schemathesis_finds_nothing(served, model, tmp_path):
+    document = small(document_of(served), model)
+    # The model of this fleet refuses them.
+    for path in EMBEDDING:
+        del document["paths"][path]
+    find_nothing(served, document, tmp_path)
+
+
+def test_schemathesis_finds_nothing_in_embeddings(embedder, tmp_path):
+    document = small(document_of(embedder), "embed")
+    document["paths"] = {path: document["paths"][path] for path in EMBEDDING}
+    for schema in document["components"]["schemas"].values():
+        if "dimensions" in schema.get("properties", {}):
+            schema["properties"]["dimensions"]["maximum"] = 32
+    find_nothing(embedder, document, tmp_path)
+
+
+def document_of(served):
     with urllib.request.urlopen(f"{served['url']}/openapi.json") as answer:
-        document = small(json.load(answer), model)
+        return json.load(answer)
+
+
+def find_nothing(served, document, tmp_path):
     path = tmp_path / "openapi.json"
     path.write_text(json.dumps(document))
     program = pathlib.Path(sys.executable).with_name("schemathesis")

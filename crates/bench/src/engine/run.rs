@@ -124,6 +124,7 @@ impl Bench {
             deadline_us: 0,
             constraint: None,
             special_tokens: false,
+            embed: false,
             trace: None,
         };
         self.attempts += 1;

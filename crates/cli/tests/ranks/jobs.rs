@@ -84,6 +84,7 @@ pub(crate) fn submit(engine: &Engine, attempt: u128, prompt: Vec<u32>, max_token
         deadline_us: 0,
         constraint: None,
         special_tokens: false,
+        embed: false,
         trace: None,
     };
     let (say, hear) = sync_channel(4096);

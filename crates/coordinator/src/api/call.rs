@@ -59,7 +59,7 @@ pub(super) struct Call {
     pub(super) trace: Option<Tracing>,
     pub(super) timings: Timings,
     pub(super) arrived: Instant,
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Call {
@@ -132,7 +132,7 @@ impl Call {
             trace,
             timings,
             arrived,
-            place,
+            place: Arc::new(place),
         })
     }
 
@@ -150,16 +150,18 @@ impl Call {
             failover: self.failover,
             resume: Resume::Off,
             idempotency: None,
-            trace: self.trace.clone().map(|trace| Tracing {
-                at: TraceContext {
-                    span: if trace.records { core.span_id() } else { trace.at.span },
-                    ..trace.at
-                },
-                ..trace
-            }),
+            trace: self.trace_beside(core),
             timings: self.timings.clone(),
             arrived: self.arrived,
-            place,
+            place: Arc::new(place),
+        })
+    }
+
+    /// Where another of the call's requests stands in the caller's trace.
+    pub(super) fn trace_beside(&self, core: &Core) -> Option<Tracing> {
+        self.trace.clone().map(|trace| Tracing {
+            at: TraceContext { span: if trace.records { core.span_id() } else { trace.at.span }, ..trace.at },
+            ..trace
         })
     }
 

@@ -69,12 +69,24 @@ fn info(card: ModelCard) -> ModelInfo {
 /// What callers see of a model; nothing where no instance serves it now.
 fn card(served: &Served) -> Option<ModelCard> {
     let listing = served.look(|pool, _| pool.listing())?;
+    let of = served.kit();
+    let kit = of.as_ref().map(|of| &of.kit);
+    let embeds = kit.is_some_and(|kit| kit.spec.pooling.is_some());
+    let chats = kit.is_some_and(|kit| kit.template.is_some());
+    let capabilities = match (embeds, chats) {
+        (true, _) => vec!["embedding"],
+        (false, true) => vec!["completion", "chat"],
+        (false, false) => vec!["completion"],
+    };
+    let hidden = kit.filter(|_| embeds).map(|kit| u32::try_from(kit.spec.hidden).unwrap_or(u32::MAX));
     Some(ModelCard {
         id: served.name.as_str().to_owned(),
         object: "model".to_owned(),
         created: served.created_unix,
         owned_by: "phalanx".to_owned(),
         max_model_len: listing.context.0,
+        capabilities: capabilities.into_iter().map(str::to_owned).collect(),
+        embedding_length: hidden,
     })
 }
 

@@ -28,7 +28,7 @@ use crate::core::Core;
 use crate::problem::Problem;
 use crate::segments::{Segment, Timings};
 
-pub(super) use models::{ps, show, tags, version};
+pub(super) use models::{name_of, ps, show, tags, version};
 
 /// Answers a conversation.
 pub(super) async fn chat(
@@ -56,8 +56,7 @@ pub(super) async fn generate(
 pub(super) async fn elsewhere(uri: Uri) -> Problem {
     let path: String = uri.path().chars().take(100).collect();
     let message = format!(
-        "{path} is not served: models are placed on machines by the operator (see `phalanx provider --help`), and \
-         embeddings are at /v1/embeddings"
+        "{path} is not served: models are placed on machines by the operator (see `phalanx provider --help`)"
     );
     Problem::Request(RequestError { message, param: None, code: "unsupported_call" })
 }

@@ -33,7 +33,7 @@ use crate::streams::{Keep, Named};
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
 /// How long a caller's own name for a request stands for what was paid: a day, as such keys are held elsewhere.
-const PAID_FOR_US: u64 = 24 * 3600 * 1_000_000;
+pub(super) const PAID_FOR_US: u64 = 24 * 3600 * 1_000_000;
 
 /// A request whose every answer is ready to be served.
 pub(super) struct Prepared {
@@ -125,6 +125,16 @@ pub(super) fn kit_of(served: &Served) -> Result<KitOf, Problem> {
     served.kit().ok_or(Problem::Refused(Refusal::NoServingPath))
 }
 
+/// Refuses a model that gives no text.
+fn generates<'k>(served: &Served, kit: &'k OpenKit) -> Result<&'k OpenKit, Problem> {
+    if kit.spec.pooling.is_none() {
+        return Ok(kit);
+    }
+    let message = format!("the model '{}' gives embeddings and no text: use /v1/embeddings", served.name);
+    let param = Some("model".to_owned());
+    Err(Problem::Request(RequestError { message, param, code: "generation_not_supported" }))
+}
+
 /// Makes work of a call: all of it is looked at before any is served, so that one bad prompt refuses the whole.
 pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) -> Result<Prepared, Problem> {
     if !may_use(&call.key, &ModelName::new(request.model.as_str())) {
@@ -132,7 +142,7 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     }
     let served = served(core, &request.model)?;
     let of = kit_of(&served)?;
-    let kit = &of.kit;
+    let kit = generates(&served, &of.kit)?;
     let mut generation = request.generation;
     let (mut resume, idempotency) = (call.resume, call.idempotency.clone());
     let repeatable = generation.seed.is_some() || generation.temperature == Some(0.0);
@@ -202,7 +212,7 @@ fn text_of(kit: &OpenKit, asked: &Asked) -> String {
     match asked {
         Asked::Text(Prompt::Text(text)) => text.clone(),
         Asked::Text(Prompt::Tokens(tokens)) => kit.tokenizer.decode(tokens, false),
-        Asked::Chat(_) => String::new(),
+        Asked::Chat(_) | Asked::Input(_) => String::new(),
     }
 }
 
@@ -330,6 +340,7 @@ impl Shared<'_> {
                     deadline_us: 0,
                     constraint: self.constraint.clone(),
                     special_tokens,
+                    embed: false,
                     trace: None,
                 };
                 works.push(self.work(call, ask, prompt.clone()));
@@ -347,6 +358,7 @@ impl Shared<'_> {
             ask,
             prompt,
             vocabulary: self.vocabulary,
+            dimensions: None,
             trace: call.trace,
             named: None,
             paid: false,

@@ -28,6 +28,8 @@ const SHRINK: usize = 4;
 pub(super) enum Asked {
     Chat(Box<Chat>),
     Text(Prompt),
+    /// To be embedded.
+    Input(Prompt),
 }
 
 impl Asked {
@@ -35,6 +37,7 @@ impl Asked {
         match self {
             Self::Chat(_) => "messages",
             Self::Text(_) => "prompt",
+            Self::Input(_) => "input",
         }
     }
 
@@ -46,8 +49,8 @@ impl Asked {
                 // Schemas are long and many: whoever sends one waits for another thread.
                 messages.sum::<usize>() + chat.tools.len() * TOKENIZED_HERE_BYTES_MAX
             }
-            Self::Text(Prompt::Text(text)) => text.len(),
-            Self::Text(Prompt::Tokens(_)) => 0,
+            Self::Text(Prompt::Text(text)) | Self::Input(Prompt::Text(text)) => text.len(),
+            Self::Text(Prompt::Tokens(_)) | Self::Input(Prompt::Tokens(_)) => 0,
         }
     }
 }
@@ -107,8 +110,10 @@ impl From<KitError> for Unencoded {
 fn encode(kit: &OpenKit, dialect: &Dialect, asked: Asked) -> Result<Vec<u32>, Unencoded> {
     let chat = match asked {
         Asked::Chat(chat) => chat,
-        Asked::Text(Prompt::Text(text)) => return Ok(kit.encode_text(&text)?),
-        Asked::Text(Prompt::Tokens(tokens)) => return Ok(tokens),
+        Asked::Text(Prompt::Text(text)) | Asked::Input(Prompt::Text(text)) => {
+            return Ok(kit.encode_text(&text)?);
+        }
+        Asked::Text(Prompt::Tokens(tokens)) | Asked::Input(Prompt::Tokens(tokens)) => return Ok(tokens),
     };
     let now_unix_s = i64::try_from(unix_s()).unwrap_or(i64::MAX);
     let tools = for_template(&chat).filter(|_| dialect.template_takes_tools());

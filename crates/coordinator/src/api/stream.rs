@@ -15,8 +15,8 @@ use super::answer::{Answering, End, Part, Told};
 use crate::problem::Problem;
 use crate::segments::Timings;
 
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-const IGNORED: HeaderName = HeaderName::from_static("x-phalanx-ignored-parameters");
+pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+pub(super) const IGNORED: HeaderName = HeaderName::from_static("x-phalanx-ignored-parameters");
 /// Only these streams have a place for marks.
 const EVENTS: &str = "text/event-stream";
 const SEED: HeaderName = HeaderName::from_static("x-phalanx-seed");

@@ -149,6 +149,7 @@ impl Serving {
             max_tokens: self.work.ask.max_tokens,
             vocabulary: self.work.vocabulary,
             logprobs: self.work.ask.logprobs.is_some(),
+            dimensions: self.work.dimensions,
         };
         Ok((bytes.into(), gate, sealed))
     }
@@ -265,11 +266,12 @@ impl Serving {
         }
         let tokens = u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX);
         self.journal.extend_from_slice(&chunk.tokens);
-        if !chunk.tokens.is_empty() || !chunk.text.is_empty() {
+        if !chunk.tokens.is_empty() || !chunk.text.is_empty() || chunk.vector.is_some() {
             let delta = Delta {
                 tokens,
                 text: chunk.text,
                 logprobs: chunk.logprobs.filter(|_| self.work.ask.logprobs.is_some()),
+                vector: chunk.vector,
             };
             if let Err(stop) = self.send(Event::Delta(delta)).await {
                 return Some(self.stop(flight, finish.is_some(), stop));

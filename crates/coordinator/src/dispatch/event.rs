@@ -31,6 +31,8 @@ pub(crate) struct Delta {
     pub(crate) tokens: u32,
     pub(crate) text: String,
     pub(crate) logprobs: Option<Vec<TokenLogprob>>,
+    /// The vector of the prompt, where it is what is wanted.
+    pub(crate) vector: Option<Vec<f32>>,
 }
 
 impl Delta {
@@ -39,7 +41,8 @@ impl Delta {
         let logprobs = self.logprobs.iter().flatten();
         let entries =
             logprobs.map(|l| 64 + l.bytes.len() + l.top.iter().map(|t| 48 + t.1.len()).sum::<usize>());
-        std::mem::size_of::<Self>() + self.text.len() + entries.sum::<usize>()
+        let vector = self.vector.as_ref().map_or(0, |vector| 4 * vector.len());
+        std::mem::size_of::<Self>() + vector + self.text.len() + entries.sum::<usize>()
     }
 }
 

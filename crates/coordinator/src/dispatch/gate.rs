@@ -1,7 +1,7 @@
 //! What every chunk must pass before any of it is believed: it opens, it is the next one, it stays within bounds.
 
 use trust::ResponseOpener;
-use wire::chunk::Chunk;
+use wire::chunk::{Chunk, Finish, FinishReason};
 
 /// Why an answer is not believed any more. The names are a metric's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +24,9 @@ pub(super) enum Violation {
     /// Log-probabilities were asked for and are missing.
     #[error("no_logprobs")]
     NoLogprobs,
+    /// A vector that was not asked for, or none, or one of another length, where one was.
+    #[error("wrong_vector")]
+    WrongVector,
     /// Neither tokens nor text nor an end.
     #[error("empty")]
     Empty,
@@ -38,6 +41,7 @@ impl Violation {
             Self::TooManyTokens => "too_many_tokens",
             Self::UnknownToken => "unknown_token",
             Self::NoLogprobs => "no_logprobs",
+            Self::WrongVector => "wrong_vector",
             Self::Empty => "empty",
         }
     }
@@ -52,6 +56,8 @@ pub(super) struct Gate {
     pub(super) vocabulary: u32,
     /// Whether log-probabilities were asked for.
     pub(super) logprobs: bool,
+    /// How many numbers its vector must have, where one was asked for.
+    pub(super) dimensions: Option<usize>,
 }
 
 impl Gate {
@@ -71,6 +77,18 @@ impl Gate {
         if chunk.tokens.iter().any(|token| *token >= self.vocabulary) {
             return Err(Violation::UnknownToken);
         }
+        let answers = |finish: &Finish| matches!(finish.reason, FinishReason::Stop | FinishReason::Length);
+        let right = match (self.dimensions, &chunk.vector) {
+            (None, vector) => vector.is_none(),
+            // It comes whole, with the end; an end that is no answer has none.
+            (Some(length), Some(vector)) => {
+                vector.len() == length && chunk.finish.as_ref().is_some_and(answers)
+            }
+            (Some(_), None) => chunk.finish.as_ref().is_some_and(|finish| !answers(finish)),
+        };
+        if !right {
+            return Err(Violation::WrongVector);
+        }
         if self.logprobs && !chunk.tokens.is_empty() && chunk.logprobs.is_none() {
             return Err(Violation::NoLogprobs);
         }
@@ -80,22 +98,27 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use base::AttemptId;
     use trust::{MachineKeys, ResponseSealer, open_attempt, seal_attempt};
-    use wire::chunk::Finish;
-
-    use super::*;
 
     fn pair() -> (ResponseSealer, Gate) {
         let keys = MachineKeys::generate();
         let attempt = AttemptId(7);
         let (sealed, opener) = seal_attempt(&keys.sealing_key(), attempt, b"job").unwrap();
         let (_, sealer) = open_attempt(&keys, attempt, &sealed.encapsulated, &sealed.ciphertext).unwrap();
-        (sealer, Gate { opener, max_tokens: 4, vocabulary: 100, logprobs: false })
+        (sealer, Gate { opener, max_tokens: 4, vocabulary: 100, logprobs: false, dimensions: None })
     }
 
     fn chunk(first_index: u32, tokens: &[u32]) -> Chunk {
-        Chunk { first_index, tokens: tokens.to_vec(), text: "x".to_owned(), logprobs: None, finish: None }
+        Chunk {
+            first_index,
+            tokens: tokens.to_vec(),
+            text: "x".to_owned(),
+            logprobs: None,
+            finish: None,
+            vector: None,
+        }
     }
 
     fn pass(
@@ -162,5 +185,22 @@ mod tests {
         };
         let end = Chunk { finish: Some(finish), ..Chunk::default() };
         assert_eq!(pass(&mut sealer, &mut gate, &end, 0), None);
+        let vector = |length: usize| Chunk { vector: Some(vec![0.5; length]), ..end.clone() };
+        let early = Chunk { finish: None, text: "x".to_owned(), ..vector(3) };
+        let lost = end.finish.clone().map(|finish| Finish { reason: FinishReason::Expired, ..finish });
+        let expired = Chunk { finish: lost, ..Chunk::default() };
+        let cases = [
+            (None, vector(3), Some(Violation::WrongVector)),
+            (Some(3), vector(3), None),
+            (Some(3), vector(2), Some(Violation::WrongVector)),
+            (Some(3), end.clone(), Some(Violation::WrongVector)),
+            (Some(3), early, Some(Violation::WrongVector)),
+            (Some(3), expired, None),
+        ];
+        for (dimensions, chunk, violation) in cases {
+            let (mut sealer, gate) = pair();
+            let mut gate = Gate { dimensions, ..gate };
+            assert_eq!(pass(&mut sealer, &mut gate, &chunk, 0), violation);
+        }
     }
 }

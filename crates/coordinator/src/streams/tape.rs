@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     fn piece(text: &str) -> Event {
-        Event::Delta(Delta { tokens: 1, text: text.to_owned(), logprobs: None })
+        Event::Delta(Delta { tokens: 1, text: text.to_owned(), logprobs: None, vector: None })
     }
 
     async fn text(mut from: mpsc::Receiver<Event>) -> (String, bool) {

@@ -123,7 +123,14 @@ fn sealed(sealer: &mut ResponseSealer, id: AttemptId, chunk: &Chunk) -> Vec<u8> 
 
 /// A chunk of one token.
 pub(crate) fn token(index: u32, text: &str) -> Chunk {
-    Chunk { first_index: index, tokens: vec![index + 1], text: text.to_owned(), logprobs: None, finish: None }
+    Chunk {
+        first_index: index,
+        tokens: vec![index + 1],
+        text: text.to_owned(),
+        logprobs: None,
+        finish: None,
+        vector: None,
+    }
 }
 
 /// As [`token`], with log-probabilities.

@@ -11,7 +11,7 @@ const ROUTER: &str = include_str!("../../src/api.rs");
 
 /// Paths of the router that the document leaves out: other spellings, what is refused, and the machines' own door.
 fn unlisted(path: &str) -> bool {
-    let refused = ["pull", "push", "create", "copy", "delete", "embed", "embeddings"];
+    let refused = ["pull", "push", "create", "copy", "delete"];
     path.ends_with('/')
         || path == "/api/uplink"
         || path.strip_prefix("/api/").is_some_and(|name| refused.contains(&name))

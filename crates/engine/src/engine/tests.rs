@@ -79,7 +79,12 @@ impl Compute for Script {
 fn scripted(answers: &[&[u32]]) -> Engine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/llama-f32");
     let tokenizer = Tokenizer::from_json(&std::fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
-    let terms = Terms { vocabulary: VOCABULARY, stop_tokens: vec![STOP, 258], tokenizer: Some(tokenizer) };
+    let terms = Terms {
+        vocabulary: VOCABULARY,
+        stop_tokens: vec![STOP, 258],
+        tokenizer: Some(tokenizer),
+        pooling: None,
+    };
     let compute = Script {
         answers: answers.iter().map(|answer| answer.to_vec()).collect(),
         first_pages: HashMap::new(),
@@ -132,6 +137,7 @@ fn ask(script: u32) -> Job {
         deadline_us: 0,
         constraint: None,
         special_tokens: false,
+        embed: false,
         trace: None,
     };
     Job { ask, prompt: vec![script], generated: Vec::new() }

@@ -10,7 +10,7 @@ use wire::step::{StepCommand, StepOrder};
 
 use super::rank::{self, Rank};
 use super::report::GroupReport;
-use super::{GroupEnd, GroupError, GroupSeat, LOAD_WAIT, SILENCE_MAX, settings_of};
+use super::{GroupEnd, GroupError, GroupSeat, LOAD_WAIT, SILENCE_MAX, pooling_of, settings_of};
 use crate::config::EngineConfig;
 use crate::load::LoadedModel;
 use crate::machine;
@@ -104,6 +104,11 @@ fn receive_settings(
     let disagrees = |what, theirs: String, ours: String| Err(GroupError::Disagrees { what, theirs, ours });
     if settings.map != map.encode() {
         return disagrees("the shard map", settings.map, map.encode());
+    }
+    let pooling = pooling_of(model.spec());
+    if settings.pooling != pooling {
+        let named = |pooling: Option<String>| pooling.unwrap_or_else(|| "none".to_owned());
+        return disagrees("a pooling of", named(settings.pooling), named(pooling));
     }
     let vocabulary = model.spec().vocabulary;
     if settings.vocabulary as usize != vocabulary {

@@ -8,7 +8,7 @@ use wire::step::{GroupSettings, StepCommand, StepLogits, StepOrder, StepPlan, St
 
 use super::rank::{self, Rank};
 use super::report::GroupReport;
-use super::{GroupEnd, GroupError, GroupSeat, HEARTBEAT, LOAD_WAIT};
+use super::{GroupEnd, GroupError, GroupSeat, HEARTBEAT, LOAD_WAIT, pooling_of};
 use crate::backend::{limits, self_test};
 use crate::compute::{Compute, Work};
 use crate::config::EngineConfig;
@@ -27,7 +27,7 @@ pub(crate) struct Leader {
     spoken: Instant,
     bytes: Vec<u8>,
     under_way: VecDeque<UnderWay>,
-    vocabulary: usize,
+    row_length: usize,
     recurrent: bool,
     end: Option<GroupEnd>,
     on_end: Option<OnEnd>,
@@ -52,6 +52,7 @@ pub(crate) fn lead(
         step_tokens_max: config.step_tokens_max,
         kv: config.kv.name().to_owned(),
         context: config.context,
+        pooling: pooling_of(model.spec()),
     };
     let mut first = || {
         if communicator.rank() != 0 {
@@ -77,7 +78,7 @@ pub(crate) fn lead(
         spoken: Instant::now(),
         bytes: Vec::new(),
         under_way: VecDeque::new(),
-        vocabulary: model.spec().vocabulary,
+        row_length: model.spec().row_length(),
         recurrent: model.spec().is_recurrent(),
         end: None,
         on_end: None,
@@ -186,7 +187,7 @@ impl Leader {
             let span =
                 StepSpan { position: at as u32, logits, tokens: chunk.to_vec(), pages: (0..pages).collect() };
             self.run_to_end(StepPlan { beside: true, wipe: Vec::new(), spans: vec![span] })?;
-            rows.extend(self.rank.logits.chunks_exact(self.vocabulary).map(<[f32]>::to_vec));
+            rows.extend(self.rank.logits.chunks_exact(self.row_length).map(<[f32]>::to_vec));
         }
         self.say(StepOrder::Beside { pages: 0 })?;
         self.rank.set_beside(0)?;
@@ -205,7 +206,7 @@ impl Compute for Leader {
 
     fn step(&mut self, work: &[Work<'_>]) -> Result<Vec<&[f32]>, String> {
         self.attempt(|leader| leader.run_to_end(plan_of(work)))?;
-        Ok(self.rank.logits.chunks_exact(self.vocabulary).collect())
+        Ok(self.rank.logits.chunks_exact(self.row_length).collect())
     }
 
     fn depth(&self) -> usize {
@@ -227,7 +228,7 @@ impl Compute for Leader {
             }
             Ok(())
         })?;
-        Ok(self.rank.logits.chunks_exact(self.vocabulary).collect())
+        Ok(self.rank.logits.chunks_exact(self.row_length).collect())
     }
 
     fn logits(&mut self, tokens: &[u32], all: bool) -> Result<Vec<Vec<f32>>, String> {

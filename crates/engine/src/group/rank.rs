@@ -57,10 +57,15 @@ impl Neighbours {
             false => Vec::new(),
         };
         let mut heads: Vec<usize> = map.ranks_of(stages - 1).collect();
+        if spec.pooling.is_some() {
+            // Every rank of the last stage has whole rows: one of them is asked.
+            heads.truncate(1);
+        }
         if heads[0] != 0 {
             heads.insert(0, 0);
         }
-        let rows = |&rank: &usize| Ok(map.part(spec, rank)?.head.map_or(0, |head| head.len()));
+        let columns = |head: Range<usize>| if spec.pooling.is_some() { spec.hidden } else { head.len() };
+        let rows = |&rank: &usize| Ok(map.part(spec, rank)?.head.map_or(0, columns));
         let head_rows = heads.iter().map(rows).collect::<Result<_, GroupError>>()?;
         Ok(Self { members: own.collect(), from, to, heads, head_rows, stages })
     }
@@ -381,6 +386,7 @@ impl Rank {
                 self.neighbours.to.iter().try_for_each(|&to| communicator.send(to, rows))?;
             }
             Ok(Output::Logits(_)) if logit_rows(spans) == 0 => {}
+            Ok(Output::Logits(_)) if !self.neighbours.heads.contains(&self.report.rank) => {}
             Ok(Output::Logits(logits)) => {
                 let own = (logits.values(), logit_rows(spans));
                 gather(communicator, &self.neighbours, own, &mut self.gathered)?;

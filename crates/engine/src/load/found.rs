@@ -11,6 +11,8 @@ use super::{LoadError, LoadOptions};
 use crate::files::{self, FileBytes};
 
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Where sentence-transformers puts its pooling, where nothing else is said.
+const POOLING: &str = "1_Pooling";
 const SINGLE: &str = "model.safetensors";
 /// More parts than any model is split into.
 const PARTS_MAX: u32 = 10_000;
@@ -66,7 +68,31 @@ fn texts(folder: &Path) -> Result<Kit, LoadError> {
         tokenizer: Vec::new(),
         tokenizer_config: optional("tokenizer_config.json")?,
         chat_template: optional("chat_template.jinja")?,
+        pooling: pooling(folder)?,
     })
+}
+
+/// What sentence-transformers' files in `folder` say of embeddings, in words of the kit; nothing where there are none.
+fn pooling(folder: &Path) -> Result<Option<Vec<u8>>, LoadError> {
+    let json = |path: PathBuf| -> Result<serde_json::Value, LoadError> {
+        let Some(text) = read_optional(&path)? else { return Ok(serde_json::Value::Null) };
+        serde_json::from_slice(&text).map_err(|error| LoadError::File { path, source: error.into() })
+    };
+    let modules = json(folder.join("modules.json"))?;
+    let is_pooling = |module: &&serde_json::Value| {
+        module["type"].as_str().is_some_and(|kind| kind.rsplit('.').next() == Some("Pooling"))
+    };
+    let module = modules.as_array().and_then(|modules| modules.iter().find(is_pooling));
+    let place = module.and_then(|module| module["path"].as_str()).unwrap_or(POOLING);
+    // A name of a folder in this one, and no way out of it.
+    let inside = Path::new(place).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    let pooling =
+        if inside { json(folder.join(place).join("config.json"))? } else { serde_json::Value::Null };
+    if modules.is_null() && pooling.is_null() {
+        return Ok(None);
+    }
+    let said = serde_json::json!({"modules": modules, "pooling": pooling});
+    Ok(Some(serde_json::to_vec(&said).expect("it was JSON")))
 }
 
 fn read_folder(folder: &Path, options: Option<&LoadOptions>) -> Result<Found, LoadError> {

@@ -66,7 +66,7 @@ impl<'a> Tensors<'a> {
         let bytes = match Self::open(layout, files, &spec, kit)? {
             Self::Gguf(checkpoint) => checkpoint.tensor_bytes(),
             Self::Safetensors(checkpoint) => {
-                spec.tied_head &= !checkpoint.has_own_head();
+                spec.tied_head &= spec.pooling.is_some() || !checkpoint.has_own_head();
                 if checkpoint.has_plain_norms() {
                     gguf::as_stored(&mut spec);
                 }

@@ -46,6 +46,7 @@ pub(crate) fn job(prompt: &[u32], max_tokens: u32, sampling: Sampling) -> Job {
         deadline_us: 0,
         constraint: None,
         special_tokens: false,
+        embed: false,
         trace: None,
     };
     Job { ask, prompt: prompt.to_vec(), generated: Vec::new() }

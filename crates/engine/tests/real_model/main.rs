@@ -6,6 +6,7 @@
 mod damage;
 mod day;
 mod device;
+mod embedding;
 mod group;
 mod guessing;
 mod harness;

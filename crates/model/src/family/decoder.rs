@@ -231,6 +231,7 @@ pub(super) fn decoder(
         layer_inputs: None,
         final_norm: norm(fields)?,
         logit_soft_cap: None,
+        pooling: None,
         stop_tokens: stop_tokens(&fields.shared("eos_token_id"), sizes.vocabulary)?,
         ignored_tensors: if fields.is_nested() { OTHER_PARTS } else { &[] },
     })

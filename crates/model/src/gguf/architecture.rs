@@ -62,6 +62,7 @@ pub fn kit(file: &GgufFile<'_>) -> Result<Kit, CheckpointError> {
         tokenizer: text,
         tokenizer_config: settings,
         chat_template: None,
+        pooling: reading.pooling(),
     })
 }
 
@@ -96,6 +97,13 @@ impl<'f, 'a> Reading<'f, 'a> {
 
     fn get(&self, key: &str) -> Option<Value<'a>> {
         self.file.get(&format!("{}.{key}", self.architecture))
+    }
+
+    /// What it says of embeddings, in words of the kit.
+    fn pooling(&self) -> Option<Vec<u8>> {
+        let kind = self.get("pooling_type")?.unsigned()?;
+        // 0 is how converters say that it pools nothing.
+        (kind > 0).then(|| to_bytes(&json!({ "pooling_type": kind })))
     }
 
     fn wrong(&self, key: &str, what: &str) -> CheckpointError {

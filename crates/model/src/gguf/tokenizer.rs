@@ -269,10 +269,18 @@ impl<'f, 'a> Vocabulary<'f, 'a> {
 
     /// What is put around a text.
     fn post_processor(&self) -> Result<Json, CheckpointError> {
-        Ok(match self.special("bos")? {
-            Some(begin) if self.begins() => begin_with(begin, self.tokens[begin as usize]),
-            _ => Json::Null,
-        })
+        let mark = |number: Option<u32>| number.map(|number| (number, self.tokens[number as usize]));
+        let begin = mark(self.special("bos")?.filter(|_| self.begins()));
+        let end = mark(self.special("eos")?.filter(|_| self.ends()));
+        Ok(if begin.is_some() || end.is_some() { surrounded(begin, end) } else { Json::Null })
+    }
+
+    /// Whether texts end with the end mark: of models that give embeddings only, since a text that has ended cannot be gone
+    /// on with.
+    fn ends(&self) -> bool {
+        let architecture = self.file.get("general.architecture").and_then(Value::text).unwrap_or_default();
+        let pools = self.file.get(&format!("{architecture}.pooling_type")).and_then(Value::unsigned);
+        pools.is_some_and(|kind| kind > 0) && self.get("add_eos_token").and_then(Value::flag).unwrap_or(false)
     }
 
     /// Merges of tokens there are: `tokenizers` takes no others.
@@ -410,12 +418,23 @@ fn implied<'t>(tokens: &[&'t str], score: impl Fn(usize) -> f32) -> Vec<(&'t str
     merges.into_iter().map(|(.., left, right)| (left, right)).collect()
 }
 
-fn begin_with(number: u32, token: &str) -> Json {
-    let mark = json!({"SpecialToken": {"id": token, "type_id": 0}});
+fn surrounded(begin: Option<(u32, &str)>, end: Option<(u32, &str)>) -> Json {
+    let mark = |mark: Option<(u32, &str)>| {
+        mark.map(|(_, token)| json!({"SpecialToken": {"id": token, "type_id": 0}}))
+    };
+    let around = |sequence: &str| {
+        let text = json!({"Sequence": {"id": sequence, "type_id": 0}});
+        mark(begin).into_iter().chain([text]).chain(mark(end)).collect::<Vec<Json>>()
+    };
+    let special = |(number, token): (u32, &str)| {
+        (token.to_owned(), json!({"id": token, "ids": [number], "tokens": [token]}))
+    };
+    let specials: Map<String, Json> = begin.into_iter().chain(end).map(special).collect();
+    let pair = [around("A"), around("B")].concat();
     json!({
         "type": "TemplateProcessing",
-        "single": [mark, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [mark, {"Sequence": {"id": "A", "type_id": 0}}, mark, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+        "single": around("A"),
+        "pair": pair,
+        "special_tokens": specials,
     })
 }

@@ -11,12 +11,13 @@ const MAGIC: &[u8; 8] = b"PHXKIT1\n";
 pub const KIT_BYTES_MAX: usize = 128 << 20;
 
 /// The files' names, in their order.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "pooling.json",
 ];
 
 /// Why bytes are not a kit.
@@ -66,6 +67,7 @@ impl Kit {
             Some(&self.tokenizer),
             self.tokenizer_config.as_ref(),
             self.chat_template.as_ref(),
+            self.pooling.as_ref(),
         ];
         let mut out = MAGIC.to_vec();
         for (number, file) in (0u8..).zip(files) {
@@ -87,7 +89,7 @@ impl Kit {
             return Err(KitFormatError::TooLong { found: bytes.len() });
         }
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(KitFormatError::NotAKit)?;
-        let mut files: [Option<Vec<u8>>; 5] = Default::default();
+        let mut files: [Option<Vec<u8>>; 6] = Default::default();
         let mut expected = 0;
         while let Some((&number, after)) = rest.split_first() {
             let place = usize::from(number);
@@ -103,13 +105,14 @@ impl Kit {
             expected = place + 1;
             rest = after;
         }
-        let [config, generation_config, tokenizer, tokenizer_config, chat_template] = files;
+        let [config, generation_config, tokenizer, tokenizer_config, chat_template, pooling] = files;
         Ok(Self {
             config: config.ok_or(KitFormatError::Missing { file: FILES[0] })?,
             generation_config,
             tokenizer: tokenizer.ok_or(KitFormatError::Missing { file: FILES[2] })?,
             tokenizer_config,
             chat_template,
+            pooling,
         })
     }
 }

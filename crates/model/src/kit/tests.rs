@@ -43,6 +43,7 @@ fn kit() -> Kit {
         tokenizer: tokenizer(),
         tokenizer_config: Some(settings.to_string().into_bytes()),
         chat_template: None,
+        pooling: None,
     }
 }
 

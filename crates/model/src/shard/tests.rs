@@ -31,6 +31,7 @@ fn spec(layers: Vec<LayerSpec>, vocabulary: usize, tied_head: bool) -> ModelSpec
         layer_inputs: None,
         final_norm: NORM,
         logit_soft_cap: None,
+        pooling: None,
         stop_tokens: Vec::new(),
         ignored_tensors: &[],
     }

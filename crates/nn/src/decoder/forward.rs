@@ -1,5 +1,6 @@
 //! The forward pass: a step over spans of many sequences.
 
+use super::logits::Logits;
 use super::step::Step;
 use super::{Decoder, Layer, Mixer};
 use crate::backend::{Backend, BackendError, DeltaSegment, Segment, Store};
@@ -169,43 +170,6 @@ impl<B: Backend> Scratch<B> {
             host: (Vec::new(), Vec::new()),
             logits: B::Rows::default(),
         }
-    }
-}
-
-/// The logits of a step: `[N, V]`, in the order of the spans and, within a span, of its tokens.
-#[derive(Clone, Copy)]
-pub struct Logits<'a> {
-    values: &'a [f32],
-    vocabulary: usize,
-}
-
-impl<'a> Logits<'a> {
-    /// N.
-    pub fn len(&self) -> usize {
-        self.values.len() / self.vocabulary
-    }
-
-    /// Whether no span asked for any.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// The `row`-th: V logits.
-    ///
-    /// # Panics
-    /// There is no such row.
-    pub fn row(&self, row: usize) -> &'a [f32] {
-        &self.values[row * self.vocabulary..][..self.vocabulary]
-    }
-
-    /// All of them, row by row.
-    pub fn values(&self) -> &'a [f32] {
-        self.values
-    }
-
-    /// All rows.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [f32]> {
-        self.values.chunks_exact(self.vocabulary)
     }
 }
 
@@ -467,6 +431,10 @@ impl<B: Backend> Decoder<B> {
         scratch: &'s mut Scratch<B>,
     ) -> Result<Logits<'s>, ForwardError> {
         norm.apply(&self.backend, workers, &scratch.x, &mut scratch.normed)?;
+        if self.spec.pooling.is_some() {
+            let values = self.backend.download(&scratch.normed)?;
+            return Ok(Logits { values, vocabulary: self.logit_columns() });
+        }
         self.backend.linear(workers, &scratch.normed, head, Store::Set, &mut scratch.logits)?;
         if let Some(cap) = self.spec.logit_soft_cap {
             self.backend.soft_cap(&mut scratch.logits, cap)?;
@@ -476,6 +444,9 @@ impl<B: Backend> Decoder<B> {
 
     /// How many logits a row has here.
     fn logit_columns(&self) -> usize {
+        if self.spec.pooling.is_some() {
+            return self.spec.hidden;
+        }
         self.part.head.as_ref().map_or(1, |head| head.len().max(1))
     }
 

@@ -111,6 +111,7 @@ fn spec(tied_head: bool, layer_inputs: bool) -> ModelSpec {
         layer_inputs: layer_inputs.then_some(inputs),
         final_norm: NORM,
         logit_soft_cap: Some(30.0),
+        pooling: None,
         stop_tokens: Vec::new(),
         ignored_tensors: &[],
     }

@@ -85,6 +85,7 @@ pub(crate) fn spec(shape: &Shape) -> ModelSpec {
         layer_inputs: None,
         final_norm: norm,
         logit_soft_cap: None,
+        pooling: None,
         stop_tokens: vec![0],
         ignored_tensors: &[],
     }

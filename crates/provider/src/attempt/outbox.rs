@@ -343,6 +343,7 @@ fn join(last: &mut Chunk, mut next: Chunk) {
         (none @ None, Some(more)) => *none = Some(more),
         (_, None) => {}
     }
+    last.vector = last.vector.take().or(next.vector.take());
     last.finish = next.finish.take();
     wipe(next);
 }
@@ -354,12 +355,14 @@ fn encoded_bytes(chunk: &Chunk) -> usize {
         let top = entry.top.iter().map(|(_, bytes, _)| 32 + 4 * bytes.len()).sum::<usize>();
         64 + 4 * entry.bytes.len() + top
     });
-    HEAD_BYTES + 4 * chunk.tokens.len() + chunk.text.len() + entries.sum::<usize>()
+    let vector = chunk.vector.as_ref().map_or(0, |vector| 4 + 4 * vector.len());
+    HEAD_BYTES + vector + 4 * chunk.tokens.len() + chunk.text.len() + entries.sum::<usize>()
 }
 
 /// Overwrites an answer's text and tokens (P6).
 fn wipe(chunk: Chunk) {
-    let Chunk { tokens, text, .. } = chunk;
+    let Chunk { tokens, text, vector, .. } = chunk;
+    drop(Zeroizing::new(vector));
     drop(Zeroizing::new(tokens));
     drop(Zeroizing::new(text));
 }

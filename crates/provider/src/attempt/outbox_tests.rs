@@ -34,6 +34,7 @@ impl Stage {
             deadline_us: 0,
             constraint: None,
             special_tokens: false,
+            embed: false,
             trace: None,
         };
         let job = wire::job::Job { ask, prompt: vec![1, 2, 3], generated: Vec::new() };

@@ -363,6 +363,7 @@ pub(crate) fn job(model: &str, prompt: &[u32], max_tokens: u32) -> Job {
             deadline_us: 0,
             constraint: None,
             special_tokens: false,
+            embed: false,
             trace: None,
         },
         prompt: prompt.to_vec(),

@@ -85,7 +85,7 @@ fn prompts(value: Value) -> Result<Vec<Prompt>, RequestError> {
     }
 }
 
-fn tokens(list: Vec<Value>, path: &str) -> Result<Vec<u32>, RequestError> {
+pub(super) fn tokens(list: Vec<Value>, path: &str) -> Result<Vec<u32>, RequestError> {
     list.iter()
         .enumerate()
         .map(|(index, value)| {

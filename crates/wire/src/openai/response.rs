@@ -331,6 +331,12 @@ pub struct ModelCard {
     pub owned_by: String,
     /// Extension, under vLLM's name: the longest context, in tokens.
     pub max_model_len: u32,
+    /// Extension, in Ollama's words: `completion`, `chat`, `embedding`.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// Extension: how many numbers a vector of it has, where it gives embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_length: Option<u32>,
 }
 
 /// An error, as every failed call and a broken stream's last event have it.

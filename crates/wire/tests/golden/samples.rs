@@ -215,6 +215,7 @@ pub(crate) fn job() -> Job {
         deadline_us: 30_000_000,
         constraint: None,
         special_tokens: false,
+        embed: false,
         trace: None,
     };
     Job { ask, prompt: vec![1, 2, 3, 65_536], generated: vec![4, u32::MAX] }
@@ -233,6 +234,7 @@ pub(crate) fn plain_job() -> Job {
         deadline_us: 0,
         constraint: None,
         special_tokens: false,
+        embed: false,
         trace: None,
     };
     Job { ask, prompt: vec![1], generated: Vec::new() }
@@ -290,16 +292,18 @@ pub(crate) fn chunks() -> Vec<(&'static str, Chunk)> {
                 text: String::new(),
                 logprobs: Some(vec![logprob]),
                 finish: Some(Finish { reason: FinishReason::Length, cached_tokens: 0, ..finish.clone() }),
+                ..Chunk::default()
             },
         ),
         (
             "signed",
             Chunk {
                 first_index: 9,
-                finish: Some(Finish { usage_signature: Some("c2lnbmVk".to_owned()), ..finish }),
+                finish: Some(Finish { usage_signature: Some("c2lnbmVk".to_owned()), ..finish.clone() }),
                 ..Chunk::default()
             },
         ),
+        ("vector", Chunk { finish: Some(finish), vector: Some(vec![0.5, -2.0, 1e-3]), ..Chunk::default() }),
     ]
 }
 

@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::hub::File;
 
 /// Files beside the weights that are wanted where they are there.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 11] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -15,6 +15,7 @@ const BESIDE: [&str; 10] = [
     "chat_template.json",
     "vocab.json",
     "merges.txt",
+    "modules.json",
     "tokenizer.model",
 ];
 const INDEX: &str = "model.safetensors.index.json";
@@ -31,7 +32,10 @@ pub(super) fn choose(name: &str, files: &[File], wanted: Option<&str>) -> anyhow
         ggufs(name, files, wanted)?
     } else {
         let single = weights.iter().find(|file| file.path == "model.safetensors");
-        let beside = |file: &&File| BESIDE.contains(&file.path.as_str()) || file.path == INDEX;
+        let beside = |file: &&File| {
+            let path = file.path.as_str();
+            BESIDE.contains(&path) || path == INDEX || is_pooling(path)
+        };
         let beside = files.iter().filter(beside).filter(|file| single.is_none() || file.path != INDEX);
         // One file wins over an index that was left beside it, as in transformers.
         let weights =
@@ -40,6 +44,11 @@ pub(super) fn choose(name: &str, files: &[File], wanted: Option<&str>) -> anyhow
     };
     chosen.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
     Ok(chosen)
+}
+
+/// Where sentence-transformers says how a model's rows become one vector, as in `1_Pooling/config.json`.
+fn is_pooling(path: &str) -> bool {
+    path.strip_suffix("_Pooling/config.json").is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// The one GGUF model that is meant, all its parts.
@@ -122,7 +131,7 @@ mod tests {
     fn weights_come_in_one_format_with_what_reads_text() {
         let files = [
             ".gitattributes",
-            "README.md",
+            "1_Pooling/config.json",
             "config.json",
             "consolidated.safetensors",
             "model-00001-of-00002.safetensors",
@@ -133,11 +142,14 @@ mod tests {
             "tokenizer.json",
             "x.gguf",
         ];
-        let weights = [2, 4, 5, 6, 9].map(|at| files[at].to_owned());
+        let weights = [1, 2, 4, 5, 6, 9].map(|at| files[at].to_owned());
         assert_eq!(chosen(&files, None).unwrap(), weights);
         assert_eq!(chosen(&files, Some("x")).unwrap(), ["x.gguf"]);
         let single = [&files[..], &["model.safetensors"]].concat();
-        assert_eq!(chosen(&single, None).unwrap(), ["config.json", "model.safetensors", "tokenizer.json"]);
+        assert_eq!(
+            chosen(&single, None).unwrap(),
+            ["1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json"]
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ const VERSION: &str = "0.12.0";
 const FAR_AWAY_S: u64 = 365 * 24 * 3600;
 
 /// A served model's name for what a caller wrote: Ollama's clients add a tag.
-pub(super) fn name_of(core: &Core, asked: &str) -> String {
+pub(in crate::api) fn name_of(core: &Core, asked: &str) -> String {
     let exact = core.pools.get(&base::ModelName::new(asked)).is_some();
     match asked.strip_suffix(":latest") {
         Some(plain) if !exact => plain.to_owned(),
@@ -65,9 +65,10 @@ pub(in crate::api) async fn show(
     let served = crate::api::prepare::served(&core, &name_of(&core, &asked))?;
     let missing = || Problem::Model { model: asked.chars().take(100).collect() };
     let descriptor = descriptor(&served).ok_or_else(missing)?;
-    let template = served.kit().is_some_and(|kit| kit.kit.template.is_some());
-    let mut capabilities = vec!["completion"];
-    if template {
+    let kit = served.kit();
+    let embeds = kit.as_ref().is_some_and(|of| of.kit.spec.pooling.is_some());
+    let mut capabilities = vec![if embeds { "embedding" } else { "completion" }];
+    if !embeds && kit.as_ref().is_some_and(|of| of.kit.template.is_some()) {
         capabilities.push("tools");
     }
     let family = descriptor.family.clone();
@@ -75,6 +76,9 @@ pub(in crate::api) async fn show(
     info.insert("general.architecture".to_owned(), json!(family));
     info.insert("general.parameter_count".to_owned(), json!(descriptor.parameters));
     info.insert(format!("{family}.context_length"), json!(descriptor.context.0));
+    if let Some(of) = &kit {
+        info.insert(format!("{family}.embedding_length"), json!(of.kit.spec.hidden));
+    }
     info.insert(format!("{family}.vocab_size"), json!(descriptor.vocabulary));
     Ok(Json(json!({
         "modelfile": "",
