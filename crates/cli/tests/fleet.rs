@@ -26,6 +26,8 @@ mod memory;
 mod network;
 #[path = "fleet/newcomer.rs"]
 mod newcomer;
+#[path = "fleet/reach.rs"]
+mod reach;
 #[path = "fleet/receipts.rs"]
 mod receipts;
 #[path = "fleet/refusals.rs"]
@@ -34,6 +36,8 @@ mod refusals;
 mod returns;
 #[path = "fleet/sealing.rs"]
 mod sealing;
+#[path = "fleet/six.rs"]
+mod six;
 #[path = "fleet/traces.rs"]
 mod traces;
 #[path = "fleet/upstream.rs"]

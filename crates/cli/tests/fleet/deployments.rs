@@ -12,7 +12,7 @@ use testkit::{Program, Started};
 use crate::api::{Api, PHALANX, coordinator, provider, turn};
 
 /// A small model on the disk, called as its folder is.
-fn synth(folder: &Path, name: &str, seed: u64) {
+pub(crate) fn synth(folder: &Path, name: &str, seed: u64) {
     let sizes = ["--hidden", "64", "--layers", "4", "--heads", "4", "--kv-heads", "2", "--vocabulary", "512"];
     let made = Command::new(PHALANX)
         .args(["models", "synth", "--context", "512", "--quantisation", "f32"])
@@ -25,14 +25,14 @@ fn synth(folder: &Path, name: &str, seed: u64) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-fn managed(api: &Api, token: &str, name: &str, models: &Path, memory: &str) -> Program {
+pub(crate) fn managed(api: &Api, token: &str, name: &str, models: &Path, memory: &str) -> Program {
     let models = models.display().to_string();
     let more = ["--managed", "--models-dir", models.as_str(), "--memory-limit", memory];
     provider(&api.url, token, name, &more).variable("HF_HOME", "/nonexistent")
 }
 
 /// `phalanx deploy ...`.
-fn deploy(api: &Api, arguments: &[&str]) -> Output {
+pub(crate) fn deploy(api: &Api, arguments: &[&str]) -> Output {
     let done = Command::new(PHALANX)
         .arg("deploy")
         .args(arguments)
@@ -43,13 +43,13 @@ fn deploy(api: &Api, arguments: &[&str]) -> Output {
     done
 }
 
-fn condition<'a>(deployment: &'a Value, kind: &str) -> &'a Value {
+pub(crate) fn condition<'a>(deployment: &'a Value, kind: &str) -> &'a Value {
     let all = deployment["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     all.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
 }
 
 /// Polls a deployment until `done` says so.
-async fn eventually(api: &Api, name: &str, what: &str, done: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn eventually(api: &Api, name: &str, what: &str, done: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + testkit::program::PATIENCE;
     let mut pace = tokio::time::interval(std::time::Duration::from_millis(10));
     loop {
@@ -62,7 +62,7 @@ async fn eventually(api: &Api, name: &str, what: &str, done: impl Fn(&Value) -> 
     }
 }
 
-async fn ready(api: &Api, name: &str) -> Value {
+pub(crate) async fn ready(api: &Api, name: &str) -> Value {
     eventually(api, name, "ready", |now| {
         let ready = condition(now, "Ready");
         ready["status"] == "True" && ready["observed_generation"] == now["generation"]
@@ -70,7 +70,7 @@ async fn ready(api: &Api, name: &str) -> Value {
     .await
 }
 
-fn machines(deployment: &Value) -> Vec<String> {
+pub(crate) fn machines(deployment: &Value) -> Vec<String> {
     let instances = deployment["instances"].as_array().unwrap().iter();
     let ranks = instances.flat_map(|instance| instance["ranks"].as_array().unwrap());
     let mut names: Vec<String> = ranks.map(|rank| rank["name"].as_str().unwrap().to_owned()).collect();
@@ -78,14 +78,14 @@ fn machines(deployment: &Value) -> Vec<String> {
     names
 }
 
-async fn ask(api: &Api, model: &str) -> u16 {
+pub(crate) async fn ask(api: &Api, model: &str) -> u16 {
     let mut body = turn("x", 8);
     body["model"] = model.into();
     api.post("/v1/chat/completions", &body).await.status().as_u16()
 }
 
 /// Waits until a model answers: what is ready is offered for requests a moment later.
-async fn answers(api: &Api, model: &str) {
+pub(crate) async fn answers(api: &Api, model: &str) {
     let deadline = Instant::now() + testkit::program::PATIENCE;
     while ask(api, model).await != 200 {
         assert!(Instant::now() < deadline, "{model} does not answer");
@@ -93,14 +93,14 @@ async fn answers(api: &Api, model: &str) {
 }
 
 /// Somebody who asks one model all the time, until told to end; counts answers and what was none.
-struct Asker {
+pub(crate) struct Asker {
     end: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<Vec<u16>>,
 }
 
 impl Asker {
-    fn of(api: &Api, model: &'static str) -> Self {
+    pub(crate) fn of(api: &Api, model: &'static str) -> Self {
         let api = Api { http: api.http.clone(), url: api.url.clone(), key: api.key.clone() };
         let (end, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (over, count) = (Arc::clone(&end), Arc::clone(&answers));
@@ -117,7 +117,7 @@ impl Asker {
         Self { end, answers, task }
     }
 
-    async fn ended(self) {
+    pub(crate) async fn ended(self) {
         self.end.store(true, Ordering::Relaxed);
         let failed = self.task.await.unwrap();
         let answers = self.answers.load(Ordering::Relaxed);
@@ -258,7 +258,7 @@ async fn a_model_that_does_not_load_is_said_with_machine_and_error_and_a_lost_pi
 async fn two_machines_hold_one_model_together_lose_one_and_stand_again() {
     let folder = tempfile::tempdir().unwrap();
     synth(folder.path(), "alpha", 1);
-    let coordinator = coordinator(&["--set", "deployments.trust_network=true"]);
+    let coordinator = coordinator(&[]);
     let api = Api::of(&coordinator);
     let token = coordinator.ready("join_token");
     let mut fleet: Vec<Started> = ["one", "two", "three"]
@@ -282,4 +282,57 @@ async fn two_machines_hold_one_model_together_lose_one_and_stand_again() {
     answers(&api, "alpha").await;
     deploy(&api, &["delete", "a"]);
     api.await_status("alpha is gone", |status| !status["machines"].to_string().contains("\"alpha\"")).await;
+}
+
+/// A model that takes some milliseconds for a token.
+fn synth_slow(folder: &Path, name: &str) {
+    let sizes =
+        ["--hidden", "512", "--layers", "8", "--heads", "8", "--kv-heads", "2", "--vocabulary", "512"];
+    let made = Command::new(PHALANX)
+        .args(["models", "synth", "--context", "4096", "--quantisation", "f32", "--seed", "9"])
+        .args(sizes)
+        .arg("--out")
+        .arg(folder.join(name))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// A streamed answer that goes on for `tokens`, begun.
+async fn stream(api: &Api, model: &str, tokens: u32) -> reqwest::Response {
+    let mut body = turn("go on", tokens);
+    body["model"] = model.into();
+    body["stream"] = true.into();
+    // No token ends it early.
+    body["ignore_eos"] = true.into();
+    let answer = api.post("/v1/chat/completions", &body).await;
+    assert_eq!(answer.status(), 200);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_finished_before_its_machine_unloads_and_ends_with_an_error_where_it_is_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    synth_slow(folder.path(), "slow");
+    let coordinator = coordinator(&[]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let _fleet = ["one", "two"].map(|name| managed(&api, token, name, folder.path(), "512MiB").start());
+    let apply = ["apply", "--name", "s", "--model", "slow", "--context", "2048", "--max-batch", "2"];
+    deploy(&api, &[&apply[..], &["--replicas", "2", "--wait"]].concat());
+    answers(&api, "slow").await;
+    // One on each machine; one of these is to go.
+    let both = [stream(&api, "slow", 150).await, stream(&api, "slow", 150).await];
+    deploy(&api, &["scale", "s", "1"]);
+    for answer in both {
+        let (events, done) = crate::api::events(answer).await;
+        assert!(done && !events.iter().any(|event| event.get("error").is_some()), "{:?}", events.last());
+    }
+    eventually(&api, "s", "one instance", |now| machines(now).len() == 1).await;
+    // Deleted: whoever listens is told, and nothing is left.
+    let cut = stream(&api, "slow", 2_000).await;
+    deploy(&api, &["delete", "s"]);
+    let (events, done) = crate::api::events(cut).await;
+    assert!(!done && events.last().is_some_and(|event| event.get("error").is_some()), "{:?}", events.last());
+    api.await_status("slow is gone", |status| !status["machines"].to_string().contains("\"slow\"")).await;
 }

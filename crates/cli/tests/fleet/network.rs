@@ -1,6 +1,7 @@
 //! A machine that is cut off, as one is in earnest: in a network of its own, whose wire goes dead without a word.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use testkit::Program;
 
@@ -8,10 +9,13 @@ use crate::api::{Api, PHALANX};
 use crate::group_faults::{ask_all, undisturbed};
 use crate::groups::{await_phase, group};
 
+/// Networks that this process made.
+static MADE: AtomicU32 = AtomicU32::new(0);
+
 /// Namespaces `hub` and one for each machine, joined by a bridge in the hub; this process is on the bridge, too.
-struct Network {
+pub(crate) struct Network {
     tag: String,
-    subnet: String,
+    pub(crate) subnet: String,
     machines: usize,
 }
 
@@ -23,10 +27,12 @@ fn ip(arguments: &str) -> Result<(), String> {
 
 impl Network {
     /// Why there can be none: this needs the right to make namespaces.
-    fn make(machines: usize) -> Result<Self, String> {
+    pub(crate) fn make(machines: usize) -> Result<Self, String> {
         let number = std::process::id();
-        let tag = format!("phx{}", number % 100_000);
-        let subnet = format!("10.{}.{}", 200 + number % 50, number / 50 % 250);
+        // Tests of one process run beside each other.
+        let nth = MADE.fetch_add(1, Ordering::Relaxed);
+        let tag = format!("x{nth}n{}", number % 100_000);
+        let subnet = format!("10.{}.{}", 200 + nth % 50, number % 250);
         let network = Self { tag, subnet, machines };
         let (tag, subnet) = (&network.tag, &network.subnet);
         ip(&format!("netns add {tag}hub"))?;
@@ -51,15 +57,41 @@ impl Network {
         Ok(network)
     }
 
+    /// Gives each machine a second wire, to a network that only they are on; its address there ends as on the first.
+    pub(crate) fn second(&self) -> Result<(), String> {
+        let tag = &self.tag;
+        ip(&format!("-n {tag}hub link add br1 type bridge"))?;
+        ip(&format!("-n {tag}hub link set br1 up"))?;
+        for machine in 0..self.machines {
+            ip(&format!(
+                "link add {tag}b{machine} netns {tag}hub type veth peer name eth1 netns {tag}m{machine}"
+            ))?;
+            ip(&format!("-n {tag}hub link set {tag}b{machine} master br1 up"))?;
+            ip(&format!("-n {tag}m{machine} link set eth1 up"))?;
+            ip(&format!("-n {tag}m{machine} address add {}/24 dev eth1", Self::second_address(machine)))?;
+        }
+        Ok(())
+    }
+
+    /// A machine's address on the second network.
+    pub(crate) fn second_address(machine: usize) -> String {
+        format!("192.168.77.{}", 10 + machine)
+    }
+
+    /// Cuts a machine's second wire, or mends it.
+    pub(crate) fn second_wire(&self, machine: usize, state: &str) {
+        ip(&format!("-n {0}hub link set {0}b{machine} {state}", self.tag)).unwrap();
+    }
+
     /// A program on machine `machine`, or in the hub.
-    fn program(&self, machine: Option<usize>, arguments: &[&str]) -> Program {
+    pub(crate) fn program(&self, machine: Option<usize>, arguments: &[&str]) -> Program {
         let place = machine.map_or_else(|| format!("{}hub", self.tag), |m| format!("{}m{m}", self.tag));
         let begin = ["netns", "exec", place.as_str(), PHALANX];
         Program::new("ip", begin.iter().chain(arguments).copied())
     }
 
     /// Cuts a machine's wire, or mends it. Nobody is told: what was sent is lost.
-    fn wire(&self, machine: usize, state: &str) {
+    pub(crate) fn wire(&self, machine: usize, state: &str) {
         ip(&format!("-n {0}hub link set {0}a{machine} {state}", self.tag)).unwrap();
     }
 }
