@@ -230,6 +230,13 @@ impl Machines {
         after
     }
 
+    /// Whether a pool was told of this instance.
+    pub(crate) fn is_offered(&self, instance: InstanceId) -> bool {
+        let table = self.table.lock();
+        let holder = table.holders.get(&instance).and_then(|holder| table.machines.get(holder));
+        holder.is_some_and(|m| m.offers.iter().any(|o| o.admitted && o.offer.instance == instance))
+    }
+
     /// This instance takes nothing new, and finishes what it has.
     pub(crate) fn drain(&self, instance: InstanceId) -> After {
         let mut after = After::default();

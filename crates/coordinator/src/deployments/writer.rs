@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use base::{Epoch, InstanceId, Micros, Rng};
+use base::{Epoch, InstanceId, MachineId, Micros, Rng};
 use fleet::plan::PlanPolicy;
-use fleet::reconcile::{Controller, Effect, Input, Mode, World};
+use fleet::reconcile::{Controller, Effect, Input, Mode, RankReport, World};
 use store::StoreError;
 use tokio::sync::mpsc;
 
 use super::demand::Rates;
 use super::perform::Leases;
+use super::reach::Asked;
 use super::world::Worlds;
 use super::{Command, Sight, kept};
 use crate::clock::unix_us;
@@ -20,6 +21,9 @@ use crate::problem::Problem;
 
 /// The setting that holds whether plans are followed.
 const MODE: &str = "deployments_mode";
+
+/// How soon is looked again whether what is ready is offered. What makes it so has the task look at once.
+const EARLY_AGAIN: Micros = Micros::from_millis(50);
 
 /// Commands that one look takes in.
 const TAKEN_MAX: usize = 32;
@@ -32,8 +36,12 @@ pub(crate) struct Writer {
     pub(super) worlds: Worlds,
     rates: Rates,
     pub(super) leases: Leases,
+    /// Whom machines were asked to try.
+    asked: Asked,
     /// Microseconds since 1970 when the coordinator's clock was at zero: wall time that never jumps.
     origin: Micros,
+    /// Ranks that said they are ready before their instance was offered for requests: they are believed once it is.
+    early: Vec<(MachineId, (InstanceId, Epoch, u32))>,
     /// What the next look performs.
     effects: Vec<Effect>,
     /// Lines of history that are on the disk, by deployment.
@@ -73,7 +81,9 @@ impl Writer {
             worlds: Worlds::default(),
             rates: Rates::default(),
             leases: Leases::default(),
+            asked: Asked::default(),
             origin,
+            early: Vec::new(),
             effects: Vec::new(),
             noted,
             placed,
@@ -96,7 +106,10 @@ impl Writer {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let core = Arc::clone(&self.core);
         loop {
-            let next = self.controller.next_deadline().min(self.rates.due()).min(self.leases.due());
+            let mut next = self.controller.next_deadline().min(self.rates.due()).min(self.leases.due());
+            if !self.early.is_empty() {
+                next = next.min(self.now() + EARLY_AGAIN);
+            }
             let at = self.core.clock.instant(next.saturating_sub(self.origin));
             let command = tokio::select! {
                 () = core.end.cancelled() => return,
@@ -131,8 +144,17 @@ impl Writer {
         for _ in 0..dropped {
             Metrics::count(&self.core.metrics.deployment_events, "dropped");
         }
-        for input in inputs {
-            self.controller.handle(now, input, &mut self.effects);
+        // What was taken back meanwhile is ready no more, and whoever said so was right.
+        let mut early = std::mem::take(&mut self.early);
+        early.retain(|(machine, told)| self.controller.told(*machine).contains(told));
+        let early = early.into_iter().map(|(machine, (instance, epoch, rank))| {
+            let report = RankReport::Ready;
+            Input::Report { machine, instance, epoch, rank, report }
+        });
+        for input in early.chain(inputs) {
+            if let Some(input) = self.once_offered(input) {
+                self.controller.handle(now, input, &mut self.effects);
+            }
         }
         self.rates.take(&self.core, now);
         self.refresh_world();
@@ -144,12 +166,45 @@ impl Writer {
         self.renew_leases(now);
     }
 
+    /// An input, without what is not so yet: rank 0 is ready when its instance is offered for requests.
+    fn once_offered(&mut self, mut input: Input) -> Option<Input> {
+        let waits = |instance| !self.core.machines.is_offered(instance);
+        let mut later = Vec::new();
+        let mut is_later = false;
+        match &mut input {
+            Input::Report { machine, instance, epoch, rank: 0, report: RankReport::Ready }
+                if waits(*instance) =>
+            {
+                let told = (*instance, *epoch, 0);
+                // Of what it was not told it is a stray word, now as later.
+                is_later = self.controller.told(*machine).contains(&told);
+                later.push((*machine, told));
+            }
+            Input::MachineUp { machine, holds, .. } => {
+                for held in holds.iter_mut().filter(|held| held.ready && held.rank == 0) {
+                    if waits(held.instance) {
+                        held.ready = false;
+                        later.push((*machine, (held.instance, held.epoch, 0)));
+                    }
+                }
+            }
+            _ => {}
+        }
+        // An epoch to come is nothing that anybody was told.
+        later.retain(|about| self.controller.told(about.0).contains(&about.1) && !self.early.contains(about));
+        self.early.append(&mut later);
+        (!is_later).then_some(input)
+    }
+
     fn refresh_world(&mut self) {
         let core = Arc::clone(&self.core);
         if self.worlds.refresh(&core, &mut self.world) {
             self.controller.world_changed();
         }
         self.world.demand = self.rates.of(&self.controller);
+        let facts = (&self.worlds.facts, self.worlds.version, core.clock.now());
+        let specs: Vec<_> = self.controller.deployments().map(|(_, of)| (of.generation, &of.spec)).collect();
+        self.asked.tell(&core, facts, &specs);
     }
 
     /// Carries out a command; whether something changed.

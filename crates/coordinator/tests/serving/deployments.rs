@@ -342,7 +342,15 @@ async fn words_that_are_not_so_change_nothing_and_are_counted() {
     .await;
     assert_eq!(house.metric("phalanx_deployment_events_total{kind=\"stray\"}").await, 4.0);
     assert_eq!(condition(&deployment(&house, "chat").await, "Ready")["status"], "False");
+    // Right, and early: nobody could ask it anything yet.
     say(told.epoch.0, 0, told.instance.0);
+    say(told.epoch.0, 0, 77);
+    eventually("a fifth stray", async || {
+        house.get("/api/planner").await.json::<Value>().await.unwrap()["strays"] == 5
+    })
+    .await;
+    assert_eq!(condition(&deployment(&house, "chat").await, "Ready")["status"], "False");
+    one.offers_all();
     is(&house, "chat", "Ready", "True").await;
     // Deleted while others load: whatever it says then is no stray.
     assert_eq!(delete(&house, "chat").await, 200);

@@ -98,6 +98,13 @@ impl Managed {
         self.out.send(message).unwrap();
     }
 
+    /// Offers for requests what it holds, as if all of it were ready.
+    pub(crate) fn offers_all(&self) {
+        self.state.lock().unwrap().holds.values_mut().for_each(|held| held.2 = true);
+        let (keys, state) = (Arc::clone(&self.keys), Arc::clone(&self.state));
+        Work { keys, state, out: self.out.clone(), raw: mpsc::unbounded_channel().0 }.register();
+    }
+
     /// Its connection breaks without a word.
     pub(crate) async fn cut(&mut self) {
         self.task.abort();
@@ -211,6 +218,7 @@ impl Managed {
             download_bytes_per_s: 0,
             models: self.models.iter().map(on_disk).collect(),
             models_left_out: 0,
+            probe_addresses: Vec::new(),
         }
     }
 }
