@@ -295,6 +295,7 @@ fn meet(
         incarnation: Incarnation(rank as u64),
         key: door.key,
         addresses: door.addresses.clone(),
+        meeting: Vec::new(),
     });
     let members: Vec<Member> = members.collect();
     let mode = match map.mode().as_str() {

@@ -47,6 +47,10 @@ pub(crate) struct Options {
     /// Compute models only together with others: read weights only as a rank of a group, and of them only its part.
     #[arg(long, conflicts_with = "upstream")]
     only_in_groups: bool,
+    /// Where other machines of a group dial this one, and try whether they reach it [default: every interface; the
+    /// loopback where the coordinator is on this machine].
+    #[arg(long, value_name = "ADDRESS,...", value_delimiter = ',')]
+    group_listen: Vec<std::net::IpAddr>,
     #[command(flatten)]
     managed: ManagedOptions,
     /// Compute nothing, and give tokens at this pace, in milliseconds to the first and between two: for benches.
@@ -136,6 +140,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     config.name = options.name;
     config.ca_file = options.ca_file;
     config.managed = managed;
+    config.group_listen = options.group_listen;
     let models = if options.models.is_empty() { vec![ServedModel::bundled()] } else { options.models };
     for model in models {
         let mut served = ModelConfig::new(model.name, model.source);

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use provider::topology::{sysfs, thunderbolt};
+use wire::admin::topology::Topology;
 
+use crate::client::ClientOptions;
+use crate::serving;
 use crate::terminal::{say, say_json, say_table};
 
 #[derive(clap::Subcommand)]
@@ -14,6 +17,8 @@ pub(crate) enum Verb {
     Show(Show),
     /// Show what the parser makes of a recording.
     Parse(Parse),
+    /// Show which managed machines reach which, and how well.
+    Links(Links),
 }
 
 #[derive(clap::Args)]
@@ -36,10 +41,20 @@ pub(crate) struct Parse {
     json: bool,
 }
 
+#[derive(clap::Args)]
+pub(crate) struct Links {
+    #[command(flatten)]
+    client: ClientOptions,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 pub(crate) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Show(options) => show(&options)?,
         Verb::Parse(options) => parse(&options)?,
+        Verb::Links(options) => serving::block_on(links(options)).map(drop)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -64,6 +79,37 @@ fn show(options: &Show) -> anyhow::Result<()> {
         say(format!("RDMA {}: {}", device.name, if device.active { "active" } else { "not active" }))?;
     }
     Ok(())
+}
+
+async fn links(options: Links) -> anyhow::Result<ExitCode> {
+    let found: Topology = options.client.client()?.get("/api/topology").await?;
+    if options.json {
+        say_json(&found)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if found.links.is_empty() {
+        say("No managed machines try each other: it takes two (`phalanx provider --managed`).")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let or_none = |known: bool, text: String| if known { text } else { "-".to_owned() };
+    let rows = found.links.iter().map(|link| {
+        vec![
+            link.from_name.clone(),
+            link.to_name.clone(),
+            link.address.to_string(),
+            link.kind.clone(),
+            link.state.clone(),
+            or_none(link.rtt_us > 0, format!("{} us", link.rtt_us)),
+            or_none(link.bytes_per_s > 0, format!("{:.1} Gbit/s", link.bytes_per_s as f64 * 8.0 / 1e9)),
+            link.cause.clone(),
+        ]
+    });
+    let heads = ["FROM", "TO", "ADDRESS", "OVER", "STATE", "ROUND TRIP", "CARRIES", "WHY NOT"];
+    say_table(&heads, rows.collect())?;
+    if found.left_out > 0 {
+        say(format!("and {} more", found.left_out))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn parse(options: &Parse) -> anyhow::Result<()> {

@@ -27,6 +27,7 @@ mod speech;
 mod status;
 mod stream;
 mod tools;
+mod topology;
 
 use std::sync::Arc;
 
@@ -93,6 +94,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/api/embed", post(embeddings::ollama))
         .route("/api/embeddings", post(embeddings::ollama_one))
         .route("/api/status", get(status::show))
+        .route("/api/topology", get(topology::show))
         .route("/api/explain/{request}", get(explain::request))
         .route("/api/why/{machine}", get(explain::machine))
         .route("/api/keys", get(keys::list).post(keys::create))

@@ -11,6 +11,7 @@ mod demand;
 mod inbox;
 mod kept;
 mod perform;
+mod reach;
 mod shown;
 mod world;
 mod writer;

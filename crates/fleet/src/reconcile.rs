@@ -404,6 +404,7 @@ impl Controller {
     pub fn reconcile(&mut self, now: Micros, world: &World, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         self.judge_instances(effects);
+        self.judge_links(world, effects);
         if self.mode != Mode::Off && (self.changed || self.now >= self.next_plan) {
             self.changed = false;
             self.next_plan = self.now + PLAN_EVERY;

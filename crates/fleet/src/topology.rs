@@ -4,6 +4,7 @@
 //! directed: that `a` reaches `b` says nothing of the other way. A link without proof carries nothing (T3).
 
 mod graph;
+mod reach;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use graph::{Links, Network};
+pub use reach::{Outcome, Reach, Shown, Way};
 
 /// What one device can do, as measured.
 #[derive(Debug, Clone, PartialEq)]

@@ -81,10 +81,10 @@ pub(crate) struct Established {
 }
 
 /// A socket with a deadline.
-struct Timed {
-    stream: TcpStream,
-    deadline: Instant,
-    doing: &'static str,
+pub(crate) struct Timed {
+    pub(crate) stream: TcpStream,
+    pub(crate) deadline: Instant,
+    pub(crate) doing: &'static str,
 }
 
 impl Timed {
@@ -97,7 +97,7 @@ impl Timed {
         Ok(left)
     }
 
-    fn broken(&self, error: &std::io::Error) -> LinkError {
+    pub(crate) fn broken(&self, error: &std::io::Error) -> LinkError {
         let detail = match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => "the other end took too long".into(),
             ErrorKind::UnexpectedEof => "the other end closed it".into(),
@@ -106,7 +106,7 @@ impl Timed {
         LinkError::Broken { doing: self.doing, detail }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
         let left = self.left()?;
         self.stream
             .set_write_timeout(Some(left))
@@ -134,7 +134,7 @@ impl Timed {
     }
 
     /// One record, header and all: never a byte more, since what follows may be another's to read.
-    fn record(&mut self) -> Result<Vec<u8>, LinkError> {
+    pub(crate) fn record(&mut self) -> Result<Vec<u8>, LinkError> {
         let mut record = vec![0; 5];
         self.read(&mut record)?;
         let length = record_bytes(&record)
@@ -233,7 +233,7 @@ fn establish(
 }
 
 /// Carries the handshake's records both ways until it is done, or one side refuses.
-fn shake(socket: &mut Timed, handshake: &mut LinkHandshake) -> Result<(), LinkError> {
+pub(crate) fn shake(socket: &mut Timed, handshake: &mut LinkHandshake) -> Result<(), LinkError> {
     let mut out = Vec::new();
     loop {
         out.clear();

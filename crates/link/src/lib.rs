@@ -14,6 +14,7 @@ mod control;
 mod establish;
 mod lane;
 mod links;
+mod probe;
 mod rendezvous;
 mod verify;
 
@@ -21,4 +22,5 @@ pub use address::{Candidate, LinkType, Purpose, in_order};
 pub use cancel::Cancel;
 pub use establish::LinkError;
 pub use links::{Links, Stopper, Telemetry};
+pub use probe::{Asked, Probed, answer, probe};
 pub use rendezvous::{FormError, Gathering, Listener, Member, MissingRank, Place, Timing, form};

@@ -56,8 +56,10 @@ pub struct Member {
     pub incarnation: Incarnation,
     /// Its Ed25519 public key.
     pub key: [u8; 32],
-    /// Where it may be reached, best first.
+    /// Where it may be reached, best first for what is large.
     pub addresses: Vec<SocketAddr>,
+    /// The same, surest first, for what is small and urgent; as `addresses` where empty.
+    pub meeting: Vec<SocketAddr>,
 }
 
 /// How long forming may take.
@@ -360,7 +362,9 @@ fn dial(
     let hello = hello(gathering, is_control);
     let mut pause = Duration::from_millis(20);
     while !over.is_cancelled() && Instant::now() < deadline {
-        for &address in &roster[rank].addresses {
+        let member = &roster[rank];
+        let surest = is_control && !member.meeting.is_empty();
+        for &address in if surest { &member.meeting } else { &member.addresses } {
             if over.is_cancelled() {
                 return;
             }

@@ -57,6 +57,7 @@ fn ranks(ranks: usize) -> Vec<Rank> {
             incarnation: Incarnation(rank as u64 + 100),
             key: keys.signing_key(),
             addresses: listener.addresses(),
+            meeting: Vec::new(),
         })
         .collect();
     keys.into_iter()

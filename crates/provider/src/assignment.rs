@@ -14,8 +14,8 @@ use base::{Bytes, Epoch, InstanceId, ModelName};
 use engine::EngineConfig;
 use tokio::sync::mpsc;
 use wire::control::{
-    AssignGroup, Assignment, FromCoordinator, FromProvider, Inventory, LABELS_MAX, Label, MODELS_ON_DISK_MAX,
-    ModelDescriptor, ModelOnDisk,
+    AssignGroup, Assignment, FromCoordinator, FromProvider, GroupAddress, Inventory, LABELS_MAX, Label,
+    MODELS_ON_DISK_MAX, ModelDescriptor, ModelOnDisk,
 };
 
 use crate::config::{ManagedConfig, ModelConfig};
@@ -145,8 +145,8 @@ impl Managed {
         new
     }
 
-    /// What the coordinator is told that this machine could hold, in `bytes_max` as a message.
-    pub(crate) fn inventory(&self, bytes_max: usize) -> FromProvider {
+    /// What the coordinator is told that this machine could hold, in `bytes_max` as a message, and where others try it.
+    pub(crate) fn inventory(&self, bytes_max: usize, probe_addresses: Vec<GroupAddress>) -> FromProvider {
         let labels = self.config.labels.iter().take(LABELS_MAX);
         let models = self.shelf.models.iter().take(MODELS_ON_DISK_MAX).map(|model| {
             let Speeds { decode_per_ks, prefill_per_ks } = self.measured.of(model.facts.name.as_str());
@@ -160,6 +160,7 @@ impl Managed {
             download_bytes_per_s: 0,
             models: models.collect(),
             models_left_out: 0,
+            probe_addresses,
         };
         loop {
             let left_out = self.shelf.models.len() - inventory.models.len();

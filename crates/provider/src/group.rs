@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{Epoch, InstanceId, ModelName};
 use engine::Engine;
@@ -22,10 +22,14 @@ use wire::control::{
 };
 
 use crate::config::ModelConfig;
+use crate::probe::Proved;
 use desk::{Desk, Do, Input};
 
 /// News of ranks that wait for the provider's task. Each life says a handful; telemetry is dropped where it is full.
 const NEWS_MAX: usize = 64;
+
+/// Ranks say once a second how much they computed: what did in this time is taken to serve.
+const WORKS: Duration = Duration::from_secs(3);
 
 /// A rank's thread ends within the links' and the engine's own deadlines; beyond this it is left to the process's end.
 const END_MAX: Duration = Duration::from_secs(10);
@@ -59,6 +63,8 @@ pub(crate) struct Ground {
     pub(crate) listen: Vec<IpAddr>,
     /// Where references of self-tests are kept.
     pub(crate) folder: PathBuf,
+    /// Which addresses of other machines are known to be reached.
+    pub(crate) proved: Arc<Proved>,
     pub(crate) news: mpsc::Sender<GroupNews>,
 }
 
@@ -103,6 +109,8 @@ pub(crate) struct Groups {
     ended: Vec<JoinHandle<()>>,
     /// The last word about each rank, to be said again on a new connection.
     last: HashMap<InstanceId, GroupReport>,
+    /// When a rank last said that it computed something.
+    worked: Option<Instant>,
 }
 
 impl Groups {
@@ -110,17 +118,23 @@ impl Groups {
         keys: Arc<MachineKeys>,
         listen: Vec<IpAddr>,
         folder: PathBuf,
+        proved: Arc<Proved>,
     ) -> (Self, mpsc::Receiver<GroupNews>) {
         let (news, heard) = mpsc::channel(NEWS_MAX);
-        let ground = Arc::new(Ground { keys, listen, folder, news });
+        let ground = Arc::new(Ground { keys, listen, folder, proved, news });
         let (lives, ended, last) = (HashMap::new(), Vec::new(), HashMap::new());
-        (Self { ground, desk: Desk::default(), lives, ended, last }, heard)
+        (Self { ground, desk: Desk::default(), lives, ended, last, worked: None }, heard)
     }
 
     /// The models that are computed by this machine's ranks now: its own instances of them stand aside. Not before a
     /// group's links stand: until then, and where they never do, the machine serves as it can.
     pub(crate) fn computes(&self, model: &ModelName) -> bool {
         self.lives.values().any(|life| life.stands && life.model == *model)
+    }
+
+    /// Whether a rank computed something in the last seconds.
+    pub(crate) fn work(&self) -> bool {
+        self.worked.is_some_and(|at| at.elapsed() < WORKS)
     }
 
     /// The models of all ranks that are here or about to be.
@@ -253,7 +267,11 @@ impl Groups {
             GroupNews::Ports(ports) => self.desk.is_running(ports.instance, ports.epoch),
             GroupNews::Up(up) => self.desk.is_running(up.instance, up.epoch),
             GroupNews::Report(report) => {
-                self.last.insert(report.instance, report.clone());
+                let steps = |report: &GroupReport| report.telemetry.map_or(0, |telemetry| telemetry.steps);
+                let before = self.last.insert(report.instance, report.clone());
+                if steps(report) > before.as_ref().map_or(0, steps) {
+                    self.worked = Some(Instant::now());
+                }
                 let stands = matches!(report.phase, GroupPhase::Loading | GroupPhase::Ready);
                 if self.desk.is_running(report.instance, report.epoch)
                     && let Some(life) = self.lives.get_mut(&report.instance)

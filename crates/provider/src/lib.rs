@@ -19,6 +19,7 @@ mod identity;
 mod instance;
 mod load;
 mod measured;
+mod probe;
 mod provider;
 mod session;
 mod shelf;

@@ -2,7 +2,9 @@
 
 mod assigned;
 mod heard;
+mod kept;
 mod own;
+mod probes;
 mod ranks;
 
 use std::collections::VecDeque;
@@ -27,6 +29,8 @@ use crate::group::{GroupNews, Groups};
 use crate::identity::{Identity, IdentityError};
 use crate::instance::{Instances, Step};
 use crate::load::Loaders;
+use crate::probe::desk::{Input as Probing, Outcome};
+use crate::probe::{Probes, Proved};
 use crate::session::{Ear, Session};
 use crate::uplink::machine::{Effect, Ending, Input, Timing, Uplink, clipped};
 use crate::uplink::socket::{self, OpenError, Socket};
@@ -124,6 +128,8 @@ enum Occurrence {
     Rank(GroupNews),
     Assign(AssignNews),
     AssignDue,
+    Probed(Outcome),
+    ProbeDue,
     Dialled(Box<Result<Socket, OpenError>>),
     Heard(Option<Result<Message, tungstenite::Error>>),
     Written(Result<(), tungstenite::Error>),
@@ -153,6 +159,9 @@ struct Provider {
     /// Where a coordinator decides what is held.
     managed: Option<Managed>,
     assign_news: mpsc::Receiver<AssignNews>,
+    /// Where it may be in groups that a coordinator makes.
+    probes: Option<Probes>,
+    probe_news: mpsc::Receiver<Outcome>,
     table: Arc<Table>,
     /// Where spans go, where anybody collects them.
     spans: Option<mpsc::Sender<Span>>,
@@ -196,7 +205,15 @@ impl Provider {
         }
         let (loaders, steps) = Loaders::start(own, &config.data_dir);
         let listen = crate::hardware::group_listen(&config.group_listen, target.is_loopback());
-        let (groups, rank_news) = Groups::new(Arc::clone(&identity.keys), listen, config.data_dir.clone());
+        let (proved, keys) = (Arc::new(Proved::default()), Arc::clone(&identity.keys));
+        let (probes, probe_news) = match &managed {
+            Some(_) => {
+                let (probes, news) = Probes::start(Arc::clone(&keys), &listen, Arc::clone(&proved));
+                (Some(probes), news)
+            }
+            None => (None, mpsc::channel(1).1),
+        };
+        let (groups, rank_news) = Groups::new(keys, listen, config.data_dir.clone(), proved);
         let timing = Timing { drain_max: config.drain_max.into(), ..Timing::default() };
         Self {
             uplink: Uplink::new(timing, rng.fork(1)),
@@ -215,6 +232,8 @@ impl Provider {
             rank_news,
             managed,
             assign_news,
+            probes,
+            probe_news,
             table: Arc::new(Table::default()),
             spans: None,
             dial: None,
@@ -244,6 +263,7 @@ impl Provider {
                 }
             }
             let assign_deadline = self.managed.as_ref().and_then(|managed| managed.desk.next_deadline());
+            let probe_deadline = self.probes.as_ref().and_then(|probes| probes.desk.next_deadline());
             let occurrence = tokio::select! {
                 biased;
                 () = &mut shutdown, if !self.leaving => Occurrence::Shutdown,
@@ -253,6 +273,8 @@ impl Provider {
                 Some(news) = self.rank_news.recv() => Occurrence::Rank(news),
                 Some(news) = self.assign_news.recv() => Occurrence::Assign(news),
                 () = sleep_until(assign_deadline, self.origin) => Occurrence::AssignDue,
+                Some(outcome) = self.probe_news.recv() => Occurrence::Probed(outcome),
+                () = sleep_until(probe_deadline, self.origin) => Occurrence::ProbeDue,
                 dialled = dialled(&mut self.dial) => Occurrence::Dialled(Box::new(dialled)),
                 () = self.table.something_ended() => Occurrence::AttemptEnded,
                 ear = Session::listen(&mut self.session) => match ear {
@@ -286,6 +308,8 @@ impl Provider {
             Occurrence::Rank(news) => self.group_news(news),
             Occurrence::Assign(news) => self.assign_news(news),
             Occurrence::AssignDue => self.decide(Desk::Tick),
+            Occurrence::Probed(outcome) => self.probe(Probing::Ended(outcome)),
+            Occurrence::ProbeDue => self.probe(Probing::Tick),
             Occurrence::Dialled(dialled) => {
                 self.dial = None;
                 Some(match *dialled {
@@ -385,53 +409,6 @@ impl Provider {
         }
     }
 
-    fn abandon(&mut self) {
-        if let Some(session) = &self.session {
-            session.lane().close();
-        }
-        self.let_go();
-    }
-
-    /// Nobody waits for any attempt any more.
-    fn let_go(&mut self) {
-        let abandoned = self.table.abandon();
-        if abandoned > 0 {
-            tracing::warn!(abandoned, "attempts abandoned");
-        }
-        if self.leaving {
-            self.abandoned += abandoned;
-        }
-    }
-
-    /// The connection is gone: attempts go on without one for a while, where its terms allow that.
-    fn detach(&mut self) {
-        let Some(session) = &self.session else { return };
-        if !session.is_adopted() {
-            return;
-        }
-        if !session.reoffers() || self.leaving {
-            return self.abandon();
-        }
-        session.lane().close();
-        let kept = self.table.detach();
-        self.kept_until = Some(self.now().saturating_add(KEPT_FOR));
-        if kept > 0 {
-            tracing::info!(kept, "attempts go on without a connection");
-        }
-    }
-
-    /// Offers again what outlived the last connection; lets go of it where this coordinator takes none.
-    fn offer_kept(&mut self) -> Option<Input> {
-        self.kept_until = None;
-        if !self.session.as_ref().is_some_and(Session::reoffers) {
-            self.let_go();
-            return None;
-        }
-        let kept = self.table.kept();
-        // Said in any case: who has nothing left says so, and nobody waits for it.
-        self.say(&FromProvider::Kept { attempts: kept })
-    }
-
     fn register(&mut self) -> Option<Input> {
         let instances = self.instances.offers();
         let mut holds = self.groups.held();
@@ -456,6 +433,7 @@ impl Provider {
         self.steps.close();
         self.rank_news.close();
         self.assign_news.close();
+        self.probe_news.close();
         self.groups.end().await;
         // An engine that was started but not yet announced is in the channel.
         while let Ok(step) = self.steps.try_recv() {

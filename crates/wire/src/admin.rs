@@ -3,6 +3,7 @@
 pub mod deployment;
 pub mod explain;
 pub mod group;
+pub mod topology;
 
 use base::{AccountId, Bytes, InstanceId, KeyId, MachineId, ModelName, Tokens};
 use serde::de::Error as _;

@@ -17,6 +17,7 @@
 
 mod assignment;
 mod group;
+mod probe;
 
 use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, MachineId, ModelName, Tokens};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,10 @@ pub use assignment::{
 pub use group::{
     AssignGroup, GROUPS, GroupAddress, GroupMember, GroupPhase, GroupPorts, GroupReport, GroupRoster,
     GroupTelemetry, RANKS_MAX,
+};
+pub use probe::{
+    LINK_ERROR_BYTES_MAX, LINKS_MAX, LinkOver, LinkReport, LinkReports, PEER_ADDRESSES_MAX, PEERS_MAX, Peer,
+    Peers,
 };
 
 use crate::reader::DecodeError;
@@ -90,6 +95,8 @@ pub enum FromProvider {
     AssignmentReport(AssignmentReport),
     /// What a managed machine has to hold models with. Replaces what it said before.
     Inventory(Inventory),
+    /// What came of trying other machines.
+    Links(LinkReports),
     /// No new attempts, please: this provider is going. Attempts in flight are finished.
     Draining,
     /// The last message on a connection.
@@ -164,6 +171,8 @@ pub enum FromCoordinator {
     Unassign(Unassignment),
     /// Go on holding what is listed.
     RenewLeases(Leases),
+    /// Try these machines, and let them try you.
+    Peers(Peers),
     /// This coordinator is going; connect again after the pause.
     Goodbye {
         /// In words.

@@ -17,8 +17,10 @@
 //! ending the link, so the header carries no checksum; what is checked is that peer and receiver *mean* the same.
 
 mod hello;
+mod probe;
 
 pub use hello::{HELLO_BYTES, HELLO_BYTES_MAX, HELLO_VERSION, LinkHello, Mode};
+pub use probe::{PROBE_VERSION, ProbeMessage};
 
 use crate::reader::{DecodeError, Reader};
 

@@ -16,6 +16,7 @@ use wire::control::{
 };
 use wire::frame::{FrameHeader, FrameKind};
 use wire::job::Job;
+use wire::link::ProbeMessage;
 
 /// Compares name and text of each value with the lines of a golden file.
 fn assert_golden(file: &str, expected: &str, lines: &[(&str, String)]) {
@@ -198,6 +199,15 @@ fn what_ranks_say_to_each_other_is_these_bytes_and_reads_back() {
             (name, hex(&frame))
         })
         .chain([("hello", hex(&samples::link_hello().encode()))])
+        .chain(samples::probe_messages().into_iter().map(|(name, message)| {
+            let bytes = message.encode();
+            assert_eq!(ProbeMessage::decode(&bytes), Ok(message), "{name}");
+            for cut in 0..bytes.len() {
+                let is_bulk = matches!(message, ProbeMessage::Bulk { .. }) && cut >= 2;
+                assert!(is_bulk || ProbeMessage::decode(&bytes[..cut]).is_err(), "{name} cut to {cut}");
+            }
+            (name, hex(&bytes))
+        }))
         .collect();
     assert_golden("link.txt", include_str!("golden/link.txt"), &lines);
     assert_eq!(wire::link::LinkHello::decode(&samples::link_hello().encode()), Ok(samples::link_hello()));

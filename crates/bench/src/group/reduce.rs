@@ -49,6 +49,7 @@ fn linked(ranks: usize) -> anyhow::Result<Vec<Box<dyn Communicator>>> {
             incarnation: Incarnation(1),
             key: keys.signing_key(),
             addresses: listener.addresses(),
+            meeting: Vec::new(),
         })
         .collect();
     let one = |(rank, (keys, listener)): (usize, (&MachineKeys, &Listener))| {

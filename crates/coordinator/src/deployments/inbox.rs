@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use base::{MachineId, Micros};
+use base::{Incarnation, MachineId, Micros};
 use fleet::reconcile::{Held, Input, RankReport};
+use fleet::topology::Reach;
 use parking_lot::Mutex;
 use wire::control::{AssignmentPhase, AssignmentReport, Inventory, Register};
 
@@ -21,7 +22,11 @@ const GONE_MAX: usize = 1024;
 pub(crate) struct Facts {
     pub(crate) name: String,
     /// Which connection said so.
-    connection: usize,
+    pub(super) connection: usize,
+    /// Which start of its provider.
+    pub(super) incarnation: Incarnation,
+    /// Its public key, base64.
+    pub(super) signing_key: String,
     pub(crate) here: bool,
     pub(crate) managed: bool,
     /// It said that it goes.
@@ -37,7 +42,9 @@ pub(crate) struct Facts {
 struct State {
     waiting: VecDeque<Input>,
     facts: BTreeMap<MachineId, Facts>,
-    /// Grows whenever facts change.
+    /// Who reaches whom.
+    reach: Arc<Reach>,
+    /// Grows whenever facts, or what is reached, change.
     version: u64,
     dropped: u64,
 }
@@ -70,6 +77,8 @@ impl Inbox {
         let facts = Facts {
             name: session.name.clone(),
             connection: connection(session),
+            incarnation: session.incarnation,
+            signing_key: session.signing_key.clone(),
             here: true,
             managed: register.managed,
             leaving: false,
@@ -78,6 +87,9 @@ impl Inbox {
             serves: serves.map(|offer| offer.model.name.as_str().to_owned()).collect(),
             memory: register.hardware.memory_total.0,
         };
+        if before.is_some_and(|before| before.incarnation != session.incarnation) {
+            Arc::make_mut(&mut state.reach).forget(machine);
+        }
         state.facts.insert(machine, facts);
         state.version += 1;
         state.forget_oldest();
@@ -151,10 +163,24 @@ impl Inbox {
         (std::mem::take(&mut state.waiting).into(), dropped)
     }
 
-    /// All facts, where they are newer than `version`.
-    pub(super) fn facts(&self, version: u64) -> Option<(AllFacts, u64)> {
+    /// All facts and what is reached, where they are newer than `version`.
+    pub(super) fn facts(&self, version: u64) -> Option<(AllFacts, Arc<Reach>, u64)> {
         let state = self.state.lock();
-        (state.version != version).then(|| (state.facts.clone(), state.version))
+        (state.version != version).then(|| (state.facts.clone(), Arc::clone(&state.reach), state.version))
+    }
+
+    /// Changes what is reached; `change` says whether it did.
+    pub(super) fn with_reach(&self, change: impl FnOnce(&mut Reach) -> bool) {
+        let mut state = self.state.lock();
+        if change(Arc::make_mut(&mut state.reach)) {
+            state.version += 1;
+        }
+    }
+
+    /// Looks at facts and at what is reached.
+    pub(super) fn with_state<T>(&self, look: impl FnOnce(&AllFacts, &Reach) -> T) -> T {
+        let state = self.state.lock();
+        look(&state.facts, &state.reach)
     }
 
     /// Whether deployments decide what a machine holds.
@@ -200,6 +226,7 @@ impl State {
             && let Some(oldest) = gone().min_by_key(|(_, facts)| facts.seen).map(|(id, _)| *id)
         {
             self.facts.remove(&oldest);
+            Arc::make_mut(&mut self.reach).forget(oldest);
         }
     }
 }

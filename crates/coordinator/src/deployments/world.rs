@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use fleet::plan::Shape;
 use fleet::reconcile::World;
-use fleet::topology::{Device, Link, LinkKind, LinkState, Links, Machine, Measured};
+use fleet::topology::{Device, Link, LinkKind, LinkState, Links, Machine, Measured, Reach};
 use wire::control::{Inventory, ModelOnDisk};
 
 use super::inbox::{AllFacts, Facts};
+use super::reach::add_proved;
 use crate::core::Core;
 
 /// What a machine is taken for that has measured nothing: one with two channels of memory.
@@ -19,7 +20,9 @@ const DISK_BYTES_PER_S: f64 = 1e9;
 /// What shapes were read from, so that each is read once.
 #[derive(Default)]
 pub(super) struct Worlds {
-    version: u64,
+    pub(super) version: u64,
+    /// What it was made of.
+    pub(super) facts: AllFacts,
     shapes: HashMap<String, (ShapeKey, Option<Arc<Shape>>)>,
 }
 
@@ -28,13 +31,16 @@ type ShapeKey = (String, u64, u64, u32);
 impl Worlds {
     /// Makes `world` anew where machines said something else; whether they did.
     pub(super) fn refresh(&mut self, core: &Core, world: &mut World) -> bool {
-        let Some((mut facts, version)) = core.deployments.inbox.facts(self.version) else { return false };
+        let Some((mut facts, reach, version)) = core.deployments.inbox.facts(self.version) else {
+            return false;
+        };
         // One that is back and has not told yet what it has: what it holds is not judged, and nothing is moved off it.
         facts.retain(|_, facts| !facts.managed || facts.inventory.is_some());
         self.version = version;
         world.machines = facts.iter().map(|(id, facts)| (*id, machine(facts))).collect();
-        world.links = links(core, &facts);
+        world.links = links(core, &facts, &reach);
         world.shapes = self.shapes(&facts);
+        self.facts = facts;
         true
     }
 
@@ -137,8 +143,9 @@ fn measured(model: &ModelOnDisk) -> Option<(String, Measured)> {
 
 /// What is proved between machines; where the operator says that all reach each other, all of them do, as over a wire of
 /// one gigabit.
-fn links(core: &Core, facts: &AllFacts) -> Links {
+fn links(core: &Core, facts: &AllFacts, reach: &Reach) -> Links {
     let mut links = Links::new(facts.len());
+    add_proved(reach, facts, &mut links);
     if core.config.deployments.trust_network {
         let link = Link {
             kind: LinkKind::Ethernet,

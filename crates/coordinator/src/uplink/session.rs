@@ -265,6 +265,10 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
             core.deployments.inbox.inventory(session.machine, inventory);
             core.deployments.look_soon();
         }
+        FromProvider::Links(reports) => {
+            core.deployments.inbox.links(session.machine, reports, core.clock.now());
+            core.deployments.look_soon();
+        }
         FromProvider::Unknown => {}
     }
     Step::Fine
@@ -339,6 +343,8 @@ fn kit_piece(core: &Arc<Core>, session: &Arc<Session>, header: FrameHeader, piec
         for (session, after) in core.machines.admit_all() {
             core.carry_out(Some(&session), after);
         }
+        // What was ready and could not be offered may be so now.
+        core.deployments.look_soon();
     });
     Step::Fine
 }

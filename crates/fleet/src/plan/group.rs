@@ -311,9 +311,13 @@ impl Board<'_> {
         let links = &self.snapshot.fleet.links;
         let any = links.best(machine(from), machine(to), |_| true);
         let any = any.or_else(|| links.best(machine(to), machine(from), |_| true));
+        let why = || links.why_not(machine(from), machine(to));
         match any {
             None => format!("the link {a} -> {b} is not yet probed"),
-            Some(link) if link.state == LinkState::Down => format!("the link {a} -> {b} is down"),
+            Some(link) if link.state == LinkState::Down => match why() {
+                Some(cause) => format!("{b} cannot be dialled from {a}: {cause}"),
+                None => format!("the link {a} -> {b} is down"),
+            },
             Some(link) if link.state != LinkState::Up => format!("the link {a} -> {b} is not yet probed"),
             Some(link) if rdma => format!(
                 "RDMA is required, and the link {a} -> {b} ({}, {:.1} Gbit/s) has none",

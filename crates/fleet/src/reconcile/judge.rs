@@ -6,7 +6,7 @@ use super::instance::{Phase, RankState};
 use super::known::Known;
 use super::{
     COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOAD_MAX, Mode, PAUSE_MAX, RETRY_FIRST,
-    RankReport, TRIES_IN_PLACE, Withdrawal,
+    RankReport, TRIES_IN_PLACE, Withdrawal, World,
 };
 
 /// Errors of ranks that are kept of a deployment.
@@ -260,6 +260,32 @@ impl Controller {
     fn pause(&mut self, first: Micros, times: u32) -> Micros {
         let plain = (first.0 << times.min(16)).min(PAUSE_MAX.0);
         Micros(plain - plain / 4 + self.rng.below(plain / 2 + 1))
+    }
+
+    /// A group that does not serve, and whose ranks are known not to reach each other, need not be tried again there. One
+    /// that serves has links that stand, whatever tries found.
+    pub(super) fn judge_links(&mut self, world: &World, effects: &mut Vec<Effect>) {
+        let number = |machine: MachineId| {
+            let at = world.machines.iter().position(|(id, _)| *id == machine)?;
+            u32::try_from(at).ok()
+        };
+        let mut cut = Vec::new();
+        for instance in self.instances.values().filter(|i| i.places.len() > 1 && !i.is_ready()) {
+            let seats: Vec<Option<u32>> = instance.places.iter().map(|(m, _)| number(*m)).collect();
+            // Whoever has the higher rank dials.
+            let pairs = (0..seats.len()).flat_map(|to| (to + 1..seats.len()).map(move |from| (from, to)));
+            let down = pairs.filter_map(|(from, to)| Some((seats[from]?, seats[to]?)));
+            if let Some((from, to)) = down.into_iter().find(|(from, to)| world.links.is_down(*from, *to)) {
+                let name = |at: u32| world.machines[at as usize].1.name.as_str();
+                let why = world.links.why_not(from, to).unwrap_or("it was tried, and there is no way");
+                let why = format!("{} cannot be dialled from {}: {}", name(to), name(from), said(why));
+                cut.push((instance.id, world.machines[from as usize].0, why));
+            }
+        }
+        for (id, by, why) in cut {
+            let error = self.error(id, Some(by), &why);
+            self.end(id, &error, Withdrawal::Over, effects);
+        }
     }
 
     /// Losses, time-outs, and tries that are due.

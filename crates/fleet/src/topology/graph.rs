@@ -1,6 +1,8 @@
 //! The edges: single links, and networks in which everybody reaches everybody, kept as such so that ten thousand machines
 //! on one network are not fifty million edges.
 
+use std::collections::BTreeMap;
+
 use smallvec::SmallVec;
 
 use super::{Link, LinkState};
@@ -25,6 +27,8 @@ pub struct Links {
     networks: Vec<Network>,
     /// By machine: the networks it is in.
     within: Vec<SmallVec<[u32; 2]>>,
+    /// Why who dials does not reach whom: of links that are down.
+    causes: BTreeMap<(u32, u32), String>,
 }
 
 impl Links {
@@ -35,6 +39,7 @@ impl Links {
             to: vec![Vec::new(); machines],
             networks: Vec::new(),
             within: vec![SmallVec::new(); machines],
+            causes: BTreeMap::new(),
         }
     }
 
@@ -87,6 +92,22 @@ impl Links {
             offer(&self.networks[*network as usize].link);
         }
         found
+    }
+
+    /// Says why `a` does not reach `b`.
+    pub fn say_why(&mut self, a: u32, b: u32, cause: String) {
+        self.causes.insert((a, b), cause);
+    }
+
+    /// Why `a` does not reach `b`, where that was said.
+    pub fn why_not(&self, a: u32, b: u32) -> Option<&str> {
+        self.causes.get(&(a, b)).map(String::as_str)
+    }
+
+    /// Whether it was tried, and there is no way from `a` to `b`.
+    pub fn is_down(&self, a: u32, b: u32) -> bool {
+        let any = self.best(a, b, |_| true).is_some();
+        any && self.best(a, b, |link| link.state != LinkState::Down).is_none()
     }
 
     /// The best proved way.

@@ -1,6 +1,6 @@
 //! One life of a rank, from its assignment to its end: files, ports, roster, links, weights, self-test, steps.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
@@ -227,8 +227,10 @@ impl Work {
         let members = assign.members.iter().enumerate().map(|(rank, member)| {
             let key = BASE64.decode(&member.signing_key).ok().and_then(|key| key.try_into().ok());
             let key = key.ok_or_else(|| self.own_fault(format!("rank {rank}'s key cannot be read")))?;
-            let addresses = in_order(roster.addresses.get(rank).map_or(&[], Vec::as_slice));
-            Ok(Member { machine: member.machine, incarnation: member.incarnation, key, addresses })
+            let all = roster.addresses.get(rank).map_or(&[][..], Vec::as_slice);
+            let order = |purpose| in_order(all, purpose, |ip| self.ground.proved.of(member.machine, ip));
+            let (addresses, meeting) = (order(Purpose::Bulk), order(Purpose::Rendezvous));
+            Ok(Member { machine: member.machine, incarnation: member.incarnation, key, addresses, meeting })
         });
         let members = members.collect::<Result<Vec<Member>, End>>()?;
         let place = Place {
@@ -379,13 +381,49 @@ fn addresses(listener: &Listener) -> Vec<GroupAddress> {
     listener.addresses().into_iter().map(of).collect()
 }
 
-/// The addresses to try, best first (T5).
-fn in_order(addresses: &[GroupAddress]) -> Vec<SocketAddr> {
+/// The addresses to try, best first (T5); those that are known not to be reached last.
+fn in_order(
+    addresses: &[GroupAddress],
+    purpose: Purpose,
+    proved: impl Fn(IpAddr) -> Option<Option<Duration>>,
+) -> Vec<SocketAddr> {
     let candidate = |a: &GroupAddress| {
         let is_loopback = a.address.ip().is_loopback();
         let link = if is_loopback { LinkType::Loopback } else { LinkType::of_interface(&a.interface) };
-        Candidate { address: a.address, link, round_trip: None }
+        Candidate { address: a.address, link, round_trip: proved(a.address.ip()).flatten() }
     };
     let candidates: Vec<Candidate> = addresses.iter().map(candidate).collect();
-    link::in_order(&candidates, Purpose::Bulk).into_iter().map(|c| c.address).collect()
+    let ordered = link::in_order(&candidates, purpose).into_iter().map(|c| c.address);
+    let (last, first): (Vec<_>, Vec<_>) = ordered.partition(|address| proved(address.ip()) == Some(None));
+    [first, last].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_takes_the_fastest_kind_of_link_control_the_surest_and_what_is_not_reached_comes_last() {
+        let at = |address: &str, interface: &str| GroupAddress {
+            address: address.parse().unwrap(),
+            interface: interface.to_owned(),
+        };
+        let all = [
+            at("100.64.1.1:1", "tailscale0"),
+            at("10.0.1.1:1", "wlan0"),
+            at("10.0.0.1:1", "eth0"),
+            at("169.254.3.3:1", "thunderbolt0"),
+        ];
+        let order = |purpose, down: Option<&str>| {
+            let down: Option<IpAddr> = down.map(|ip| ip.parse().unwrap());
+            let ordered = in_order(&all, purpose, |ip| (Some(ip) == down).then_some(None));
+            ordered.iter().map(|a| a.ip().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(Purpose::Bulk, None), ["169.254.3.3", "10.0.0.1", "10.0.1.1", "100.64.1.1"]);
+        assert_eq!(order(Purpose::Rendezvous, None), ["10.0.0.1", "10.0.1.1", "169.254.3.3", "100.64.1.1"]);
+        assert_eq!(
+            order(Purpose::Bulk, Some("169.254.3.3")),
+            ["10.0.0.1", "10.0.1.1", "100.64.1.1", "169.254.3.3"]
+        );
+    }
 }

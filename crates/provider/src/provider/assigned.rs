@@ -200,7 +200,8 @@ impl Provider {
             return None;
         }
         let bytes_max = self.session.as_ref()?.control_bytes_max().saturating_sub(MESSAGE_SLACK);
-        let inventory = self.managed.as_ref()?.inventory(bytes_max);
+        let addresses = self.probes.as_ref().map(crate::probe::Probes::addresses).unwrap_or_default();
+        let inventory = self.managed.as_ref()?.inventory(bytes_max, addresses);
         self.say(&inventory)
     }
 

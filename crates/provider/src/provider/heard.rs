@@ -107,6 +107,7 @@ impl Provider {
             message @ (FromCoordinator::Assign(_)
             | FromCoordinator::Unassign(_)
             | FromCoordinator::RenewLeases(_)) => self.carry_assignment(message),
+            FromCoordinator::Peers(peers) => self.listed(peers),
             _ => {}
         }
     }

@@ -5,6 +5,7 @@ use wire::control::{FromCoordinator, FromProvider};
 use super::Provider;
 use crate::event::Event;
 use crate::group::GroupNews;
+use crate::probe::desk::Input as Probing;
 use crate::uplink::machine::Input;
 
 impl Provider {
@@ -49,6 +50,8 @@ impl Provider {
                 self.uplink.is_up().then(|| self.register()).flatten()
             }
             GroupNews::Over { instance, .. } => {
+                // Whatever ended it may be between the machines.
+                self.probe(Probing::Doubt);
                 let was_offered = self.instances.group_over(instance);
                 self.stand_aside();
                 (was_offered && self.uplink.is_up()).then(|| self.register()).flatten()

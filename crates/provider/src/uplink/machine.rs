@@ -290,6 +290,7 @@ impl Uplink {
                 | FromCoordinator::Assign(_)
                 | FromCoordinator::Unassign(_)
                 | FromCoordinator::RenewLeases(_)
+                | FromCoordinator::Peers(_)
                 | FromCoordinator::Cancel { .. }),
             ) => effects.push(Effect::Carry(message)),
             (_, message) => {
@@ -484,7 +485,7 @@ fn kind_of(message: &FromCoordinator) -> &'static str {
         FromCoordinator::Assign(_) => "assignment",
         FromCoordinator::UnassignGroup { .. } | FromCoordinator::Unassign(_) => "assignment's end",
         FromCoordinator::Goodbye { .. } => "goodbye",
-        FromCoordinator::RenewLeases(_) | FromCoordinator::Unknown => "message of another type",
+        _ => "message of another type",
     }
 }
 

@@ -21,6 +21,9 @@ use base::{Bytes, Epoch, InstanceId, ModelName};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::group::GroupAddress;
+use super::probe::PEER_ADDRESSES_MAX;
+
 /// The capability of a provider that takes assignments, and of a coordinator that makes them.
 pub const ASSIGNMENTS: &str = "assignments";
 
@@ -183,6 +186,13 @@ pub struct Inventory {
     /// Models that were found and are not among these, for want of room in this message.
     #[serde(default)]
     pub models_left_out: u32,
+    /// Where other machines can try whether they reach this one; none where it is in no groups.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "at_most::<_, _, PEER_ADDRESSES_MAX>"
+    )]
+    pub probe_addresses: Vec<GroupAddress>,
 }
 
 /// What selectors of deployments look at.
@@ -264,7 +274,7 @@ where
 }
 
 /// A text of at most `N` bytes.
-fn text<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<String, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<String, D::Error> {
     struct Text<const N: usize>;
     impl<const N: usize> Visitor<'_> for Text<N> {
         type Value = String;

@@ -1,9 +1,10 @@
 //! What is said about deployments, one value of each.
 
-use base::{Bytes, Epoch, ModelName};
+use base::{Bytes, Epoch, Incarnation, MachineId, ModelName};
 use wire::control::{
-    Assignment, AssignmentPhase, AssignmentReport, DeviceFacts, FromCoordinator, FromProvider, Held,
-    Inventory, Label, Lease, Leases, ModelOnDisk, Register, Unassignment,
+    Assignment, AssignmentPhase, AssignmentReport, DeviceFacts, FromCoordinator, FromProvider, GroupAddress,
+    Held, Inventory, Label, Lease, Leases, LinkOver, LinkReport, LinkReports, ModelOnDisk, Peer, Peers,
+    Register, Unassignment,
 };
 
 use super::{INSTANCE, assign_group, register};
@@ -45,6 +46,24 @@ pub(crate) fn inventory() -> Inventory {
         download_bytes_per_s: 100_000_000,
         models: vec![model],
         models_left_out: 2,
+        probe_addresses: vec![probe_address()],
+    }
+}
+
+fn probe_address() -> GroupAddress {
+    GroupAddress { address: "10.0.0.7:40123".parse().unwrap(), interface: "eth0".to_owned() }
+}
+
+fn link_report(error: &str, rtt_us: u64, bytes_per_s: u64) -> LinkReport {
+    LinkReport {
+        peer: MachineId(17),
+        incarnation: Incarnation(3),
+        address: probe_address().address,
+        over: LinkOver::Ethernet,
+        error: error.to_owned(),
+        rtt_us,
+        jitter_us: rtt_us / 4,
+        bytes_per_s,
     }
 }
 
@@ -71,6 +90,15 @@ pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
     vec![
         ("register_managed", FromProvider::Register(managed_register())),
         ("inventory", FromProvider::Inventory(inventory())),
+        (
+            "links",
+            FromProvider::Links(LinkReports {
+                links: vec![
+                    link_report("", 200, 1_200_000_000),
+                    link_report("cannot connect: refused", 0, 0),
+                ],
+            }),
+        ),
         (
             "assignment_report_loading",
             FromProvider::AssignmentReport(assignment_report(AssignmentPhase::Loading, 40, "")),
@@ -113,6 +141,17 @@ pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
             FromCoordinator::RenewLeases(Leases {
                 lease_us: 600_000_000,
                 leases: vec![Lease { instance: INSTANCE, epoch: Epoch(3) }],
+            }),
+        ),
+        (
+            "peers",
+            FromCoordinator::Peers(Peers {
+                peers: vec![Peer {
+                    machine: MachineId(17),
+                    incarnation: Incarnation(3),
+                    signing_key: "c2lnbmluZw==".to_owned(),
+                    addresses: vec![probe_address()],
+                }],
             }),
         ),
     ]

@@ -475,3 +475,15 @@ pub(crate) fn group_report() -> wire::control::GroupReport {
         }),
     }
 }
+
+/// What machines say that try whether one reaches the other.
+pub(crate) fn probe_messages() -> Vec<(&'static str, wire::link::ProbeMessage<'static>)> {
+    use wire::link::ProbeMessage::{Bulk, Hello, Ping, Pong, Took};
+    vec![
+        ("probe_hello", Hello { busy: true }),
+        ("probe_ping", Ping(7)),
+        ("probe_pong", Pong(7)),
+        ("probe_bulk", Bulk { last: true, filler: b"xyz" }),
+        ("probe_took", Took(65_536)),
+    ]
+}
