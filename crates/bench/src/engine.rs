@@ -42,7 +42,7 @@ pub struct Options {
     /// Multiply bf16 weights with activations rounded to bf16, as llama.cpp does.
     #[arg(long, conflicts_with = "exact")]
     pub rounded: bool,
-    /// Compute with this instruction set: avx512bf16, avx512vnni, avx512, avx2 or portable [default: the best there is].
+    /// Compute with this instruction set: amx, avx512bf16, avx512vnni, avx512, avx2 or portable [default: the best there is].
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
     /// Guess up to N tokens ahead, as --speculate does elsewhere.

@@ -24,6 +24,15 @@ pub fn f32_ceiling(team: &Team, isa: Isa) -> f64 {
 
 /// Multiply-adds of bytes into 32-bit integers a second, by all of the team, activations from the nearest cache.
 pub fn int8_ceiling(team: &Team, isa: Isa) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if isa.tiles() {
+        use crate::tiles::{ROUND, rounds_of_products};
+        return ceiling(team, ROUNDS / 4 * ROUND, &|| {
+            // SAFETY: whoever has tiles was permitted to use them.
+            unsafe { rounds_of_products(ROUNDS / 4) };
+            0.0
+        });
+    }
     ceiling(team, ROUNDS * CHAINS * 4 * 4 * isa.dots().rows, &|| isa.dispatch_dots(Chains))
 }
 

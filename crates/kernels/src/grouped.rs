@@ -12,6 +12,8 @@
 
 pub(crate) mod pack;
 pub(crate) mod product;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod unpack;
 
 use std::io;

@@ -11,6 +11,8 @@ pub struct Isa(Level);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Level {
     #[cfg(target_arch = "x86_64")]
+    Amx,
+    #[cfg(target_arch = "x86_64")]
     Bf16,
     #[cfg(target_arch = "x86_64")]
     Vnni,
@@ -31,7 +33,17 @@ impl std::fmt::Debug for Isa {
 impl Isa {
     /// The fastest that this machine has.
     pub fn detect() -> Self {
-        Self::bf16().or_else(Self::vnni).or_else(Self::avx512).or_else(Self::avx2).unwrap_or(Self::portable())
+        Self::available()[0]
+    }
+
+    /// The same and matrix tiles (AMX with products of bytes and of bf16), where there are some and the system permits them:
+    /// the first time, it is asked to.
+    pub fn amx() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::bf16().is_some() && crate::tiles::permitted() {
+            return Some(Self(Level::Amx));
+        }
+        None
     }
 
     /// 512-bit vectors with byte products and products of pairs of bf16 (AVX-512 BF16), where there are some.
@@ -93,10 +105,9 @@ impl Isa {
 
     /// All that this machine has, fastest first, the twin left out.
     pub fn available() -> Vec<Self> {
-        [Self::bf16(), Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())]
-            .into_iter()
-            .flatten()
-            .collect()
+        let all =
+            [Self::amx(), Self::bf16(), Self::vnni(), Self::avx512(), Self::avx2(), Some(Self::portable())];
+        all.into_iter().flatten().collect()
     }
 
     /// The one that people call so, where this machine has it.
@@ -107,6 +118,8 @@ impl Isa {
     /// What people call it.
     pub const fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx",
             #[cfg(target_arch = "x86_64")]
             Level::Bf16 => "avx512bf16",
             #[cfg(target_arch = "x86_64")]
@@ -125,7 +138,7 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a value of this level exists only where detection found every feature it names.
-            Level::Bf16 | Level::Vnni | Level::Avx512 => unsafe { run_avx512(kernel) },
+            Level::Amx | Level::Bf16 | Level::Vnni | Level::Avx512 => unsafe { run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -141,7 +154,7 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a value of this level exists only where detection found every feature it names.
-            Level::Bf16 => unsafe { run_avx512_bf16(kernel) },
+            Level::Amx | Level::Bf16 => unsafe { run_avx512_bf16(kernel) },
             _ => self.dispatch(kernel),
         }
     }
@@ -151,7 +164,7 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a value of this level exists only where detection found every feature it names.
-            Level::Bf16 | Level::Vnni => unsafe { dots_vnni(kernel) },
+            Level::Amx | Level::Bf16 | Level::Vnni => unsafe { dots_vnni(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above; whatever has AVX-512 has AVX2.
             Level::Avx512 | Level::Avx2 => unsafe { dots_avx2(kernel) },
@@ -162,11 +175,19 @@ impl Isa {
         }
     }
 
+    /// Whether there are matrix tiles.
+    pub(crate) const fn tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.0, Level::Amx);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// What the loops over byte products need to know before they run.
     pub(crate) const fn dots(self) -> DotsTraits {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Bf16 | Level::Vnni => DotsTraits::of::<crate::dots::VnniDots>(),
+            Level::Amx | Level::Bf16 | Level::Vnni => DotsTraits::of::<crate::dots::VnniDots>(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx2 => DotsTraits::of::<crate::dots::Avx2Dots>(),
             Level::Portable | Level::Twin => DotsTraits::of::<ScalarDots<true>>(),
@@ -234,6 +255,9 @@ pub fn features() -> Vec<&'static str> {
         }
         probe!("avx", "avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512dq", "avx512vl");
         probe!("avx512vnni", "avx512bf16", "avx512fp16");
+        if crate::tiles::permitted() {
+            found.push("amx");
+        }
     }
     #[cfg(target_arch = "aarch64")]
     {

@@ -33,6 +33,8 @@ mod pack;
 mod rows;
 mod shared;
 mod team;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub use activations::Activations;
 pub use attention::{AttentionScratch, AttentionShape, AttentionSpan, attention};

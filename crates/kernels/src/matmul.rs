@@ -3,6 +3,8 @@
 //! Sixteen lanes along K accumulate block after block and are then summed in one fixed order, so that an output is
 //! bitwise the same in every register tile, for every number of rows, on every thread.
 
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weights;
 
 use crate::activations::Activations;
@@ -13,7 +15,7 @@ use crate::lanes::LANES;
 use crate::lanes::{Kernel, Lanes};
 use crate::pack::{BLOCK, PANEL_ROWS, PackedMatrix, Panels, panel_len};
 use crate::team::Team;
-use weights::{Bf16, Bf16Pairs, F16, F32, Weight, with_pairs};
+use weights::{Bf16, Bf16Pairs, F16, F32, Weight, Widened, with_pairs};
 
 /// Below so many multiply-adds a product runs on the caller alone: about 7 µs of one core's work, of which sharing
 /// saves half, at the price of two cache lines that change cores and, where workers sleep, of waking them.
@@ -111,6 +113,14 @@ fn linear_into((team, isa): (&Team, Isa), x: &[f32], w: &PackedMatrix, out: Outp
     let size = if matches!(w.panels, Panels::F32(_)) { 4 } else { 2 };
     let step = if alone { panels } else { part_panels(panels, panel_len(k) * size, team.workers()) };
     if let (Panels::Bf16(w), Activations::Bf16) = (&w.panels, w.activations) {
+        #[cfg(target_arch = "x86_64")]
+        if isa.tiles() {
+            let step = step.next_multiple_of(2);
+            return tiles::Chunks::of(team, x, k, |x| {
+                // SAFETY: there are tiles, and each worker writes the columns of its own panels.
+                team.share(panels, step, &|_, panels| unsafe { tiles::product(x, w, out, panels) });
+            });
+        }
         return with_pairs(team, x, k, |x, k| {
             team.share(panels, step, &|_, panels| {
                 isa.dispatch_pairs(Product::<Bf16Pairs> {
@@ -123,9 +133,9 @@ fn linear_into((team, isa): (&Team, Isa), x: &[f32], w: &PackedMatrix, out: Outp
     team.share(panels, step, &|_, panels| {
         let part = Part { x: x.as_ptr(), rows, k, out, panels };
         match &w.panels {
-            Panels::F32(w) => isa.dispatch(Product::<F32> { part, w }),
-            Panels::F16(w) => isa.dispatch(Product::<F16> { part, w }),
-            Panels::Bf16(w) => isa.dispatch(Product::<Bf16> { part, w }),
+            Panels::F32(w) => isa.dispatch(Product::<Widened<F32>> { part, w }),
+            Panels::F16(w) => isa.dispatch(Product::<Widened<F16>> { part, w }),
+            Panels::Bf16(w) => isa.dispatch(Product::<Widened<Bf16>> { part, w }),
             Panels::Grouped(_) | Panels::Stack(_) => unreachable!("returned above"),
         }
     });

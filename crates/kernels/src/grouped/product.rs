@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use super::unpack::{Direct, EIGHT, FOUR, Form, MX, SIX, Unpacked, Unpacking};
+use super::unpack::{Direct, EIGHT, FOUR, Form, MX, Plain, SIX, Unpacked, Unpacking};
 use super::{Codes, Grouped, ROWS, Scales};
 use crate::activations::{Activations, Chunk, Chunked, Sums, with_memory};
 use crate::dots::{DotKernel, Dots};
@@ -19,6 +19,9 @@ use crate::team::Team;
 /// pays. Measured with `--example products`: with 16 rows unpacking takes 1.4 to 1.7 times as long, with 64 1.02 to 1.14
 /// times, with 128 about as long, whatever the format.
 const DIRECT_ROWS: usize = 96;
+/// The same where there are matrix tiles, which work on unpacked panels. Not measured, for want of such a machine: unpacking
+/// takes as long as ten rows do, and a tile of sixteen rows (by its instructions' published times) as long as five.
+const DIRECT_ROWS_BESIDE_TILES: usize = 16;
 /// Panels that a worker takes at once have at most so many bytes, for the same reasons as in [`crate::matmul`].
 const PART_BYTES: usize = 256 * 1024;
 
@@ -44,7 +47,8 @@ pub(crate) fn linear(
         chunked.fill((team, isa), (x, g.columns), g.blocks(), (activations, sums));
         let panels = out.columns.div_ceil(ROWS);
         let step = panels.div_ceil(team.workers() * 8).clamp(1, (PART_BYTES / g.panel_bytes()).max(1));
-        let few = x.len() / g.columns <= DIRECT_ROWS;
+        let most = if isa.tiles() { DIRECT_ROWS_BESIDE_TILES } else { DIRECT_ROWS };
+        let few = x.len() / g.columns <= most;
         let direct =
             isa.dots().direct && few && !exact && (g.factors || g.group >= BLOCK) && g.scales != Scales::F32;
         let part = Part { isa, w, chunked, flipped, exact, out };
@@ -62,10 +66,10 @@ pub(crate) fn linear(
 
 /// A product, for those who work on its panels.
 #[derive(Clone, Copy)]
-struct Part<'a> {
+pub(super) struct Part<'a> {
     isa: Isa,
-    w: &'a Grouped,
-    chunked: &'a Chunked,
+    pub(super) w: &'a Grouped,
+    pub(super) chunked: &'a Chunked,
     flipped: bool,
     exact: bool,
     out: Output<'a>,
@@ -114,31 +118,33 @@ impl Part<'_> {
         // e2m1 codes, as byte products take them, are below 32 too.
         let narrow = matches!(g.codes, Codes::Affine4 | Codes::Mxfp4);
         match (g.mins, halves, narrow) {
-            (false, 1, true) => self.rows(panel, unpacked.form::<false, 1, 4>()),
-            (false, 1, false) => self.rows(panel, unpacked.form::<false, 1, 8>()),
-            (true, 1, true) => self.rows(panel, unpacked.form::<true, 1, 4>()),
-            (true, 1, false) => self.rows(panel, unpacked.form::<true, 1, 8>()),
-            (false, _, _) => self.rows(panel, unpacked.form::<false, 2, 8>()),
-            (true, _, _) => self.rows(panel, unpacked.form::<true, 2, 8>()),
+            (false, 1, true) => self.unpacked_rows(panel, unpacked.form::<false, 1, 4>()),
+            (false, 1, false) => self.unpacked_rows(panel, unpacked.form::<false, 1, 8>()),
+            (true, 1, true) => self.unpacked_rows(panel, unpacked.form::<true, 1, 4>()),
+            (true, 1, false) => self.unpacked_rows(panel, unpacked.form::<true, 1, 8>()),
+            (false, _, _) => self.unpacked_rows(panel, unpacked.form::<false, 2, 8>()),
+            (true, _, _) => self.unpacked_rows(panel, unpacked.form::<true, 2, 8>()),
         }
+    }
+
+    /// An unpacked panel times all rows, by matrix tiles where there are some.
+    fn unpacked_rows<const MINS: bool, const HALVES: usize, const BITS: u8>(
+        &self,
+        panel: usize,
+        form: Plain<MINS, HALVES, BITS>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa.tiles() {
+            // SAFETY: whoever has tiles has AVX-512 with VNNI, and the panel was just unpacked.
+            return unsafe { super::tiles::rows(self, panel, form, form.codes()) };
+        }
+        self.rows(panel, form);
     }
 
     /// A panel times all rows, in the largest tiles that registers hold.
     fn rows<F: Form>(&self, panel: usize, form: F) {
-        let most = self.isa.dots().tile;
         for chunk in 0..self.chunked.chunks() {
-            let chunk = self.chunked.chunk(chunk);
-            let mut from = 0;
-            while from < chunk.stride {
-                let (isa, at) = (self.isa, At { part: self, panel, chunk, from });
-                from += match most.min(chunk.stride - from) {
-                    16.. => isa.dispatch_dots(Tile::<F, 16> { at, form }),
-                    8.. => isa.dispatch_dots(Tile::<F, 8> { at, form }),
-                    4.. => isa.dispatch_dots(Tile::<F, 4> { at, form }),
-                    2.. => isa.dispatch_dots(Tile::<F, 2> { at, form }),
-                    _ => isa.dispatch_dots(Tile::<F, 1> { at, form }),
-                };
-            }
+            chunk_rows(At { part: self, panel, chunk: self.chunked.chunk(chunk), from: 0 }, form);
         }
     }
 
@@ -161,11 +167,25 @@ impl Part<'_> {
 
 /// Rows of a chunk from `from` on, and a panel.
 #[derive(Clone, Copy)]
-struct At<'a> {
-    part: &'a Part<'a>,
-    panel: usize,
-    chunk: Chunk,
-    from: usize,
+pub(super) struct At<'a> {
+    pub(super) part: &'a Part<'a>,
+    pub(super) panel: usize,
+    pub(super) chunk: Chunk,
+    pub(super) from: usize,
+}
+
+/// A panel times all rows of a chunk from `at` on.
+pub(super) fn chunk_rows<F: Form>(mut at: At<'_>, form: F) {
+    let isa = at.part.isa;
+    while at.from < at.chunk.stride {
+        at.from += match isa.dots().tile.min(at.chunk.stride - at.from) {
+            16.. => isa.dispatch_dots(Tile::<F, 16> { at, form }),
+            8.. => isa.dispatch_dots(Tile::<F, 8> { at, form }),
+            4.. => isa.dispatch_dots(Tile::<F, 4> { at, form }),
+            2.. => isa.dispatch_dots(Tile::<F, 2> { at, form }),
+            _ => isa.dispatch_dots(Tile::<F, 1> { at, form }),
+        };
+    }
 }
 
 /// `T` rows times a panel. Gives `T`. A type of its own for each tile, so that each is compiled by itself.
@@ -366,7 +386,14 @@ impl<D: Dots> Values<D> {
 
 /// Writes a row's results of a panel.
 #[inline(always)]
-unsafe fn finish<D: Dots>(part: &Part<'_>, panel: usize, lane: usize, chunk: &Chunk, row: usize, sums: D::F) {
+pub(super) unsafe fn finish<D: Dots>(
+    part: &Part<'_>,
+    panel: usize,
+    lane: usize,
+    chunk: &Chunk,
+    row: usize,
+    sums: D::F,
+) {
     if row >= chunk.rows {
         return;
     }

@@ -358,6 +358,14 @@ pub(crate) struct Plain<const MINS: bool, const HALVES: usize, const BITS: u8> {
     mins: *const f32,
 }
 
+impl<const MINS: bool, const HALVES: usize, const BITS: u8> Plain<MINS, HALVES, BITS> {
+    /// Where its codes begin.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn codes(&self) -> *const u8 {
+        self.codes
+    }
+}
+
 impl<const MINS: bool, const HALVES: usize, const BITS: u8> Form for Plain<MINS, HALVES, BITS> {
     const MINS: bool = MINS;
     const HALVES: usize = HALVES;

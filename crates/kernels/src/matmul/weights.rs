@@ -25,7 +25,8 @@ pub(super) trait Weight: 'static {
 }
 
 /// Weights that become f32 and meet such.
-trait Wide: Weight<X = f32> {
+pub(super) trait Wide: 'static {
+    type Element: Copy + Sync + 'static;
     /// Columns 0..16 of a block's row.
     unsafe fn low<L: Lanes>(row: *const Self::Element) -> L::V;
     /// Columns 16..32 of a block's row.
@@ -39,22 +40,8 @@ pub(super) struct Bf16;
 /// bf16, with activations rounded to bf16 likewise interleaved.
 pub(super) struct Bf16Pairs;
 
-impl Weight for F32 {
-    type Element = f32;
-    type X = f32;
-    #[inline(always)]
-    unsafe fn block<L: Lanes, const R: usize, const T: usize>(
-        w: *const f32,
-        x: *const f32,
-        x_stride: usize,
-        sums: &mut [[L::V; R]; T],
-    ) {
-        // SAFETY: as the caller's.
-        unsafe { wide_block::<L, Self, R, T>(w, x, x_stride, sums) }
-    }
-}
-
 impl Wide for F32 {
+    type Element = f32;
     #[inline(always)]
     unsafe fn low<L: Lanes>(row: *const f32) -> L::V {
         // SAFETY: a block's row has 32 elements, and the caller vouches for the instructions.
@@ -67,22 +54,8 @@ impl Wide for F32 {
     }
 }
 
-impl Weight for F16 {
-    type Element = u16;
-    type X = f32;
-    #[inline(always)]
-    unsafe fn block<L: Lanes, const R: usize, const T: usize>(
-        w: *const u16,
-        x: *const f32,
-        x_stride: usize,
-        sums: &mut [[L::V; R]; T],
-    ) {
-        // SAFETY: as the caller's.
-        unsafe { wide_block::<L, Self, R, T>(w, x, x_stride, sums) }
-    }
-}
-
 impl Wide for F16 {
+    type Element = u16;
     #[inline(always)]
     unsafe fn low<L: Lanes>(row: *const u16) -> L::V {
         // SAFETY: as above.
@@ -95,22 +68,8 @@ impl Wide for F16 {
     }
 }
 
-impl Weight for Bf16 {
-    type Element = u16;
-    type X = f32;
-    #[inline(always)]
-    unsafe fn block<L: Lanes, const R: usize, const T: usize>(
-        w: *const u16,
-        x: *const f32,
-        x_stride: usize,
-        sums: &mut [[L::V; R]; T],
-    ) {
-        // SAFETY: as the caller's.
-        unsafe { wide_block::<L, Self, R, T>(w, x, x_stride, sums) }
-    }
-}
-
 impl Wide for Bf16 {
+    type Element = u16;
     #[inline(always)]
     unsafe fn low<L: Lanes>(row: *const u16) -> L::V {
         // SAFETY: as above.
@@ -120,6 +79,24 @@ impl Wide for Bf16 {
     unsafe fn high<L: Lanes>(row: *const u16) -> L::V {
         // SAFETY: as above.
         unsafe { L::load_bf16_odd(row) }
+    }
+}
+
+/// Weights that become f32: see [`Wide`].
+pub(super) struct Widened<W: Wide>(W);
+
+impl<W: Wide> Weight for Widened<W> {
+    type Element = W::Element;
+    type X = f32;
+    #[inline(always)]
+    unsafe fn block<L: Lanes, const R: usize, const T: usize>(
+        w: *const W::Element,
+        x: *const f32,
+        x_stride: usize,
+        sums: &mut [[L::V; R]; T],
+    ) {
+        // SAFETY: as the caller's.
+        unsafe { wide_block::<L, W, R, T>(w, x, x_stride, sums) }
     }
 }
 
@@ -208,7 +185,7 @@ pub(super) fn with_pairs(team: &Team, x: &[f32], k: usize, job: impl FnOnce(&[u1
 }
 
 /// A row, rounded to nearest even.
-fn round(x: &[f32], out: &mut [u16]) {
+pub(super) fn round(x: &[f32], out: &mut [u16]) {
     for (x, out) in x.chunks(BLOCK).zip(out.chunks_exact_mut(BLOCK)) {
         let mut block = [0.0f32; BLOCK];
         block[..x.len()].copy_from_slice(x);
