@@ -185,7 +185,11 @@ impl World {
                 model: descriptor(8192 << (n % 3)),
                 report,
             };
-            let up = Input::InstanceUp { machine: MachineId(u128::from(n) + 1), offer: Box::new(offer) };
+            let up = Input::InstanceUp {
+                machine: MachineId(u128::from(n) + 1),
+                owner: None,
+                offer: Box::new(offer),
+            };
             self.pool.handle(self.now, up, &mut self.effects);
         }
         while (self.running.len() as u64) < slots * 3 / 5 {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base::{AccountId, KeyId, ModelName};
-use wire::admin::{Class, CreateKey, CreatedKey, KeyInfo, KeyList, KeyTerms, Scope};
+use wire::admin::{Class, CreateKey, CreatedKey, KeyInfo, KeyList, KeyTerms, OwnMachines, Scope};
 
 use crate::client::ClientOptions;
 use crate::terminal::{say, say_json, say_table};
@@ -54,7 +54,8 @@ pub(crate) struct TermOptions {
     /// It ends after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     expires_in: u64,
-    /// It may only ask models (`infer`) or only read status, usage and audit (`read`). May be repeated.
+    /// It may only ask models (`infer`), only read status, usage and audit (`read`), or only join machines, which are then
+    /// its account's own (`join`: give it to `phalanx provider --token`). May be repeated.
     #[arg(long, value_name = "SCOPE", value_parser = scope)]
     scope: Vec<Scope>,
     /// It may only ask this model. May be repeated.
@@ -78,6 +79,19 @@ pub(crate) struct TermOptions {
     /// Which of the requests that wait go first: `urgent`, `normal` or `background`.
     #[arg(long, value_name = "CLASS", default_value = "normal", value_parser = class)]
     class: Class,
+    /// Whose machines its requests go to, where they do not say: `any`, its account's own first (`prefer`), or these alone
+    /// (`only`).
+    #[arg(long, value_name = "WHOSE", default_value = "any", value_parser = owner)]
+    owner: OwnMachines,
+}
+
+fn owner(text: &str) -> Result<OwnMachines, String> {
+    match text {
+        "any" => Ok(OwnMachines::Any),
+        "prefer" => Ok(OwnMachines::Prefer),
+        "only" => Ok(OwnMachines::Only),
+        other => Err(format!("{other:?} is none of any, prefer and only")),
+    }
 }
 
 fn class(text: &str) -> Result<Class, String> {
@@ -93,7 +107,8 @@ fn scope(text: &str) -> Result<Scope, String> {
     match text {
         "infer" => Ok(Scope::Infer),
         "read" => Ok(Scope::Read),
-        other => Err(format!("{other:?} is no scope: infer or read")),
+        "join" => Ok(Scope::Join),
+        other => Err(format!("{other:?} is no scope: infer, read or join")),
     }
 }
 
@@ -110,6 +125,7 @@ impl TermOptions {
             spend_micros: self.spend,
             weight: if self.weight == 1 { 0 } else { self.weight },
             class: self.class,
+            owner: self.owner,
         }
     }
 }

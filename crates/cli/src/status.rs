@@ -97,7 +97,7 @@ fn print_groups(status: &FleetStatus) -> anyhow::Result<()> {
 fn machine_rows(machine: &MachineStatus, now_us: u64) -> Vec<Vec<String>> {
     let state = if machine.connected { "connected" } else { "away" };
     let head = [
-        machine.name.clone(),
+        machine.owner.map_or_else(|| machine.name.clone(), |owner| format!("{} (of {owner})", machine.name)),
         format!("{state} {}", span(now_us.saturating_sub(machine.since_us))),
         machine.hardware.cores.to_string(),
         machine.hardware.memory_total.to_string(),
@@ -139,6 +139,7 @@ mod tests {
     #[test]
     fn a_machine_is_as_it_is_since_it_became_so() {
         let away = MachineStatus {
+            owner: None,
             machine: base::MachineId(1),
             name: "one".into(),
             connected: false,

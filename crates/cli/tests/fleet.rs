@@ -26,6 +26,8 @@ mod memory;
 mod network;
 #[path = "fleet/newcomer.rs"]
 mod newcomer;
+#[path = "fleet/owners.rs"]
+mod owners;
 #[path = "fleet/reach.rs"]
 mod reach;
 #[path = "fleet/receipts.rs"]

@@ -40,7 +40,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
 use base::RequestId;
 
-pub(crate) use auth::Peer;
+pub(crate) use auth::{Peer, is_good};
 pub(crate) use responses::Responses;
 
 use crate::core::Core;

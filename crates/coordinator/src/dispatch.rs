@@ -319,6 +319,7 @@ impl Serving {
         let left = self.work.ask.max_tokens.saturating_sub(self.generated());
         let mut ask = Ask::new(self.work.request, Tokens(computed), Tokens(left));
         ask.excluded.extend(self.excluded.iter().copied());
+        ask.owners = self.work.owners;
         Enqueue {
             ask,
             account: self.work.key.account,

@@ -1,9 +1,11 @@
 //! The machines: who is connected, what each offers, and which of it its model's pool was told of.
 
+mod offers;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use base::{Incarnation, InstanceId, MachineId, Micros, ModelName};
+use base::{AccountId, Incarnation, InstanceId, MachineId, Micros, ModelName};
 use fleet::Input;
 use parking_lot::Mutex;
 use wire::admin::{InstanceStatus, MachineStatus};
@@ -16,6 +18,7 @@ use crate::clock::Clock;
 use crate::pools::{About, Notice, Pools, Served};
 use crate::uplink::kit::{Kits, Known};
 use crate::uplink::session::Session;
+use offers::{nothing_known, owner_of, waiting_status};
 
 /// Instances that one machine may offer.
 const INSTANCES_MAX: usize = 256;
@@ -36,6 +39,8 @@ struct Machine {
     incarnation: Incarnation,
     since: Micros,
     draining: bool,
+    /// Who lends it.
+    owner: Option<AccountId>,
     session: Option<Arc<Session>>,
     offers: Vec<Offer>,
 }
@@ -117,6 +122,7 @@ impl Machines {
             incarnation: hello.incarnation,
             since: self.clock.now(),
             draining: false,
+            owner: session.owner,
             session: Some(Arc::clone(session)),
             offers: Vec::new(),
         };
@@ -215,7 +221,8 @@ impl Machines {
                 None => false,
             };
             if admitted && let Some(served) = self.pools.get(&offer.model.name) {
-                let input = Input::InstanceUp { machine: session.machine, offer: Box::new(offer.clone()) };
+                let (machine, owner) = (session.machine, owner_of(machine.owner, &offer));
+                let input = Input::InstanceUp { machine, owner, offer: Box::new(offer.clone()) };
                 after.notices.extend(served.handle(input));
             }
             new.push(Offer { offer, admitted });
@@ -289,7 +296,9 @@ impl Machines {
 
     /// Tells pools of every offer whose kit is open, and has the others' kits asked for.
     fn admit(&self, machine: &mut Machine, id: MachineId, after: &mut After) {
+        let lent_by = machine.owner;
         for offer in machine.offers.iter_mut().filter(|o| !o.admitted && !nothing_known(&o.offer)) {
+            let owner = owner_of(lent_by, &offer.offer);
             let model = &offer.offer.model;
             match self.kits.want(&model.kit_sha256, id) {
                 Known::Open => {}
@@ -313,7 +322,7 @@ impl Machines {
             if new {
                 after.new_pools.push(Arc::clone(&served));
             }
-            let input = Input::InstanceUp { machine: id, offer: Box::new(offer.offer.clone()) };
+            let input = Input::InstanceUp { machine: id, owner, offer: Box::new(offer.offer.clone()) };
             offer.admitted = true;
             after.notices.extend(served.handle(input));
             if machine.draining {
@@ -419,6 +428,7 @@ impl Machines {
                 let mut held = instances.remove(id).unwrap_or_default();
                 held.extend(machine.offers.iter().filter(|o| !o.admitted).map(|o| waiting_status(&o.offer)));
                 MachineStatus {
+                    owner: machine.owner,
                     machine: *id,
                     name: machine.name.clone(),
                     connected: machine.session.is_some(),
@@ -453,32 +463,6 @@ fn current<'a>(
 ) -> Option<&'a mut Machine> {
     let machine = machines.get_mut(&session.machine)?;
     machine.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)).then_some(machine)
-}
-
-/// Whether an instance failed before its model could be read: it is shown to operators, and no pool hears of it.
-fn nothing_known(offer: &InstanceOffer) -> bool {
-    offer.report.phase == InstancePhase::Failed && offer.model.kit_sha256.is_empty()
-}
-
-fn waiting_status(offer: &InstanceOffer) -> InstanceStatus {
-    let why = match offer.report.phase {
-        InstancePhase::Failed => {
-            let detail = offer.report.detail.chars().filter(|c| !c.is_control()).take(300);
-            format!("it failed: {}", detail.collect::<String>())
-        }
-        _ => "its tokenizer and template are not here yet, or could not be read".to_owned(),
-    };
-    InstanceStatus {
-        instance: offer.instance,
-        model: offer.model.name.clone(),
-        rank: offer.rank,
-        phase: offer.report.phase,
-        ineligible: Some(why),
-        running: offer.report.running,
-        slots: offer.report.slots,
-        kv_tokens: (offer.report.kv_tokens, offer.report.kv_tokens_free),
-        decode_tokens_per_s: offer.report.decode_tokens_per_s,
-    }
 }
 
 fn superseded() -> Refused {

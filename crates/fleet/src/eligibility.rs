@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use wire::control::InstancePhase;
 
 use crate::instance::{Contents, Instance};
+use crate::owner::Owners;
 
 /// What of a request matters for where it can go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,12 +22,15 @@ pub struct Ask {
     pub answer_tokens: Tokens,
     /// Machines that failed it.
     pub excluded: SmallVec<[MachineId; 2]>,
+    /// Whose machines it may go to.
+    pub owners: Owners,
 }
 
 impl Ask {
     /// An ask for `request` that failed nowhere yet.
     pub fn new(request: RequestId, prompt_tokens: Tokens, max_tokens: Tokens) -> Self {
-        Self { request, prompt_tokens, max_tokens, answer_tokens: max_tokens, excluded: SmallVec::new() }
+        let (answer_tokens, excluded, owners) = (max_tokens, SmallVec::new(), Owners::Any);
+        Self { request, prompt_tokens, max_tokens, answer_tokens, excluded, owners }
     }
 
     /// The smallest request there is: what can take nothing of this takes nothing.
@@ -59,6 +63,8 @@ pub enum Ineligible {
     OtherWeights,
     /// Its tokenizer, template or configuration are not those that the pool serves under this name.
     OtherKit,
+    /// The request goes to its account's own machines alone, and this is none of them.
+    OwnerOnly,
     /// Its machine takes nothing new.
     Draining,
     /// It said that it cannot serve.
@@ -112,6 +118,7 @@ impl Ineligible {
             Self::RankAboveZero { .. }
             | Self::OtherWeights
             | Self::OtherKit
+            | Self::OwnerOnly
             | Self::Draining
             | Self::Failed
             | Self::OnlyInGroups
@@ -134,7 +141,7 @@ impl Ineligible {
     }
 
     /// Every word that [`Ineligible::code`] gives, in the list's order.
-    pub const CODES: [&'static str; 16] = [
+    pub const CODES: [&'static str; 17] = [
         "rank_above_zero",
         "other_weights",
         "other_kit",
@@ -151,6 +158,7 @@ impl Ineligible {
         "full",
         "no_kv_room",
         "only_in_groups",
+        "owner_only",
     ];
 
     /// A word for metrics and programs.
@@ -177,6 +185,7 @@ impl Ineligible {
             Self::Full => 13,
             Self::NoKvRoom { .. } => 14,
             Self::OnlyInGroups => 15,
+            Self::OwnerOnly => 16,
         }
     }
 }
@@ -192,6 +201,7 @@ impl fmt::Display for Ineligible {
                 "its tokenizer, template or configuration differ from those already served under this name; \
                  give it another name",
             ),
+            Self::OwnerOnly => f.write_str("not of the account that asks for its own machines alone"),
             Self::Draining => f.write_str("draining: it finishes what it has"),
             Self::Failed => f.write_str("failed"),
             Self::OnlyInGroups => f.write_str("its machine computes this model only together with others"),
@@ -223,6 +233,9 @@ pub fn eligible(instance: &Instance, ask: &Ask, now: Micros) -> Result<(), Ineli
         Contents::Same => {}
         Contents::OtherWeights => return Err(Ineligible::OtherWeights),
         Contents::OtherKit => return Err(Ineligible::OtherKit),
+    }
+    if ask.owners.leaves_out(instance.owner) {
+        return Err(Ineligible::OwnerOnly);
     }
     if instance.draining {
         return Err(Ineligible::Draining);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{Epoch, InstanceId, MachineId, Micros, RequestId, Tokens};
+use base::{AccountId, Epoch, InstanceId, MachineId, Micros, RequestId, Tokens};
 use wire::control::{InstanceOffer, ModelDescriptor};
 
 use crate::cost::Learnt;
@@ -15,6 +15,8 @@ pub struct Instance {
     pub id: InstanceId,
     /// The machine that leads it.
     pub machine: MachineId,
+    /// Whose machine that is: who lends it. Settled by the coordinator when the machine joins.
+    pub owner: Option<AccountId>,
     /// Which assignment it carries out.
     pub epoch: Epoch,
     /// This machine's place in it.
@@ -91,6 +93,7 @@ impl Instance {
         Self {
             id: offer.instance,
             machine,
+            owner: None,
             epoch: offer.epoch,
             rank: offer.rank,
             ranks: offer.ranks,

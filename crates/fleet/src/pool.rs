@@ -126,7 +126,9 @@ impl Pool {
             self.drive(effects);
         }
         match input {
-            Input::InstanceUp { machine, offer } => self.instance_up(machine, &offer, effects),
+            Input::InstanceUp { machine, owner, offer } => {
+                self.instance_up((machine, owner), &offer, effects)
+            }
             Input::InstanceReport { machine, report } => self.instance_report(machine, &report, effects),
             Input::InstanceGone { instance, lost } => self.instance_gone(instance, lost, effects),
             Input::MachineDraining { machine } => self.machine_draining(machine, effects),

@@ -57,6 +57,8 @@ pub(crate) struct Queue {
     /// Each account's places, and accounts by how many of theirs wait.
     own: BTreeMap<AccountId, BTreeSet<Place>>,
     busiest: BTreeSet<(usize, AccountId)>,
+    /// Places of what its account's own machines are tried for first.
+    owned: BTreeMap<AccountId, BTreeSet<Place>>,
     places: BTreeMap<RequestId, Place>,
     deadlines: BTreeSet<(Micros, RequestId)>,
     turns: BTreeMap<Standing, Turn>,
@@ -139,6 +141,9 @@ impl Queue {
         self.busiest.remove(&(own.len(), account));
         own.insert(place);
         self.busiest.insert((own.len(), account));
+        if let Some(owner) = waiting.enqueue.ask.owners.own() {
+            self.owned.entry(owner).or_default().insert(place);
+        }
         self.ranks.insert(place);
         self.deadlines.insert((waiting.deadline, request));
         let before = self.places.insert(request, place);
@@ -180,12 +185,37 @@ impl Queue {
         } else {
             self.busiest.insert((own.len(), account));
         }
+        if let Some(owner) = waiting.enqueue.ask.owners.own() {
+            let owned = self.owned.get_mut(&owner).expect("who waits for its own is noted");
+            owned.remove(&place);
+            if owned.is_empty() {
+                self.owned.remove(&owner);
+            }
+        }
         if place.fresh == 1 {
             let turn = self.turns.get_mut(&standing(&waiting.enqueue)).expect("who waits has a turn");
             turn.waiting -= 1;
         }
         self.ranks.remove(place);
         Some((place, waiting))
+    }
+
+    /// Accounts with requests that wait and are tried on their own machines first.
+    pub(crate) fn owners(&self) -> Vec<AccountId> {
+        self.owned.keys().copied().collect()
+    }
+
+    /// How many of an account's requests wait that are tried on its own machines first.
+    pub(crate) fn owned_len(&self, account: AccountId) -> usize {
+        self.owned.get(&account).map_or(0, BTreeSet::len)
+    }
+
+    /// The first of these after `place`, or of all.
+    pub(crate) fn next_own(&self, account: AccountId, place: Option<Place>) -> Option<(Place, &Waiting)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = place.map_or(Unbounded, Excluded);
+        let place = self.owned.get(&account)?.range((from, Unbounded)).next()?;
+        Some((*place, &self.order[place]))
     }
 
     /// The first request after `place`, or the first of all.
@@ -217,12 +247,18 @@ impl Queue {
 
     /// Who makes room for `enqueue` in a full queue: the last of a lower class; else the last of the account that
     /// has most waiting, where that is at least two more than the arriving account has. Never `held`, which an
-    /// instance is kept free for, nor what was dispatched before.
-    pub(crate) fn gives_way(&self, enqueue: &Enqueue, held: Option<RequestId>) -> Option<RequestId> {
+    /// instance is kept free for, nor what was dispatched before, nor what waits for its account's own machines.
+    pub(crate) fn gives_way(
+        &self,
+        enqueue: &Enqueue,
+        held: Option<RequestId>,
+        lends: impl Fn(AccountId) -> bool,
+    ) -> Option<RequestId> {
         let movable = |place: &&Place| {
             place.fresh == 1
                 && place.priority >= enqueue.priority
                 && Some(self.order[*place].enqueue.ask.request) != held
+                && !self.order[*place].enqueue.ask.owners.own().is_some_and(&lends)
         };
         let request = |place: &Place| self.order[place].enqueue.ask.request;
         // What may not move stands before what may, but for the one that is held: two are enough to look at.

@@ -34,6 +34,8 @@ pub enum Refusal {
     },
     /// Nothing serves the model, and nothing is about to.
     NoServingPath,
+    /// It goes to its account's own machines alone, and none of them serves the model, or is about to.
+    NoOwnMachine,
     /// Prompt and answer can never fit where the model is served.
     TooLong {
         /// Of the prompt.
@@ -62,7 +64,9 @@ impl Refusal {
             Self::QueueFull { retry_after, .. }
             | Self::PredictedLate { retry_after, .. }
             | Self::Expired { retry_after, .. } => Some(retry_after),
-            Self::NoServingPath | Self::TooLong { .. } | Self::AttemptsFailed { .. } => None,
+            Self::NoServingPath | Self::NoOwnMachine | Self::TooLong { .. } | Self::AttemptsFailed { .. } => {
+                None
+            }
         }
     }
 }
@@ -87,6 +91,10 @@ impl fmt::Display for Refusal {
             }
             Self::NoServingPath => f.write_str(
                 "no machine serves this model now; start a provider with it, or see `phalanx status`",
+            ),
+            Self::NoOwnMachine => f.write_str(
+                "the request goes to your account's own machines alone, and none of them serves this model now; join one \
+                 with a key of the account that has the scope join, or ask without owner only",
             ),
             Self::TooLong { prompt, max_tokens, limit } => write!(
                 f,

@@ -8,16 +8,20 @@ mod shelves;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
+use base::{AccountId, InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
 use smallvec::SmallVec;
 
 use crate::cost::{self, Prediction};
 use crate::eligibility::{Ask, Ineligible, eligible};
 use crate::instance::{Contents, Instance};
+use crate::owner::Owners;
 use shelves::{Place, Shelves};
 
 /// Up to so many instances are looked at one by one: exact, and faster than any index.
 pub(crate) const SCAN_MAX: usize = 16;
+
+/// An instance's machine, and who lends it.
+type Whose = (MachineId, Option<AccountId>);
 
 /// What is noted of one instance in the indexes, so that it can be taken out again.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -25,11 +29,22 @@ struct Noted {
     path: Option<Tokens>,
     serving: Option<Tokens>,
     open: Option<Place>,
+    own_open: Option<Place>,
     barred_until: Option<Micros>,
     wakes: Option<Micros>,
     same: bool,
     code: Option<usize>,
     per_s: f64,
+}
+
+/// What is known of one account's own instances: as much of it as of the pool's.
+#[derive(Debug, Clone, Default)]
+struct Own {
+    ids: BTreeSet<InstanceId>,
+    /// Those that have a slot free.
+    shelves: Shelves,
+    /// Those that serve, or will when time has passed, by limit.
+    path: BTreeSet<(Tokens, MachineId, InstanceId)>,
 }
 
 /// A pool's instances.
@@ -55,6 +70,8 @@ pub(crate) struct Roster {
     held: Option<(RequestId, InstanceId)>,
     /// How many there are by the reason why they take nothing, and last those that do take something.
     codes: [u32; Ineligible::CODES.len() + 1],
+    /// Those that accounts lend, by account.
+    own: BTreeMap<AccountId, Own>,
     /// Requests a second that those which serve complete, and how often that sum was changed since it was made anew.
     per_s: f64,
     per_s_changes: usize,
@@ -101,6 +118,16 @@ impl Roster {
         if let Some(place) = noted.open {
             self.shelves.take(place);
         }
+        if let Some(account) = instance.owner {
+            let own = self.own.get_mut(&account).expect("every owner is noted");
+            own.ids.remove(&id);
+            if let Some(place) = noted.own_open {
+                own.shelves.take(place);
+            }
+            if own.ids.is_empty() {
+                self.own.remove(&account);
+            }
+        }
         if self.held.is_some_and(|(_, held)| held == id) {
             self.held = None;
         }
@@ -140,6 +167,7 @@ impl Roster {
             path: on_path.then(|| instance.limit()),
             serving: serving.then(|| instance.limit()),
             open: old.open,
+            own_open: old.own_open,
             barred_until: instance
                 .barred_until
                 .filter(|_| matches!(reason, Some(Ineligible::BreakerOpen { .. }))),
@@ -158,14 +186,28 @@ impl Roster {
             (false, None) => {}
         }
         self.keep_held(id, held_for);
-        let compared = Noted { open: new.open, ..old };
+        let instance = &self.instances[&id];
+        if let Some(account) = instance.owner {
+            let own = self.own.entry(account).or_default();
+            own.ids.insert(id);
+            match (open, old.own_open) {
+                (true, was) => new.own_open = Some(own.shelves.put(instance, was)),
+                (false, Some(place)) => {
+                    own.shelves.take(place);
+                    new.own_open = None;
+                }
+                (false, None) => {}
+            }
+        }
+        let owner = instance.owner;
+        let compared = Noted { open: new.open, own_open: new.own_open, ..old };
         if compared != new {
             let instance = &self.instances[&id];
-            let former = Noted { open: None, ..old };
+            let former = Noted { open: None, own_open: None, ..old };
             // The machine of an instance never changes under its id without `insert`.
             debug_assert_eq!(instance.machine, machine);
-            Self::unnote_parts(self, machine, id, &former);
-            self.note_parts(machine, id, &new);
+            Self::unnote_parts(self, (machine, owner), id, &former);
+            self.note_parts((machine, owner), id, &new);
         }
         self.noted.insert(id, new);
         if self.per_s_changes > 64 + 4 * self.instances.len() {
@@ -182,9 +224,12 @@ impl Roster {
         }
     }
 
-    fn note_parts(&mut self, machine: MachineId, id: InstanceId, noted: &Noted) {
+    fn note_parts(&mut self, (machine, owner): Whose, id: InstanceId, noted: &Noted) {
         if let Some(limit) = noted.path {
             self.path.insert((limit, machine, id));
+            if let Some(own) = owner.and_then(|account| self.own.get_mut(&account)) {
+                own.path.insert((limit, machine, id));
+            }
         }
         if let Some(limit) = noted.serving {
             *self.serving.entry(limit).or_default() += 1;
@@ -207,12 +252,15 @@ impl Roster {
     }
 
     fn unnote(&mut self, instance: &Instance, noted: &Noted) {
-        self.unnote_parts(instance.machine, instance.id, noted);
+        self.unnote_parts((instance.machine, instance.owner), instance.id, noted);
     }
 
-    fn unnote_parts(&mut self, machine: MachineId, id: InstanceId, noted: &Noted) {
+    fn unnote_parts(&mut self, (machine, owner): Whose, id: InstanceId, noted: &Noted) {
         if let Some(limit) = noted.path {
             self.path.remove(&(limit, machine, id));
+            if let Some(own) = owner.and_then(|account| self.own.get_mut(&account)) {
+                own.path.remove(&(limit, machine, id));
+            }
         }
         if let Some(limit) = noted.serving {
             let count = self.serving.get_mut(&limit).expect("what serves is counted");
@@ -250,8 +298,49 @@ pub(crate) struct Like {
 
 /// What decisions ask.
 impl Roster {
-    /// The eligible instance of least cost for `ask`, with what is predicted; among equals, one at random.
+    /// The eligible instance of least cost for `ask`, with what is predicted; among equals, one at random. Those of its own
+    /// account go before all others, where it says so.
     pub(crate) fn cheapest(&self, ask: &Ask, now: Micros, rng: &mut Rng) -> Option<(InstanceId, Prediction)> {
+        match ask.owners {
+            Owners::Any => self.cheapest_of_all(ask, now, rng),
+            Owners::Only(account) => self.cheapest_own(account, ask, now, rng),
+            Owners::Prefer(account) => {
+                self.cheapest_own(account, ask, now, rng).or_else(|| self.cheapest_of_all(ask, now, rng))
+            }
+        }
+    }
+
+    /// The same among one account's own.
+    pub(crate) fn cheapest_own(
+        &self,
+        account: AccountId,
+        ask: &Ask,
+        now: Micros,
+        rng: &mut Rng,
+    ) -> Option<(InstanceId, Prediction)> {
+        let own = self.own.get(&account)?;
+        let predict = |id: InstanceId| {
+            let instance = &self.instances[&id];
+            eligible(instance, ask, now).is_ok().then(|| cost::predict(instance, ask))
+        };
+        let found = own.shelves.cheapest(ask, rng, |id| predict(id).map(|p| p.cost_s));
+        let held = self.held.filter(|(request, id)| *request == ask.request && own.ids.contains(id));
+        let candidates = found.into_iter().chain(held.map(|(_, id)| id));
+        let candidates = candidates.filter_map(|id| predict(id).map(|predicted| (id, predicted)));
+        candidates.min_by(|(_, a), (_, b)| a.cost_s.total_cmp(&b.cost_s))
+    }
+
+    /// Whether an account lends any.
+    pub(crate) fn owns(&self, account: AccountId) -> bool {
+        self.own.contains_key(&account)
+    }
+
+    /// Whether an account's own instances may have room for anything.
+    pub(crate) fn own_room(&self, account: AccountId) -> bool {
+        self.own.get(&account).is_some_and(|own| own.shelves.may_take(&Ask::least()))
+    }
+
+    fn cheapest_of_all(&self, ask: &Ask, now: Micros, rng: &mut Rng) -> Option<(InstanceId, Prediction)> {
         let predict = |id: InstanceId| -> Option<Prediction> {
             let instance = &self.instances[&id];
             eligible(instance, ask, now).is_ok().then(|| cost::predict(instance, ask))
@@ -288,7 +377,29 @@ impl Roster {
     pub(crate) fn takes(&self, ask: &Ask, now: Micros) -> bool {
         let takes = |id: InstanceId| eligible(&self.instances[&id], ask, now).is_ok();
         let held = self.held.is_some_and(|(request, id)| request == ask.request && takes(id));
+        if let Owners::Only(account) = ask.owners {
+            return held || self.own.get(&account).is_some_and(|own| own.shelves.any(ask, takes));
+        }
         held || self.shelves.any(ask, takes)
+    }
+
+    /// As [`Roster::longest_path`], of one account's own.
+    pub(crate) fn longest_own_path(
+        &self,
+        account: AccountId,
+        excluded: &[MachineId],
+    ) -> (Option<Tokens>, bool) {
+        let Some(own) = self.own.get(&account) else { return (None, false) };
+        let longest = own.path.iter().rev().find(|(_, machine, _)| !excluded.contains(machine));
+        let left_out = own.path.iter().any(|(_, machine, _)| excluded.contains(machine));
+        (longest.map(|(limit, _, _)| *limit), left_out && !excluded.is_empty())
+    }
+
+    /// Requests a second that an account's own complete, as [`Roster::drain_per_s`].
+    pub(crate) fn own_drain_per_s(&self, account: AccountId, ask: &Ask) -> f64 {
+        let ids = self.own.get(&account).map(|own| &own.ids);
+        let serving = ids.into_iter().flatten().filter(|id| self.noted[*id].serving.is_some());
+        serving.map(|id| cost::drain_per_s(&self.instances[id], ask)).sum()
     }
 
     /// Whether any instance would take the smallest request, or is held for one that may fit by now.

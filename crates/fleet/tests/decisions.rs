@@ -87,7 +87,7 @@ impl<'a> Line<'a> {
     fn input(&self) -> Input {
         let on = machine(self.number("machine", self.subject));
         match self.verb {
-            "up" => Input::InstanceUp { machine: on, offer: offer(self.subject, &self.shape()) },
+            "up" => Input::InstanceUp { machine: on, owner: None, offer: offer(self.subject, &self.shape()) },
             "report" => {
                 let mut report = report(self.subject, self.number("generation", self.at.0), &self.shape());
                 report.running = self.number("running", 0) as u32;
@@ -249,7 +249,7 @@ fn a_prompt_goes_where_its_beginning_was_computed_unless_that_machine_has_too_mu
     let end = |pool: &mut Pool, ended| pool.handle(Micros::from_secs(1), ended, &mut Vec::new());
     for of in 1..=2 {
         let shape = Shape { slots: 8, kv: 100_000, context: 50_000, ..Shape::default() };
-        let up = Input::InstanceUp { machine: machine(of), offer: offer(of, &shape) };
+        let up = Input::InstanceUp { machine: machine(of), owner: None, offer: offer(of, &shape) };
         pool.handle(Micros::ZERO, up, &mut Vec::new());
     }
     let long: Vec<u32> = (0..5000).collect();

@@ -228,7 +228,11 @@ impl World {
         match self.rng.below(14) {
             0 => {
                 let shape = self.shape();
-                self.give(Input::InstanceUp { machine: machine(of % 3), offer: offer(of, &shape) });
+                self.give(Input::InstanceUp {
+                    machine: machine(of % 3),
+                    owner: None,
+                    offer: offer(of, &shape),
+                });
             }
             1 => {
                 let shape = self.shape();
@@ -292,7 +296,7 @@ impl World {
     fn live(&mut self, steps: u32) {
         for of in 0..2 {
             let shape = Shape { slots: 1 + of as u32, kv: 1 << 40, context: 1 << 20, ..Shape::default() };
-            self.give(Input::InstanceUp { machine: machine(of), offer: offer(of, &shape) });
+            self.give(Input::InstanceUp { machine: machine(of), owner: None, offer: offer(of, &shape) });
         }
         for _ in 0..steps {
             self.step();
@@ -326,7 +330,11 @@ fn starved_by_nobody(seed: u64) {
     let (mut now, mut effects) = (Micros::ZERO, Vec::new());
     for of in 0..1 + rng.below(3) {
         let shape = Shape { slots: 2 + rng.below(6) as u32, kv: 600, context: 600, ..Shape::default() };
-        pool.handle(now, Input::InstanceUp { machine: machine(of), offer: offer(of, &shape) }, &mut effects);
+        pool.handle(
+            now,
+            Input::InstanceUp { machine: machine(of), owner: None, offer: offer(of, &shape) },
+            &mut effects,
+        );
     }
     let (large, mut ends, mut n) = (RequestId(1_000_000), BTreeMap::new(), 0);
     let arrival = Micros::from_millis(500 + rng.below(2000));
@@ -388,7 +396,11 @@ fn what_one_class_is_served_puts_nobody_back_in_another() {
     let mut pool = Pool::new(model(), Policy::default(), Rng::new(1));
     let (now, mut effects) = (Micros::ZERO, Vec::new());
     let shape = Shape { slots: 1, ..Shape::default() };
-    pool.handle(now, Input::InstanceUp { machine: machine(1), offer: offer(1, &shape) }, &mut effects);
+    pool.handle(
+        now,
+        Input::InstanceUp { machine: machine(1), owner: None, offer: offer(1, &shape) },
+        &mut effects,
+    );
     let ask = |pool: &mut Pool, n: u64, account: u64, priority: Priority| {
         let wanted = Enqueue { priority, ..enqueue(n, account, 8, 20) };
         let mut effects = Vec::new();

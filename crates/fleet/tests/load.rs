@@ -52,7 +52,7 @@ impl Simulation {
 
     fn machine(&mut self, of: u64, reported: &Shape, truth: (f64, f64)) {
         self.speeds.insert(machine(of), truth);
-        self.give(Input::InstanceUp { machine: machine(of), offer: offer(of, reported) });
+        self.give(Input::InstanceUp { machine: machine(of), owner: None, offer: offer(of, reported) });
     }
 
     fn arrive(&mut self, at: Micros, n: u64, account: u64) {

@@ -8,9 +8,9 @@ mod fixture;
 
 use std::collections::{BTreeMap, HashSet};
 
-use base::{InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
-use fixture::{Shape, enqueue, instance, machine, model, offer, report};
-use fleet::{Admission, Ask, Effect, Enqueue, Input, Outcome, Policy, Pool, Priority, Refusal};
+use base::{AccountId, InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
+use fixture::{Shape, account, enqueue, instance, machine, model, offer, report};
+use fleet::{Admission, Ask, Effect, Enqueue, Input, Outcome, Owners, Policy, Pool, Priority, Refusal};
 use proptest::prelude::*;
 use wire::control::{AttemptRefusal, InstancePhase};
 
@@ -19,6 +19,8 @@ const CASES: u32 = 10_000;
 
 /// A pool, and beside it what its effects say of each request.
 struct World {
+    /// Whether accounts lend machines, and ask for their own.
+    owned: bool,
     instances: u64,
     machines: u64,
     pool: Pool,
@@ -32,6 +34,7 @@ struct World {
     requests: u64,
     effects: Vec<Effect>,
     dispatches: usize,
+    to_own: usize,
     held: usize,
     refusals: HashSet<std::mem::Discriminant<Refusal>>,
 }
@@ -39,6 +42,15 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         Self::of(seed, 6, 4)
+    }
+
+    /// Where two of three machines are lent, and accounts ask for their own.
+    fn owned(seed: u64) -> Self {
+        Self { owned: true, ..Self::new(seed) }
+    }
+
+    fn owner(&self, machine: u64) -> Option<AccountId> {
+        (self.owned && machine % 3 < 2).then(|| account(machine % 3))
     }
 
     /// More instances than a pool looks at one by one: its indexes are what decides.
@@ -49,6 +61,7 @@ impl World {
     fn of(seed: u64, instances: u64, machines: u64) -> Self {
         let policy = Policy { queue_max: 8, wait_us_max: Micros::from_secs(20), ..Policy::default() };
         Self {
+            owned: false,
             instances,
             machines,
             pool: Pool::new(model(), policy, Rng::new(seed)),
@@ -61,6 +74,7 @@ impl World {
             requests: 0,
             effects: Vec::new(),
             dispatches: 0,
+            to_own: 0,
             held: 0,
             refusals: HashSet::new(),
         }
@@ -93,6 +107,7 @@ impl World {
                     let enqueue = self.queued.remove(&request).expect("only what waits is dispatched");
                     assert!(!enqueue.ask.excluded.contains(&machine), "an excluded machine was chosen");
                     assert_ne!(Some(instance), gone, "a lost instance was chosen");
+                    self.check_owner(&enqueue.ask, machine);
                     let at = self.pool.instance(instance).unwrap();
                     assert!(at.attempts.len() <= at.reported.slots as usize, "more attempts than slots");
                     assert!(at.kv_committed <= at.reported.kv_tokens, "more KV promised than there is");
@@ -110,12 +125,27 @@ impl World {
         }
     }
 
+    /// Where `ask` went: never elsewhere where it goes to its own alone, and nowhere else while these have room.
+    fn check_owner(&mut self, ask: &Ask, machine: MachineId) {
+        let Some(account) = ask.owners.own() else { return };
+        if self.owner(machine.0 as u64) == Some(account) {
+            self.to_own += 1;
+            return;
+        }
+        assert!(matches!(ask.owners, Owners::Prefer(_)), "it left its own machines");
+        let own = Ask { owners: Owners::Only(account), ..ask.clone() };
+        let verdicts = self.pool.explain(self.now, &own);
+        assert!(verdicts.iter().all(|v| v.verdict.is_err()), "its own had room: {verdicts:?}");
+    }
+
     fn check(&mut self) {
         self.held += self.pool.instances().filter(|i| i.held_for.is_some()).count();
         assert_eq!(self.pool.queued(), self.queued.len());
         assert_eq!(self.pool.running(), self.dispatched.len());
         let fresh = self.queued.values().filter(|e| !e.again).count();
-        assert!(fresh <= self.policy.queue_max as usize, "{fresh} wait where 8 may");
+        // Each of two accounts may have as many again wait for its own machines.
+        let most = self.policy.queue_max as usize * if self.owned { 3 } else { 1 };
+        assert!(fresh <= most, "{fresh} wait where {most} may");
         for enqueue in self.queued.values() {
             let verdicts = self.pool.explain(self.now, &enqueue.ask);
             assert!(verdicts.iter().all(|v| v.verdict.is_err()), "it waits beside room: {verdicts:?}");
@@ -164,6 +194,11 @@ impl World {
         let mut fresh = enqueue(self.requests, self.rng.below(3), prompt, max);
         fresh.priority =
             [Priority::Urgent, Priority::Normal, Priority::Background][self.rng.below(3) as usize];
+        if self.owned {
+            let own = fresh.account;
+            fresh.ask.owners =
+                [Owners::Any, Owners::Prefer(own), Owners::Only(own)][self.rng.below(3) as usize];
+        }
         if self.rng.below(2) == 0 {
             fresh.deadline = Some(self.now + Micros::from_millis(self.rng.below(8000)));
         }
@@ -215,8 +250,8 @@ impl World {
         match self.rng.below(16) {
             0 | 1 => {
                 let shape = self.shape();
-                let machine = machine(of % self.machines);
-                self.give(Input::InstanceUp { machine, offer: offer(of, &shape) });
+                let (machine, owner) = (machine(of % self.machines), self.owner(of % self.machines));
+                self.give(Input::InstanceUp { machine, owner, offer: offer(of, &shape) });
             }
             2 | 3 => {
                 let shape = self.shape();
@@ -325,16 +360,43 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES / 2, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_holds_where_machines_are_lent_and_accounts_ask_for_their_own(seed: u64) {
+        let mut world = World::owned(seed);
+        let steps = if seed.is_multiple_of(50) { 300 } else { 40 };
+        for _ in 0..steps {
+            world.step();
+        }
+        world.drain();
+    }
+}
+
+#[test]
+fn requests_reach_their_own_machines_and_are_refused_where_there_is_none() {
+    let (mut to_own, mut refused) = (0, HashSet::new());
+    for seed in 0..40 {
+        let mut world = World::owned(seed);
+        (0..300).for_each(|_| world.step());
+        to_own += world.to_own;
+        refused.extend(world.refusals);
+    }
+    assert!(to_own > 200, "{to_own}");
+    assert!(refused.contains(&std::mem::discriminant(&Refusal::NoOwnMachine)));
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_same_holds_where_indexes_decide(seed: u64) {
-        let mut world = World::large(seed);
+        let mut world = World { owned: seed.is_multiple_of(2), ..World::large(seed) };
         // Most of its instances first, or the steps would be spent on making them.
         for of in 0..world.instances {
             let shape = world.shape();
-            let machine = machine(of % world.machines);
-            world.give(Input::InstanceUp { machine, offer: offer(of, &shape) });
+            let (machine, owner) = (machine(of % world.machines), world.owner(of % world.machines));
+            world.give(Input::InstanceUp { machine, owner, offer: offer(of, &shape) });
         }
         for _ in 0..300 {
             world.step();
@@ -359,7 +421,7 @@ fn the_instance_that_is_chosen_among_many_costs_hardly_more_than_the_best() {
         };
         pool.handle(
             Micros::ZERO,
-            Input::InstanceUp { machine: machine(of), offer: offer(of, &shape) },
+            Input::InstanceUp { machine: machine(of), owner: None, offer: offer(of, &shape) },
             &mut effects,
         );
     }

@@ -1,4 +1,5 @@
 //! Probes over real sockets: who is there is proved, and nobody else is let in or believed.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;

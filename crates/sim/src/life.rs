@@ -422,7 +422,7 @@ impl Sim {
             self.say(|| format!("{instance} of {} takes requests on {machine}", MODELS[model].0));
             self.offered.insert(instance, (model, machine));
             let offer = world::offer(MODELS[model], (instance, epoch, ranks), self.now);
-            self.pool(model, Input::InstanceUp { machine, offer: Box::new(offer) });
+            self.pool(model, Input::InstanceUp { machine, owner: None, offer: Box::new(offer) });
         }
     }
 

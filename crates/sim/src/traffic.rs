@@ -252,7 +252,7 @@ impl<'a> Run<'a> {
                 let about = (instance, Epoch(1), 1);
                 let offer = world::offer((&of.name, of.decode_tokens_per_s), about, run.now);
                 let machine = MachineId(u128::from(machine) + 1);
-                run.pool(model, Input::InstanceUp { machine, offer: Box::new(offer) });
+                run.pool(model, Input::InstanceUp { machine, owner: None, offer: Box::new(offer) });
             }
         }
         run.after(Micros(1), Event::Arrival);

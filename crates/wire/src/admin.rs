@@ -44,6 +44,9 @@ pub struct MachineStatus {
     pub hardware: Hardware,
     /// What it holds.
     pub instances: Vec<InstanceStatus>,
+    /// Whose it is: the account whose key it joined with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AccountId>,
 }
 
 /// One instance, and whether it takes requests.
@@ -136,6 +139,9 @@ pub struct KeyTerms {
     /// Which of the requests that wait go first.
     #[serde(skip_serializing_if = "Class::is_normal")]
     pub class: Class,
+    /// Whose machines its requests go to, where they do not say.
+    #[serde(skip_serializing_if = "OwnMachines::is_any")]
+    pub owner: OwnMachines,
 }
 
 impl KeyTerms {
@@ -164,6 +170,25 @@ impl Class {
     }
 }
 
+/// Whether requests go to the machines that their own account lends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnMachines {
+    /// Like to any other.
+    #[default]
+    Any,
+    /// There first, and elsewhere where those have no room.
+    Prefer,
+    /// There alone.
+    Only,
+}
+
+impl OwnMachines {
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+}
+
 /// A part of what can be done with a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -172,6 +197,8 @@ pub enum Scope {
     Infer,
     /// Read status, usage, audit and segments.
     Read,
+    /// Join a machine, which is then its account's own. Never without being named.
+    Join,
 }
 
 /// A number that is whole, however JSON spells it: `5`, `5.0` and `5e0` are one number there. Up to where a float tells

@@ -48,7 +48,7 @@ pub(super) async fn caller(core: &Core, caller: Caller) -> Result<KeyInfo, Probl
         return if caller.keyless { keyless(core).await } else { Err(Problem::Key) };
     };
     match core.store.key_by_hash(trust::hash_secret(&secret)).await.map_err(failed)? {
-        Some(key) if key.revoked_unix.is_none() && !is_over(&key) => Ok(key),
+        Some(key) if is_good(&key) => Ok(key),
         _ => Err(Problem::Key),
     }
 }
@@ -76,6 +76,11 @@ pub(super) async fn reader(core: &Core, headers: &HeaderMap) -> Result<KeyInfo, 
 /// Whether a key may read what operators see.
 pub(super) fn is_reader(key: &KeyInfo) -> bool {
     key.terms.scopes.contains(&Scope::Read) || (key.admin && key.terms.scopes.is_empty())
+}
+
+/// Whether it is neither revoked nor over.
+pub(crate) fn is_good(key: &KeyInfo) -> bool {
+    key.revoked_unix.is_none() && !is_over(key)
 }
 
 /// Whether its time is over.

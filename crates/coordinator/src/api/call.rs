@@ -7,9 +7,11 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use base::{Micros, RequestId};
 use bytes::Bytes;
+use fleet::Owners;
 use store::KeyInfo;
 use tokio::sync::OwnedSemaphorePermit;
 use wire::RequestError;
+use wire::admin::OwnMachines;
 use wire::trace::TraceContext;
 
 use crate::core::Core;
@@ -33,6 +35,10 @@ pub(super) const RESUME: &str = "x-phalanx-resume";
 /// A retry with the same one, and the same body, gets the first one's answer and is not charged again.
 const IDEMPOTENCY: &str = "idempotency-key";
 
+/// `prefer`: the machines that the caller's account lends are tried first. `only`: no others. `any`: what the key says is set
+/// aside.
+const OWNER: &str = "x-phalanx-owner";
+
 pub(super) const LAST_EVENT: &str = "last-event-id";
 
 /// What becomes of an answer whose caller goes.
@@ -53,6 +59,7 @@ pub(super) struct Call {
     pub(super) key: KeyInfo,
     pub(super) deadline: Option<Micros>,
     pub(super) failover: bool,
+    pub(super) owners: Owners,
     pub(super) resume: Resume,
     /// The caller's name for this request, and the hash of its body: a retry is told by them.
     pub(super) idempotency: Option<(String, [u8; 32])>,
@@ -114,6 +121,7 @@ impl Call {
             Some(b"off") => false,
             Some(_) => return Err(Problem::Header { name: FAILOVER, detail: "expected on or off" }),
         };
+        let owners = owners(&key, headers)?;
         let (request, resume) = resume(request, headers)?;
         let place = Arc::clone(&core.places).try_acquire_owned().map_err(|_| {
             let max = core.config.requests.running_max;
@@ -127,6 +135,7 @@ impl Call {
             key,
             deadline,
             failover,
+            owners,
             resume,
             idempotency,
             trace,
@@ -148,6 +157,7 @@ impl Call {
             key: self.key.clone(),
             deadline: self.deadline,
             failover: self.failover,
+            owners: self.owners,
             resume: Resume::Off,
             idempotency: None,
             trace: self.trace_beside(core),
@@ -176,6 +186,22 @@ impl Call {
         self.timings.since(Segment::Parse, start);
         parsed
     }
+}
+
+/// Whose machines the call's requests go to: as it says, else as its key does.
+fn owners(key: &KeyInfo, headers: &HeaderMap) -> Result<Owners, Problem> {
+    let own = match headers.get(OWNER).map(|value| value.as_bytes()) {
+        None => key.terms.owner,
+        Some(b"any") => OwnMachines::Any,
+        Some(b"prefer") => OwnMachines::Prefer,
+        Some(b"only") => OwnMachines::Only,
+        Some(_) => return Err(Problem::Header { name: OWNER, detail: "expected any, prefer or only" }),
+    };
+    Ok(match own {
+        OwnMachines::Any => Owners::Any,
+        OwnMachines::Prefer => Owners::Prefer(key.account),
+        OwnMachines::Only => Owners::Only(key.account),
+    })
 }
 
 /// Whether the call's answer may be come back to, and which one it is then.

@@ -366,6 +366,7 @@ impl Shared<'_> {
             allowance: None,
             deadline: call.deadline,
             failover: call.failover,
+            owners: call.owners,
             keep: (call.resume != Resume::Off).then(|| Keep { shape: "".into(), to_the_end: false }),
             timings: call.timings,
             arrived: call.arrived,

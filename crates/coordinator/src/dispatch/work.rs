@@ -34,6 +34,8 @@ pub(crate) struct Work {
     pub(crate) deadline: Option<Micros>,
     /// Whether an answer that loses its machine goes on elsewhere.
     pub(crate) failover: bool,
+    /// Whose machines it may go to.
+    pub(crate) owners: fleet::Owners,
     /// Whether its caller may come back to it; nothing where it ends with its connection.
     pub(crate) keep: Option<Keep>,
     /// Its caller's own name for it, to be kept with its settlement.

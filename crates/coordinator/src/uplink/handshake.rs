@@ -1,8 +1,10 @@
 //! Who is there: a hello with a token, a challenge, a proof.
 
 use axum::extract::ws::{Message, WebSocket};
+use base::AccountId;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use wire::admin::Scope;
 use wire::control::{
     ASSIGNMENTS, CREDIT, FromCoordinator, FromProvider, GROUPS, Hello, PROTOCOL, REOFFER, RefusalCode,
     Refused, Welcome,
@@ -17,6 +19,8 @@ const CAPABILITIES: [&str; 4] = [REOFFER, CREDIT, GROUPS, ASSIGNMENTS];
 pub(crate) struct Admitted {
     pub(crate) hello: Hello,
     pub(crate) sealing_key: Vec<u8>,
+    /// Whose machine it is, where it came with an account's own key.
+    pub(crate) owner: Option<AccountId>,
 }
 
 /// Why there is no session.
@@ -44,13 +48,7 @@ pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Adm
             format!("update Phalanx on the {newer}'s machine"),
         ));
     }
-    if !trust::secrets_equal(&trust::hash_secret(&hello.token), &core.join_hash) {
-        return Err(refused(
-            RefusalCode::BadToken,
-            "the join token is not this coordinator's",
-            "take the token that `phalanx coordinator` printed at its start, and give it with --token",
-        ));
-    }
+    let owner = admitted_by(core, &hello.token).await?;
     if hello.name.is_empty() || hello.name.len() > 200 || hello.name.chars().any(char::is_control) {
         return Err(refused(
             RefusalCode::BadMessage,
@@ -87,7 +85,30 @@ pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Adm
             "delete the provider's identity file, so that it makes a new one",
         ));
     }
-    Ok(Admitted { hello, sealing_key })
+    Ok(Admitted { hello, sealing_key, owner })
+}
+
+/// What a machine may come with: the coordinator's own token, or a key that may join machines, which are then its account's.
+async fn admitted_by(core: &Core, token: &str) -> Result<Option<AccountId>, Failed> {
+    let hash = trust::hash_secret(token);
+    if trust::secrets_equal(&hash, &core.join_hash) {
+        return Ok(None);
+    }
+    let unavailable = |error: store::StoreError| {
+        let reason = format!("the coordinator's store failed: {error}");
+        refused(RefusalCode::Unavailable, reason, "try again in a moment")
+    };
+    match core.store.key_by_hash(hash).await.map_err(unavailable)? {
+        Some(key) if crate::api::is_good(&key) && key.terms.scopes.contains(&Scope::Join) => {
+            Ok(Some(key.account))
+        }
+        _ => Err(refused(
+            RefusalCode::BadToken,
+            "the join token is not this coordinator's, and no key that may join machines",
+            "take the token that `phalanx coordinator` printed at its start, or a key with the scope join, and give it with \
+             --token",
+        )),
+    }
 }
 
 /// Chunks of one attempt that may wait here for their reader. Enough that credit is asked for before it runs out on a link

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::Message;
-use base::{Incarnation, MachineId};
+use base::{AccountId, Incarnation, MachineId};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
@@ -30,6 +30,8 @@ const PREPARED_MAX: usize = 16;
 pub(crate) struct Session {
     pub(crate) machine: MachineId,
     pub(crate) name: String,
+    /// Whose machine it is: the account whose key it joined with.
+    pub(crate) owner: Option<AccountId>,
     pub(crate) lanes: Lanes,
     pub(crate) attempts: Attempts,
     /// Whether attempts outlive this connection.
@@ -73,6 +75,7 @@ impl Session {
         let session = Self {
             machine: admitted.hello.machine,
             name: admitted.hello.name.clone(),
+            owner: admitted.owner,
             lanes,
             attempts: Attempts::default(),
             reoffers: has(REOFFER),

@@ -1,9 +1,10 @@
 //! What becomes of a request that arrives: placed, queued or refused; and the predictions that decide it.
 
-use base::{Micros, RequestId, Tokens};
+use base::{AccountId, Micros, RequestId, Tokens};
 
 use super::{Effect, Enqueue, Pool};
 use crate::eligibility::Ask;
+use crate::owner::Owners;
 use crate::queue::Waiting;
 use crate::refusal::Refusal;
 use crate::story::Happening;
@@ -112,6 +113,14 @@ impl Pool {
         }
         let place = self.queue.place(enqueue);
         let predicted = self.predicted_start(ask, self.queue.ahead(place));
+        // Its own machines are no part of the public pool: what they will take is not refused on account of that.
+        let own = ask.owners.own().filter(|account| self.own_path(*account, ask).is_ok());
+        let of_own = own.and_then(|account| self.predicted_own(account, ask));
+        let predicted = match (ask.owners, predicted, of_own) {
+            (Owners::Only(_), _, own) => own,
+            (_, Some(public), Some(own)) => Some(public.min(own)),
+            (_, public, own) => own.or(public),
+        };
         let margin = if self.completed >= TRUSTED_AFTER { LATE_MARGIN } else { LATE_MARGIN_UNTRIED };
         let late = |p: &Micros| p.as_secs_f64() * margin > allowed.as_secs_f64();
         // A request that was already let in once is not sent away for a prediction.
@@ -121,8 +130,11 @@ impl Pool {
             return Err(Refusal::PredictedLate { predicted, allowed, retry_after });
         }
         let full = self.policy.queue_max > 0 && self.queue.len() >= self.policy.queue_max as usize;
-        let gives_way = if full && !enqueue.again {
-            let loser = self.queue.gives_way(enqueue, self.held());
+        let own_full = |account| self.queue.owned_len(account) >= self.policy.queue_max as usize;
+        let waits_for_own = own.is_some_and(|account| !own_full(account));
+        let gives_way = if full && !enqueue.again && !waits_for_own {
+            let lends = |account| self.instances.owns(account);
+            let loser = self.queue.gives_way(enqueue, self.held(), lends);
             // Promised from a quarter of the queue on: a place that is free for certain by then, not the first one,
             // for which everybody else competes.
             let retry_after = self.retry_after(enqueue, self.drain_time(ask, self.queue.len() / 4));
@@ -136,6 +148,12 @@ impl Pool {
     /// Whether anything may serve `ask` in time to come; else the refusal that says why not.
     fn serving_path(&self, enqueue: &Enqueue) -> Result<(), Refusal> {
         let ask = &enqueue.ask;
+        if let Owners::Only(account) = ask.owners {
+            return self.own_path(account, ask).map_err(|refusal| match refusal {
+                Refusal::AttemptsFailed { .. } => Refusal::AttemptsFailed { tried: enqueue.tried },
+                other => other,
+            });
+        }
         let (limit, excluded) = self.instances.longest_path(&ask.excluded);
         match limit {
             Some(limit) if ask.length_max() <= limit => Ok(()),
@@ -145,6 +163,25 @@ impl Pool {
             }
             None => Err(Refusal::NoServingPath),
         }
+    }
+
+    /// Whether an account's own machines may serve `ask` in time to come; else the refusal that says why not.
+    fn own_path(&self, account: AccountId, ask: &Ask) -> Result<(), Refusal> {
+        match self.instances.longest_own_path(account, &ask.excluded) {
+            (Some(limit), _) if ask.length_max() <= limit => Ok(()),
+            (_, true) => Err(Refusal::AttemptsFailed { tried: 0 }),
+            (Some(limit), _) => {
+                Err(Refusal::TooLong { prompt: ask.prompt_tokens, max_tokens: ask.max_tokens, limit })
+            }
+            (None, _) => Err(Refusal::NoOwnMachine),
+        }
+    }
+
+    /// When `ask` starts on one of its account's own machines, behind what waits for these already.
+    fn predicted_own(&self, account: AccountId, ask: &Ask) -> Option<Micros> {
+        let rate = self.instances.own_drain_per_s(account, ask);
+        let ahead = self.queue.owned_len(account);
+        (rate > 0.0).then(|| Micros::from_secs_f64((ahead + 1) as f64 / rate))
     }
 
     /// Refuses what waits and has no serving path any more.
@@ -170,7 +207,7 @@ impl Pool {
             Refusal::QueueFull { .. } => refused.queue_full += 1,
             Refusal::PredictedLate { .. } => refused.predicted_late += 1,
             Refusal::Expired { .. } => refused.expired += 1,
-            Refusal::NoServingPath => refused.no_serving_path += 1,
+            Refusal::NoServingPath | Refusal::NoOwnMachine => refused.no_serving_path += 1,
             Refusal::TooLong { .. } => refused.too_long += 1,
             Refusal::AttemptsFailed { .. } => refused.attempts_failed += 1,
         }

@@ -6,7 +6,8 @@ use super::{Effect, Pool, Verdict};
 use crate::affinity::Prefixes;
 use crate::cost::{self, Prediction};
 use crate::eligibility::{Ask, eligible};
-use crate::instance::InFlight;
+use crate::instance::{InFlight, Instance};
+use crate::owner::Owners;
 use crate::queue::Waiting;
 use crate::story::{CANDIDATES_MAX, Happening};
 
@@ -14,6 +15,7 @@ impl Pool {
     /// Dispatches, in the queue's order, everything that some instance can take. What cannot go now does not stop what
     /// can; who has waited long for KV room has an instance kept free instead.
     pub(super) fn drive(&mut self, effects: &mut Vec<Effect>) {
+        self.drive_own(effects);
         let answer = self.answer_expected();
         let (mut after, mut refused) = (None, None);
         let mut held = self.held();
@@ -41,9 +43,30 @@ impl Pool {
                     held = self.held();
                 }
                 // Who is kept room for and who may not go everywhere say little about others.
-                if ask.excluded.is_empty() && held != Some(request) {
+                let anywhere = ask.excluded.is_empty() && !matches!(ask.owners, Owners::Only(_));
+                if anywhere && held != Some(request) {
                     refused = Some(ask);
                 }
+            }
+        }
+    }
+
+    /// Dispatches what waits for its account's own machines to these, before anybody else's requests get there.
+    fn drive_own(&mut self, effects: &mut Vec<Effect>) {
+        let answer = self.answer_expected();
+        for account in self.queue.owners() {
+            let mut after = None;
+            while self.instances.own_room(account) {
+                let Some((place, waiting)) = self.queue.next_own(account, after) else { break };
+                let (mut ask, since) = (waiting.enqueue.ask.clone(), waiting.since);
+                let prefixes = waiting.enqueue.prefixes.clone();
+                ask.answer_tokens = answer;
+                ask.owners = Owners::Only(account);
+                if self.place(&ask, &prefixes, since, effects) {
+                    self.queue.serve(ask.request).expect("it was just seen there");
+                    self.release_hold(ask.request);
+                }
+                after = Some(place);
             }
         }
     }
@@ -95,9 +118,16 @@ impl Pool {
     fn choose(&mut self, ask: &Ask, prefixes: &Prefixes) -> Option<(InstanceId, Prediction, Tokens)> {
         let (id, predicted) = self.instances.cheapest(ask, self.now, &mut self.rng)?;
         let mut best = (id, predicted, Tokens::ZERO);
+        // Its own machine goes before a warmer one of somebody else.
+        let lent_by = self
+            .instances
+            .get(id)
+            .and_then(|chosen| chosen.owner)
+            .filter(|owner| ask.owners.own() == Some(*owner));
+        let own = |holder: &Instance| lent_by.is_none() || holder.owner == lent_by;
         if let Some((cached, holders)) = self.affinity.holders(prefixes) {
             for holder in holders.iter().filter_map(|id| self.instances.get(*id)) {
-                if eligible(holder, ask, self.now).is_ok() {
+                if own(holder) && eligible(holder, ask, self.now).is_ok() {
                     let predicted = cost::predict_cached(holder, ask, cached);
                     if predicted.cost_s < best.1.cost_s {
                         best = (holder.id, predicted, cached);

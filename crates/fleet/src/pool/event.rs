@@ -39,6 +39,8 @@ pub enum Input {
     InstanceUp {
         /// Which machine.
         machine: MachineId,
+        /// Whose it is: who lends it.
+        owner: Option<AccountId>,
         /// What it offers.
         offer: Box<InstanceOffer>,
     },

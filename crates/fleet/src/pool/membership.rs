@@ -1,6 +1,6 @@
 //! Which instances a pool has, and how each stands: offers, reports, losses, breakers.
 
-use base::{InstanceId, MachineId, Micros};
+use base::{AccountId, InstanceId, MachineId, Micros};
 use wire::control::{InstanceOffer, InstanceReport};
 
 use super::{Effect, Pool};
@@ -11,7 +11,7 @@ use crate::reported::{Reported, Suspects};
 impl Pool {
     pub(super) fn instance_up(
         &mut self,
-        machine: MachineId,
+        (machine, owner): (MachineId, Option<AccountId>),
         offer: &InstanceOffer,
         effects: &mut Vec<Effect>,
     ) {
@@ -38,6 +38,7 @@ impl Pool {
         let mut suspects = Suspects::new();
         let mut instance = Instance::new(machine, offer, &mut suspects);
         self.tell_suspects(id, machine, &suspects, effects);
+        instance.owner = owner;
         instance.contents = self.contents(&instance);
         let like = self.like();
         match self.instances.get(id) {

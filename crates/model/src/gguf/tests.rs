@@ -330,3 +330,31 @@ fn a_tensor_too_many_and_one_too_few_are_named() {
     let error = open(&make(Some("blk.1.ffn_up.weight"), None)).unwrap_err().to_string();
     assert!(error.contains("\"blk.1.ffn_up.weight\" is missing in m.gguf"), "{error}");
 }
+
+#[test]
+fn a_file_that_pools_gives_embeddings_and_puts_the_end_behind_texts() {
+    let (_, bytes) = file(&request("qwen3", DType::F32));
+    let opened = |kind: u32| {
+        let (number, flag) = (4u32.to_le_bytes(), 7u32.to_le_bytes());
+        // The last one fills the header up, so that what follows stays where it is: places are multiples of 32.
+        let more = [
+            [text("qwen3.pooling_type"), number.to_vec(), kind.to_le_bytes().to_vec()].concat(),
+            [text("tokenizer.ggml.add_eos_token"), flag.to_vec(), vec![1]].concat(),
+            [text("a.filler"), flag.to_vec(), vec![1]].concat(),
+        ]
+        .concat();
+        assert!(more.len().is_multiple_of(32));
+        let entries = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 3;
+        let bytes = [&bytes[..16], &entries.to_le_bytes(), &more, &bytes[24..]].concat();
+        kit(&GgufFile::parse("m.gguf", &bytes).unwrap()).unwrap().open().unwrap()
+    };
+    let pooled = opened(3);
+    let pooling = pooled.spec.pooling.unwrap();
+    assert_eq!((pooling.rows, pooling.normalise), (crate::spec::PooledRows::Last, true));
+    let tokens = pooled.encode_text("hi").unwrap();
+    assert!(pooled.spec.stop_tokens.contains(tokens.last().unwrap()), "{tokens:?}");
+    let chats = opened(0);
+    assert!(chats.spec.pooling.is_none() && chats.no_embeddings.unwrap().contains("say nothing"));
+    let ranks = opened(4);
+    assert!(ranks.spec.pooling.is_none() && ranks.no_embeddings.unwrap().contains("pooling_type is 4"));
+}

@@ -7,8 +7,8 @@ use crate::fields::{Fields, RequestError, wrong_type};
 use crate::openai::embedding::{EmbeddingRequest, INPUTS_MAX, dimensions, text_of};
 use crate::request::Prompt;
 
-/// What neither changes a vector nor is looked at: models stay where they are, and options are about drawing tokens.
-const IGNORED: [&str; 2] = ["keep_alive", "options"];
+/// What neither changes a vector nor is looked at: models stay where they are.
+const IGNORED: [&str; 1] = ["keep_alive"];
 
 /// Reads the body of `/api/embed`. A request without texts asks whether the model is there.
 ///
@@ -52,6 +52,10 @@ fn empty(inputs: Vec<Prompt>) -> EmbeddingRequest {
 fn rest(mut fields: Fields, mut request: EmbeddingRequest) -> Result<EmbeddingRequest, RequestError> {
     request.model = fields.named("model")?;
     fields.ignore(&IGNORED, &mut request.ignored);
+    // They are about drawing tokens, and none are drawn.
+    if fields.object("options")?.is_some() {
+        request.ignored.push("options".to_owned());
+    }
     fields.end()?;
     Ok(request)
 }

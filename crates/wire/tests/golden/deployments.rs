@@ -51,7 +51,7 @@ pub(crate) fn inventory() -> Inventory {
 }
 
 fn probe_address() -> GroupAddress {
-    GroupAddress { address: "10.0.0.7:40123".parse().unwrap(), interface: "eth0".to_owned() }
+    GroupAddress { address: "10.0.0.7:40123".parse().expect("an address"), interface: "eth0".to_owned() }
 }
 
 fn link_report(error: &str, rtt_us: u64, bytes_per_s: u64) -> LinkReport {

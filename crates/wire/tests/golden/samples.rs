@@ -345,6 +345,7 @@ pub(crate) fn fleet_status() -> FleetStatus {
         decode_tokens_per_s: 210.25,
     };
     let machine = MachineStatus {
+        owner: None,
         machine: MACHINE,
         name: "studio".to_owned(),
         connected: true,

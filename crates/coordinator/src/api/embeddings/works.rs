@@ -224,6 +224,7 @@ impl Embedding {
             allowance: None,
             deadline: call.deadline,
             failover: call.failover,
+            owners: call.owners,
             keep: None,
             timings: call.timings.clone(),
             arrived: call.arrived,
