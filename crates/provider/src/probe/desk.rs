@@ -344,7 +344,7 @@ mod tests {
             let mut running: Vec<Try> = Vec::new();
             let mut listed: Vec<(MachineId, Incarnation)> = Vec::new();
             for _ in 0..400 {
-                now = now + Micros(rng.below(3_000_000));
+                now += Micros(rng.below(3_000_000));
                 let input = match rng.below(10) {
                     0 => {
                         let peers: Vec<_> = (0..rng.below(70))
