@@ -2,21 +2,17 @@
 //! loading, until it is ready, until the service is back; and whether anything is lost or loaded twice.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::machine::Machine;
-use crate::scenarios::fleet::{CoordinatorReady, Process};
+use crate::managed::{LOOK_EVERY, Managed, STEP_MAX, name};
+use crate::scenarios::fleet::Process;
 use crate::scenarios::print;
 
-/// How long any step may take.
-const STEP_MAX: Duration = Duration::from_secs(120);
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The deployment's name.
 const NAME: &str = "reconciled";
 
@@ -90,7 +86,7 @@ pub async fn run(mut options: Options) -> anyhow::Result<bool> {
 }
 
 async fn measure(options: &Options) -> anyhow::Result<Report> {
-    let mut house = House::start(options.providers).await?;
+    let mut house = Managed::start(options.providers, &["--model", "bundled"]).await?;
     let spec = json!({"name": NAME, "model": "phalanx-bundled", "replicas": options.replicas});
     house.post("/api/deployments", &spec).await?;
     house.ready(options.replicas).await?;
@@ -143,55 +139,8 @@ fn table(report: &Report) -> String {
     )
 }
 
-/// The fleet. Dropping it kills its processes.
-struct House {
-    folder: TempDir,
-    client: reqwest::Client,
-    url: String,
-    key: String,
-    join_token: String,
-    coordinator: Process,
-    providers: Vec<Process>,
-}
-
-impl House {
-    async fn start(providers: usize) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("phalanx-reconcile-").tempdir()?;
-        let mut coordinator = Process::start(folder.path(), "coordinator", |command| {
-            command.args(["coordinator", "--listen", "127.0.0.1:0"]);
-        })?;
-        let ready: CoordinatorReady = coordinator.ready(folder.path()).await?;
-        let client = reqwest::Client::builder().no_proxy().timeout(STEP_MAX).build()?;
-        let (url, key, join_token) = (ready.url, ready.key, ready.join_token);
-        let mut house = Self { folder, client, url, key, join_token, coordinator, providers: Vec::new() };
-        for index in 0..providers {
-            let process = house.provider(index)?;
-            house.providers.push(process);
-        }
-        for process in &mut house.providers {
-            let _: Value = process.ready(house.folder.path()).await?;
-        }
-        Ok(house)
-    }
-
-    fn provider(&self, index: usize) -> anyhow::Result<Process> {
-        let name = name(index);
-        Process::start(self.folder.path(), &name, |command| {
-            command.args(["provider", "--join", &self.url, "--token", &self.join_token, "--name", &name]);
-            command.args(["--managed", "--model", "bundled", "--threads", "1", "--memory-limit", "1GiB"]);
-        })
-    }
-
-    async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(&self.key);
-        Ok(request.send().await?.error_for_status()?.json().await?)
-    }
-
-    async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let request = self.client.post(format!("{}{path}", self.url)).bearer_auth(&self.key);
-        Ok(request.json(body).send().await?.error_for_status()?.json().await?)
-    }
-
+/// What is asked of the fleet here.
+impl Managed {
     /// The deployment's instances: identity and epoch.
     async fn lives(&self) -> anyhow::Result<BTreeSet<String>> {
         let now = self.get(&format!("/api/deployments/{NAME}")).await?;
@@ -266,22 +215,4 @@ impl House {
         }
         Ok(begun.elapsed().as_secs_f64() * 1e3)
     }
-
-    fn logs(&self) -> String {
-        let providers: String = self.providers.iter().map(Process::log_tail).collect();
-        self.coordinator.log_tail() + &providers
-    }
-
-    async fn end(mut self) {
-        self.providers.iter().for_each(Process::ask_to_end);
-        for process in &mut self.providers {
-            process.await_end().await;
-        }
-        self.coordinator.ask_to_end();
-        self.coordinator.await_end().await;
-    }
-}
-
-fn name(index: usize) -> String {
-    format!("machine-{}", index + 1)
 }

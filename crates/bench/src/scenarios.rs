@@ -3,7 +3,7 @@
 //!
 //! Each scenario starts processes of its own from this very program, with data folders of their own, and ends them.
 
-mod answer;
+pub(crate) mod answer;
 mod assertion;
 pub(crate) mod fleet;
 mod load;
