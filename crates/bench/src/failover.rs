@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use base::Rng;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::machine::Machine;
-use crate::scenarios::print;
+use crate::tell::{tell, unless_interrupted};
 use house::House;
 use stream::{Seen, Stream};
 
@@ -96,14 +96,8 @@ pub async fn run(mut options: Options) -> anyhow::Result<bool> {
     }
     ensure!(options.streams > 0 && options.concurrency > 0 && options.tokens > 1, "nothing to do");
     ensure!(options.providers > 1, "--providers must be at least 2: an answer needs somewhere to go");
-    let report = tokio::select! {
-        report = measure(&options) => report?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted");
-        }
-    };
-    print(&if options.json { serde_json::to_string_pretty(&report)? } else { table(&report) })?;
+    let report = unless_interrupted(measure(&options)).await?;
+    tell(options.json, &report, table)?;
     Ok(report.pass)
 }
 

@@ -13,12 +13,12 @@ mod sessions;
 
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use tokio::process::Command;
 
 use crate::machine::Machine;
 use crate::scenarios::fleet::Fleet;
-use crate::scenarios::print;
+use crate::tell::{tell, unless_interrupted};
 use client::Target;
 use load::Row;
 pub use pace::StandInOptions;
@@ -84,14 +84,8 @@ pub async fn run(mut options: Options) -> anyhow::Result<bool> {
         options.sessions = options.sessions.min(50);
     }
     ensure!(options.tokens > 1 && options.seconds > 0, "nothing to do");
-    let report = tokio::select! {
-        report = measure(&options) => report?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted");
-        }
-    };
-    print(&if options.json { serde_json::to_string_pretty(&report)? } else { report.table() })?;
+    let report = unless_interrupted(measure(&options)).await?;
+    tell(options.json, &report, Report::table)?;
     Ok(report.pass)
 }
 

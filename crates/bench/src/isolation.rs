@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::json;
 use tokio::process::Command;
@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use crate::machine::Machine;
 use crate::managed::{LOOK_EVERY, Managed, STEP_MAX};
 use crate::scenarios::answer::{Question, ask};
-use crate::scenarios::print;
 use crate::spread::Spread;
+use crate::tell::{tell, unless_interrupted};
 
 const FAST: &str = "phalanx-bundled";
 const SLOW: &str = "slow";
@@ -81,14 +81,8 @@ pub async fn run(mut options: Options) -> anyhow::Result<bool> {
     }
     ensure!(options.rate > 0.0 && options.rate <= 1000.0, "--rate must be above 0 and at most 1000");
     ensure!(options.seconds > 0, "--seconds must be at least 1");
-    let report = tokio::select! {
-        report = measure(&options) => report?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted");
-        }
-    };
-    print(&if options.json { serde_json::to_string_pretty(&report)? } else { table(&report) })?;
+    let report = unless_interrupted(measure(&options)).await?;
+    tell(options.json, &report, table)?;
     Ok(report.pass)
 }
 

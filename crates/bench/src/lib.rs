@@ -18,3 +18,4 @@ pub mod reconcile;
 pub mod route;
 pub mod scenarios;
 mod spread;
+mod tell;

@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
 use crate::managed::{LOOK_EVERY, Managed, STEP_MAX, name};
 use crate::scenarios::fleet::Process;
-use crate::scenarios::print;
+use crate::tell::{tell, unless_interrupted};
 
 /// The deployment's name.
 const NAME: &str = "reconciled";
@@ -74,14 +74,8 @@ pub async fn run(mut options: Options) -> anyhow::Result<bool> {
     }
     ensure!(options.replicas > 0, "--replicas must be at least 1");
     ensure!(options.providers > options.replicas, "--providers must be more than --replicas");
-    let report = tokio::select! {
-        report = measure(&options) => report?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted");
-        }
-    };
-    print(&if options.json { serde_json::to_string_pretty(&report)? } else { table(&report) })?;
+    let report = unless_interrupted(measure(&options)).await?;
+    tell(options.json, &report, table)?;
     Ok(report.pass)
 }
 

@@ -22,6 +22,7 @@ use crate::machine::Machine;
 use crate::scenarios::fleet::Fleet;
 use crate::scenarios::plan::Scenario;
 use crate::scenarios::report::{Report, ScenarioReport};
+use crate::tell::{tell, unless_interrupted};
 
 /// What to run and how to tell it.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -65,16 +66,9 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let mut report = Report::new(Machine::here(), options.quick);
-    // Ctrl-C ends the fleet in order: dropping it ends its processes.
-    tokio::select! {
-        done = run_all(&scenarios, overload, &options, &mut report) => done?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted");
-        }
-    }
+    unless_interrupted(run_all(&scenarios, overload, &options, &mut report)).await?;
     report.finish();
-    report::print(&if options.json { serde_json::to_string_pretty(&report)? } else { report.table() })?;
+    tell(options.json, &report, Report::table)?;
     Ok(report.pass)
 }
 

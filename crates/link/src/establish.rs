@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use base::{Incarnation, MachineId};
 use trust::{
-    HandshakeError, LinkHandshake, MachineKeys, RecordOpener, RecordSealer, TrustError, record_bytes,
+    HandshakeError, LinkHandshake, MachineKeys, RecordOpener, RecordSealer, SealedLink, TrustError,
+    record_bytes,
 };
 use wire::link::{HELLO_BYTES_MAX, LinkHello};
 
@@ -174,19 +175,12 @@ pub(crate) fn accepted(
 
 fn establish(
     stream: TcpStream,
-    mut handshake: LinkHandshake,
+    handshake: LinkHandshake,
     hello: &LinkHello,
     peers: &[Expected],
     deadline: Instant,
 ) -> Result<Established, LinkError> {
-    let mut socket = Timed { stream, deadline, doing: "shaking hands" };
-    socket
-        .stream
-        .set_nonblocking(false)
-        .and_then(|()| socket.stream.set_nodelay(true))
-        .map_err(|e| socket.broken(&e))?;
-    shake(&mut socket, &mut handshake)?;
-    let link = handshake.finish()?;
+    let (mut socket, link) = secured(stream, handshake, deadline)?;
     // A key that comes twice on the roster is the same machine twice: the hello says which of its ranks this is.
     let (mut sealer, mut opener) = (link.sealer, link.opener);
     socket.doing = "exchanging hellos";
@@ -232,8 +226,24 @@ fn establish(
     Ok(Established { rank, control, stream: socket.stream, sealer, opener })
 }
 
+/// A connection after its handshake: who is at its other end is proved.
+pub(crate) fn secured(
+    stream: TcpStream,
+    mut handshake: LinkHandshake,
+    deadline: Instant,
+) -> Result<(Timed, SealedLink), LinkError> {
+    let mut socket = Timed { stream, deadline, doing: "shaking hands" };
+    socket
+        .stream
+        .set_nonblocking(false)
+        .and_then(|()| socket.stream.set_nodelay(true))
+        .map_err(|e| socket.broken(&e))?;
+    shake(&mut socket, &mut handshake)?;
+    Ok((socket, handshake.finish()?))
+}
+
 /// Carries the handshake's records both ways until it is done, or one side refuses.
-pub(crate) fn shake(socket: &mut Timed, handshake: &mut LinkHandshake) -> Result<(), LinkError> {
+fn shake(socket: &mut Timed, handshake: &mut LinkHandshake) -> Result<(), LinkError> {
     let mut out = Vec::new();
     loop {
         out.clear();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use trust::{HandshakeError, LinkHandshake, MachineKeys, RecordOpener, RecordSealer, TrustError};
 use wire::link::ProbeMessage;
 
-use crate::establish::{LinkError, Timed, shake};
+use crate::establish::{LinkError, Timed, secured};
 
 /// Small messages of a probe: enough for a median.
 const PINGS: u32 = 9;
@@ -59,17 +59,10 @@ struct Talk {
 impl Talk {
     fn begin(
         stream: TcpStream,
-        mut handshake: LinkHandshake,
+        handshake: LinkHandshake,
         deadline: Instant,
     ) -> Result<(Self, [u8; 32]), LinkError> {
-        let mut socket = Timed { stream, deadline, doing: "shaking hands" };
-        socket
-            .stream
-            .set_nonblocking(false)
-            .and_then(|()| socket.stream.set_nodelay(true))
-            .map_err(|e| socket.broken(&e))?;
-        shake(&mut socket, &mut handshake)?;
-        let link = handshake.finish()?;
+        let (mut socket, link) = secured(stream, handshake, deadline)?;
         socket.doing = "probing";
         let (sealer, opener) = (link.sealer, link.opener);
         Ok((Self { socket, sealer, opener, record: Vec::new() }, link.peer_key))
