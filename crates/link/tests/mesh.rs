@@ -107,7 +107,7 @@ fn any_number_of_ranks_form_and_sum_messages_of_any_size() {
             let sums = on_each(members, move |rank, group| {
                 let mut group = group.unwrap();
                 assert_eq!((group.rank(), group.ranks()), (rank, count));
-                [1, 2_048, 70_000, 600_000].map(|length| {
+                let sums = [1, 2_048, 70_000, 600_000].map(|length| {
                     let mut values: Vec<f32> = (0..length).map(|i| ((rank + 2) * (i % 5)) as f32).collect();
                     group.all_reduce(&mut values).unwrap();
                     if dtype == WireType::F32 {
@@ -115,8 +115,12 @@ fn any_number_of_ranks_form_and_sum_messages_of_any_size() {
                         assert!(values.iter().enumerate().all(|(i, &x)| x == (total * (i % 5)) as f32));
                     }
                     values.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-                })
+                });
+                // Kept until all have theirs: who leaves says goodbye, which ends the others' sums.
+                (sums, group)
             });
+            let (sums, groups): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
+            drop(groups);
             assert!(sums.windows(2).all(|w| w[0] == w[1]), "every rank has the same bits");
         }
     }
@@ -132,26 +136,25 @@ fn long_messages_both_ways_at_once_do_not_stand_in_each_others_way() {
         let traffic = group.traffic();
         assert!(traffic.bytes_sent > 32 << 20 && traffic.bytes_received > 32 << 20);
         assert!(traffic.seal_ns > 0 && traffic.wire_ns > 0);
-        values.iter().all(|&x| x == 3.0)
+        (values.iter().all(|&x| x == 3.0), group)
     });
-    assert_eq!(sums, [true, true]);
+    assert!(sums.iter().all(|(right, _)| *right));
 }
 
 #[test]
 fn members_may_arrive_late_and_in_any_order() {
     let mut members = ranks(3);
     let late = members.remove(0);
-    let waiting: Vec<_> =
-        members.into_iter().map(|m| std::thread::spawn(move || m.form().map(|mut g| g.barrier()))).collect();
+    // Groups are kept until all are through: who leaves says goodbye, which ends what the others still do.
+    let stand = |rank: Rank| rank.form().map(|mut group| (group.barrier(), group));
+    let waiting: Vec<_> = members.into_iter().map(|m| std::thread::spawn(move || stand(m))).collect();
     // The others have tried and failed by the time that it listens in earnest: its address accepts, and says nothing.
     let first = late.roster[0].addresses[0];
     let knock = TcpStream::connect(first).unwrap();
     drop(knock);
-    let group = late.form().map(|mut g| g.barrier());
-    assert_eq!(group.unwrap(), Ok(()));
-    for thread in waiting {
-        assert_eq!(thread.join().unwrap().unwrap(), Ok(()));
-    }
+    let mut all = vec![stand(late).unwrap()];
+    all.extend(waiting.into_iter().map(|thread| thread.join().unwrap().unwrap()));
+    assert!(all.iter().all(|(end, _)| *end == Ok(())));
 }
 
 #[test]
@@ -298,16 +301,22 @@ fn strangers_and_noise_neither_enter_nor_hold_up_a_group() {
         }
     }
     let started = Instant::now();
-    let ends = on_each(members, |_, group| group.unwrap().barrier());
-    assert_eq!(ends, [Ok(()), Ok(())]);
+    let ends = on_each(members, |_, group| {
+        let mut group = group.unwrap();
+        (group.barrier(), group)
+    });
+    assert!(ends.iter().all(|(end, _)| *end == Ok(())));
     assert!(started.elapsed() < Duration::from_secs(4), "silent strangers are not waited for");
 }
 
 #[test]
 fn a_rank_that_goes_is_known_at_once_by_all_with_its_name() {
-    let ends = on_each(ranks(3), |rank, group| {
+    let together = std::sync::Barrier::new(3);
+    let ends = on_each(ranks(3), move |rank, group| {
         let mut group = group.unwrap();
-        group.barrier().unwrap();
+        let stands = group.barrier();
+        together.wait();
+        stands.unwrap();
         if rank == 2 {
             return (Duration::ZERO, None);
         }
