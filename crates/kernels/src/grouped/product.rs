@@ -207,6 +207,24 @@ impl<F: Form, const T: usize> DotKernel for Tile<'_, F, T> {
         // SAFETY: all blocks of the panel and the chunk, rows below its stride; the caller vouches for the
         // instructions.
         unsafe {
+            // Few rows leave registers for all outputs of the panel, which is then walked once.
+            if const { T <= 2 && 2 * D::ROWS == ROWS } {
+                let mut sums = [[D::splat(0.0); T]; 2];
+                let mut x = Rows::of(&chunk, from);
+                for block in 0..blocks {
+                    form.ask::<D>(block);
+                    for (eight, sums) in sums.iter_mut().enumerate() {
+                        a_block::<D, F, T>(&form, (block, eight * D::ROWS), &x, stride, sums);
+                    }
+                    x.next(stride, F::HALVES);
+                }
+                for (eight, sums) in sums.into_iter().enumerate() {
+                    for (t, sum) in sums.into_iter().enumerate() {
+                        finish::<D>(part, panel, eight * D::ROWS, &chunk, from + t, sum);
+                    }
+                }
+                return T;
+            }
             for lane in (0..ROWS).step_by(D::ROWS) {
                 let mut sums = [D::splat(0.0); T];
                 let mut x = Rows::of(&chunk, from);
@@ -214,14 +232,7 @@ impl<F: Form, const T: usize> DotKernel for Tile<'_, F, T> {
                     if lane == 0 {
                         form.ask::<D>(block);
                     }
-                    let w = form.weights::<D>(block, lane);
-                    if F::HALVES == 1 {
-                        whole_block::<D, F, T>(&form, (block, lane), w, &x, &mut sums);
-                    } else {
-                        for half in 0..2 {
-                            half_block::<D, F, T>(&form, (block, half, lane), w[half], &x, stride, &mut sums);
-                        }
-                    }
+                    a_block::<D, F, T>(&form, (block, lane), &x, stride, &mut sums);
                     x.next(stride, F::HALVES);
                 }
                 for t in 0..T {
@@ -258,6 +269,28 @@ impl Rows {
         self.scales = self.scales.wrapping_add(stride);
         self.starts = self.starts.wrapping_add(stride * halves);
         self.sums = self.sums.wrapping_add(stride * halves);
+    }
+}
+
+/// A block's products, by one scale for each output or by two.
+#[inline(always)]
+unsafe fn a_block<D: Dots, F: Form, const T: usize>(
+    form: &F,
+    (block, lane): (usize, usize),
+    x: &Rows,
+    stride: usize,
+    sums: &mut [D::F; T],
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let w = form.weights::<D>(block, lane);
+        if F::HALVES == 1 {
+            whole_block::<D, F, T>(form, (block, lane), w, x, sums);
+        } else {
+            for half in 0..2 {
+                half_block::<D, F, T>(form, (block, half, lane), w[half], x, stride, sums);
+            }
+        }
     }
 }
 
