@@ -4,7 +4,8 @@
 //! pool remembers where each went last. It is a guess: an engine may have evicted the pages since. A wrong guess costs
 //! a prefill that was thought to be saved, and a hash that two prompts share costs the same.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use base::{InstanceId, Tokens};
 use smallvec::SmallVec;
@@ -40,10 +41,31 @@ pub fn prefixes(prompt: &[u32], seed: u64) -> Prefixes {
     out
 }
 
+/// What is a hash already, of a secret seed, is not hashed again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
+
 /// Where beginnings went.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Affinity {
-    holders: BTreeMap<u64, (SmallVec<[InstanceId; 2]>, u64)>,
+    /// Looked up and never walked: its order decides nothing.
+    holders: HashMap<u64, (SmallVec<[InstanceId; 2]>, u64), BuildHasherDefault<Hashed>>,
     /// Oldest first; an entry whose stamp is not its beginning's is out of date.
     order: VecDeque<(u64, u64)>,
     stamp: u64,

@@ -13,6 +13,8 @@ const LEARN: f64 = 0.1;
 /// Seconds that the KV barrier costs at half full: small beside a prefill, so that it only decides between instances
 /// of like speed until little room is left, where it grows without bound.
 const KV_BARRIER_S: f64 = 0.15;
+/// Where the barrier ends: at 150 seconds, more than anything else costs.
+const KV_USED_MAX: f64 = 0.999;
 
 /// What is predicted for a request on an instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -99,54 +101,76 @@ fn token_s(instance: &Instance, batch: f64) -> f64 {
     alone + other * (batch - 1.0).max(0.0)
 }
 
-/// What [`predict`] is made of, with the request's own numbers left out: a lower bound of many instances' costs is
-/// found from the least of each term.
+/// What [`predict`] says of an instance for requests of every size: a plane over prompt and answer, and above it what the
+/// KV barrier bends upward over the request's own tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Terms {
+pub(crate) struct Plane {
     /// Seconds whatever the request.
-    pub(crate) fixed_s: f64,
+    base_s: f64,
     /// Seconds a prompt token.
-    pub(crate) prompt_token_s: f64,
+    prompt_token_s: f64,
     /// Seconds a token of the answer but the first.
-    pub(crate) answer_token_s: f64,
-    /// Of the KV cache, how much is free.
-    pub(crate) free_share: f64,
-    /// KV tokens in all.
+    answer_token_s: f64,
+    /// Where the barrier begins to bend.
+    pub(crate) bend: Bend,
+}
+
+/// How a KV cache stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Bend {
+    /// How much of it is taken, at least.
+    pub(crate) used: f64,
+    /// KV tokens in all, at most.
     pub(crate) room: f64,
 }
 
-impl Terms {
-    /// Those of `instance` now.
+impl Plane {
+    /// That of `instance` now.
     pub(crate) fn of(instance: &Instance) -> Self {
         let foreign = if instance.foreign > 0 { instance.reported.prefill_tokens_waiting } else { 0 };
         let token_s = token_s(instance, f64::from(instance.taken() + 1));
         let ratio = instance.learnt.first_token_ratio;
         let prompt_token_s = ratio / instance.reported.prefill_tokens_per_s;
         let room = instance.reported.kv_tokens.max(1) as f64;
+        let used = (room - instance.kv_free() as f64) / room;
+        let kv_token_s = kv_slope_s(used) / room;
+        let waiting_s = (instance.prefill_pending + foreign) as f64 * prompt_token_s;
         Self {
-            fixed_s: (instance.prefill_pending + foreign) as f64 * prompt_token_s + token_s * ratio,
-            prompt_token_s,
-            answer_token_s: token_s,
-            free_share: instance.kv_free() as f64 / room,
-            room,
+            base_s: waiting_s + token_s * ratio + kv_barrier_s(used) + kv_token_s,
+            prompt_token_s: prompt_token_s + kv_token_s,
+            answer_token_s: token_s + kv_token_s,
+            bend: Bend { used, room },
         }
     }
 
-    /// No more than what `ask` would cost on any instance whose terms are at least these.
-    pub(crate) fn bound_s(&self, ask: &Ask) -> f64 {
-        let answer = f64::from(ask.answer_tokens.0.min(ask.max_tokens.0).max(1) - 1);
-        let used = 1.0 - self.free_share + ask.kv_need() as f64 / self.room;
-        self.fixed_s
-            + f64::from(ask.prompt_tokens.0) * self.prompt_token_s
-            + answer * self.answer_token_s
-            + kv_barrier_s(used)
+    /// For a prompt of `prompt` tokens and an answer of `answer` tokens but the first.
+    pub(crate) fn at_s(&self, prompt: f64, answer: f64) -> f64 {
+        self.base_s + prompt * self.prompt_token_s + answer * self.answer_token_s
     }
+}
+
+impl Bend {
+    /// How far the barrier is above its tangent where `need` KV tokens are taken: more, the fuller and the smaller the cache.
+    pub(crate) fn above_s(self, need: f64) -> f64 {
+        let more = need / self.room;
+        (kv_barrier_s(self.used + more) - kv_barrier_s(self.used) - more * kv_slope_s(self.used)).max(0.0)
+    }
+}
+
+/// The tokens of `ask`'s answer that are predicted, but the first.
+pub(crate) fn answer_but_first(ask: &Ask) -> f64 {
+    f64::from(ask.answer_tokens.0.min(ask.max_tokens.0).max(1) - 1)
 }
 
 /// What a KV cache of which `used` is taken costs.
 fn kv_barrier_s(used: f64) -> f64 {
-    let used = used.clamp(0.0, 0.999);
+    let used = used.clamp(0.0, KV_USED_MAX);
     KV_BARRIER_S * used / (1.0 - used)
+}
+
+/// By how much that grows with `used`.
+fn kv_slope_s(used: f64) -> f64 {
+    if used >= KV_USED_MAX { 0.0 } else { KV_BARRIER_S / (1.0 - used.max(0.0)).powi(2) }
 }
 
 /// Tokens that are computed of a prompt of which `cached` are there: the last one at least.
@@ -167,8 +191,7 @@ pub(crate) fn predict_cached(instance: &Instance, ask: &Ask, cached: Tokens) -> 
     let token_s = token_s(instance, batch);
     let prefill_s = (prompt + foreign) as f64 / instance.reported.prefill_tokens_per_s;
     let first_token_s = (prefill_s + token_s) * instance.learnt.first_token_ratio;
-    let answer = f64::from(ask.answer_tokens.0.min(ask.max_tokens.0).max(1) - 1);
-    let total_s = first_token_s + answer * token_s;
+    let total_s = first_token_s + answer_but_first(ask) * token_s;
     let room = instance.reported.kv_tokens.max(1) as f64;
     let used = (room - instance.kv_free() as f64 + ask.kv_need() as f64) / room;
     Prediction { first_token_s, total_s, cost_s: total_s + kv_barrier_s(used) }
@@ -186,4 +209,83 @@ pub fn drain_per_s(instance: &Instance, ask: &Ask) -> f64 {
         prefill_s + answer * token_s(instance, slots)
     });
     slots / service.max(1e-4)
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{InstanceId, MachineId, ModelName, RequestId, Rng};
+    use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
+
+    use super::*;
+    use crate::eligibility::eligible;
+
+    fn instance(rng: &mut Rng) -> Instance {
+        let kv = 64 << rng.below(12);
+        let report = InstanceReport {
+            instance: InstanceId(1),
+            generation: 1,
+            phase: InstancePhase::Ready,
+            detail: String::new(),
+            slots: 16,
+            running: 0,
+            waiting: 0,
+            kv_tokens: kv,
+            kv_tokens_free: rng.below(kv + 1),
+            prefill_tokens_waiting: rng.below(5000),
+            prefill_tokens_per_s: 1.0 + rng.below(10_000) as f32,
+            decode_tokens_per_s: 0.1 + rng.below(200) as f32,
+        };
+        let model = ModelDescriptor {
+            name: ModelName::new("m"),
+            family: "llama".to_owned(),
+            parameters: 1,
+            weight_bytes: base::Bytes(1),
+            context: Tokens(1 << 20),
+            vocabulary: 10,
+            weights_sha256: "0".repeat(64),
+            kit_sha256: "0".repeat(64),
+            kit_bytes: base::Bytes(1),
+        };
+        let offer = InstanceOffer {
+            instance: InstanceId(1),
+            epoch: base::Epoch(1),
+            rank: 0,
+            ranks: 1,
+            model,
+            report,
+        };
+        let mut instance = Instance::new(MachineId(1), &offer, &mut crate::reported::Suspects::new());
+        instance.foreign = rng.below(3) as u32;
+        instance.prefill_pending = rng.below(3000);
+        instance.learnt.first_token_ratio = 0.1 + rng.below(100) as f64 / 10.0;
+        instance
+    }
+
+    #[test]
+    fn a_plane_and_its_bend_are_what_is_predicted() {
+        let mut rng = Rng::new(3);
+        let mut taken = 0;
+        for _ in 0..20_000 {
+            let instance = instance(&mut rng);
+            let (prompt, most) = (Tokens(rng.below(4000) as u32), Tokens(1 + rng.below(900) as u32));
+            let mut ask = Ask::new(RequestId(1), prompt, most);
+            ask.answer_tokens = Tokens(1 + rng.below(600) as u32);
+            if eligible(&instance, &ask, Micros::ZERO).is_err() {
+                continue;
+            }
+            let cost = predict(&instance, &ask).cost_s;
+            let (plane, need) = (Plane::of(&instance), ask.kv_need() as f64);
+            let told = plane.at_s(f64::from(prompt.0), answer_but_first(&ask)) + plane.bend.above_s(need);
+            let left = (instance.kv_free() - ask.kv_need()) as f64 / instance.reported.kv_tokens as f64;
+            // Beyond there the barrier is cut off, and its tangent is not.
+            if left > 1.0 - KV_USED_MAX {
+                assert!((told - cost).abs() <= 1e-6 * cost, "{told} is not {cost}");
+                taken += 1;
+            }
+            let fuller = Bend { used: plane.bend.used + 0.01, room: plane.bend.room * 0.9 };
+            let cut_off = fuller.used + need / fuller.room > KV_USED_MAX;
+            assert!(cut_off || fuller.above_s(need) >= plane.bend.above_s(need) - 1e-9);
+        }
+        assert!(taken > 5000, "{taken}");
+    }
 }

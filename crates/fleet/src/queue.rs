@@ -11,6 +11,7 @@ use base::{AccountId, Micros, RequestId};
 use crate::policy::Priority;
 use crate::pool::Enqueue;
 use ranks::Ranks;
+pub(crate) use ranks::Size;
 
 /// A prompt token costs about an eighth of a generated one.
 const PROMPT_TOKENS_PER_ANSWER_TOKEN: u64 = 8;
@@ -144,7 +145,7 @@ impl Queue {
         if let Some(owner) = waiting.enqueue.ask.owners.own() {
             self.owned.entry(owner).or_default().insert(place);
         }
-        self.ranks.insert(place);
+        self.ranks.insert(place, Size::of(&waiting.enqueue.ask));
         self.deadlines.insert((waiting.deadline, request));
         let before = self.places.insert(request, place);
         assert!(before.is_none(), "a request waits in one place");
@@ -220,19 +221,23 @@ impl Queue {
 
     /// The first request after `place`, or the first of all.
     pub(crate) fn next_after(&self, place: Option<Place>) -> Option<(Place, &Waiting)> {
-        self.next_where(place, |_| true)
-    }
-
-    /// The first request after `place`, or of all, that `wanted` takes.
-    pub(crate) fn next_where(
-        &self,
-        place: Option<Place>,
-        wanted: impl Fn(&Waiting) -> bool,
-    ) -> Option<(Place, &Waiting)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = place.map_or(Unbounded, Excluded);
-        let mut rest = self.order.range((from, Unbounded));
-        rest.find(|(_, waiting)| wanted(waiting)).map(|(place, waiting)| (*place, waiting))
+        self.order.range((from, Unbounded)).next().map(|(place, waiting)| (*place, waiting))
+    }
+
+    /// The first request after `place`, or of all, that is below `size` or is `held`.
+    pub(crate) fn next_below(
+        &self,
+        place: Option<Place>,
+        size: Size,
+        held: Option<RequestId>,
+    ) -> Option<(Place, &Waiting)> {
+        let below = self.ranks.next_below(place, size);
+        let held = held.and_then(|request| self.places.get(&request).copied());
+        let held = held.filter(|held| place.is_none_or(|place| *held > place));
+        let next = below.into_iter().chain(held).min()?;
+        Some((next, &self.order[&next]))
     }
 
     /// A request whose deadline is at or before `now`.

@@ -4,6 +4,7 @@
 //! of the queue) is answered from here without a scan. The predicate stays the judge: an index says where to look, and
 //! what it finds is put before [`eligible`] again.
 
+mod noted;
 mod shelves;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +14,10 @@ use smallvec::SmallVec;
 
 use crate::cost::{self, Prediction};
 use crate::eligibility::{Ask, Ineligible, eligible};
-use crate::instance::{Contents, Instance};
+use crate::instance::Instance;
 use crate::owner::Owners;
+pub(crate) use noted::Like;
+use noted::Noted;
 use shelves::{Place, Shelves};
 
 /// Up to so many instances are looked at one by one: exact, and faster than any index.
@@ -22,20 +25,6 @@ pub(crate) const SCAN_MAX: usize = 16;
 
 /// An instance's machine, and who lends it.
 type Whose = (MachineId, Option<AccountId>);
-
-/// What is noted of one instance in the indexes, so that it can be taken out again.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Noted {
-    path: Option<Tokens>,
-    serving: Option<Tokens>,
-    open: Option<Place>,
-    own_open: Option<Place>,
-    barred_until: Option<Micros>,
-    wakes: Option<Micros>,
-    same: bool,
-    code: Option<usize>,
-    per_s: f64,
-}
 
 /// What is known of one account's own instances: as much of it as of the pool's.
 #[derive(Debug, Clone, Default)]
@@ -47,11 +36,19 @@ struct Own {
     path: BTreeSet<(Tokens, MachineId, InstanceId)>,
 }
 
+/// One instance's place in memory, which it keeps: indexes say a number, not an identity that is looked up each time.
+#[derive(Debug, Clone)]
+struct Seat {
+    instance: Instance,
+    noted: Noted,
+}
+
 /// A pool's instances.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Roster {
-    instances: BTreeMap<InstanceId, Instance>,
-    noted: BTreeMap<InstanceId, Noted>,
+    seats: Vec<Option<Seat>>,
+    vacant: Vec<u32>,
+    seat_of: BTreeMap<InstanceId, u32>,
     by_machine: BTreeMap<MachineId, SmallVec<[InstanceId; 1]>>,
     /// Those that have a slot free.
     shelves: Shelves,
@@ -79,19 +76,35 @@ pub(crate) struct Roster {
 
 impl Roster {
     pub(crate) fn len(&self) -> usize {
-        self.instances.len()
+        self.seat_of.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.instances.is_empty()
+        self.seat_of.is_empty()
+    }
+
+    fn seat(&self, seat: u32) -> &Seat {
+        self.seats[seat as usize].as_ref().expect("an index names taken seats")
+    }
+
+    fn seat_mut(&mut self, seat: u32) -> &mut Seat {
+        self.seats[seat as usize].as_mut().expect("an index names taken seats")
+    }
+
+    fn of(&self, id: InstanceId) -> Option<&Seat> {
+        self.seat_of.get(&id).map(|seat| self.seat(*seat))
+    }
+
+    fn serves(&self, id: InstanceId) -> bool {
+        self.of(id).is_some_and(|seat| seat.noted.serving.is_some())
     }
 
     pub(crate) fn get(&self, id: InstanceId) -> Option<&Instance> {
-        self.instances.get(&id)
+        self.of(id).map(|seat| &seat.instance)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.values()
+        self.seat_of.values().map(|seat| &self.seat(*seat).instance)
     }
 
     /// The instances of one machine.
@@ -104,17 +117,28 @@ impl Roster {
         let (id, machine) = (instance.id, instance.machine);
         let old = self.remove(id);
         self.by_machine.entry(machine).or_default().push(id);
-        self.instances.insert(id, instance);
-        self.noted.insert(id, Noted::default());
-        self.note(id, like);
+        let taken = Some(Seat { instance, noted: Noted::default() });
+        let seat = match self.vacant.pop() {
+            Some(seat) => {
+                self.seats[seat as usize] = taken;
+                seat
+            }
+            None => {
+                self.seats.push(taken);
+                self.seats.len() as u32 - 1
+            }
+        };
+        self.seat_of.insert(id, seat);
+        self.note(seat, like);
         old
     }
 
     /// Takes an instance away.
     pub(crate) fn remove(&mut self, id: InstanceId) -> Option<Instance> {
-        let instance = self.instances.remove(&id)?;
-        let noted = self.noted.remove(&id).expect("every instance is noted");
-        self.unnote(&instance, &noted);
+        let at = self.seat_of.remove(&id)?;
+        let Seat { instance, noted } = self.seats[at as usize].take().expect("an index names taken seats");
+        self.vacant.push(at);
+        self.renote((instance.machine, instance.owner), id, &noted, &Noted::default());
         if let Some(place) = noted.open {
             self.shelves.take(place);
         }
@@ -146,72 +170,32 @@ impl Roster {
         like: &Like,
         change: impl FnOnce(&mut Instance) -> T,
     ) -> Option<T> {
-        let out = change(self.instances.get_mut(&id)?);
-        self.note(id, like);
+        let seat = *self.seat_of.get(&id)?;
+        let out = change(&mut self.seat_mut(seat).instance);
+        self.note(seat, like);
         Some(out)
     }
 
     /// Brings the indexes to what the instance is now.
-    fn note(&mut self, id: InstanceId, like: &Like) {
-        let instance = &self.instances[&id];
-        let old = self.noted[&id];
-        let verdict = eligible(instance, &Ask::least(), like.now);
-        let reason = verdict.err();
-        // One too short even for the least of requests is still an answer to "how long may it be?".
-        let on_path = reason.is_none_or(|r| r.time_cures() || matches!(r, Ineligible::TooLong { .. }));
-        let serving = reason.is_none_or(|r| r.is_load());
+    fn note(&mut self, seat: u32, like: &Like) {
+        let Seat { instance, noted: old } = self.seats[seat as usize].as_ref().expect("it was just there");
+        let old = *old;
+        let (id, held_for) = (instance.id, instance.held_for);
+        let whose = (instance.machine, instance.owner);
+        let reason = eligible(instance, &Ask::least(), like.now).err();
+        let mut new = Noted::of(instance, reason, like);
         let open = matches!(reason, None | Some(Ineligible::NoKvRoom { .. }));
-        let lost = instance.lost_at.map(|at| at.saturating_add(like.grace));
-        let pauses = [instance.full_until, instance.barred_until, lost];
-        let mut new = Noted {
-            path: on_path.then(|| instance.limit()),
-            serving: serving.then(|| instance.limit()),
-            open: old.open,
-            own_open: old.own_open,
-            barred_until: instance
-                .barred_until
-                .filter(|_| matches!(reason, Some(Ineligible::BreakerOpen { .. }))),
-            wakes: pauses.into_iter().flatten().filter(|at| *at > like.now || lost == Some(*at)).min(),
-            same: instance.contents == Contents::Same && instance.lost_at.is_none(),
-            code: Some(reason.map_or(Ineligible::CODES.len(), |r| r.number())),
-            per_s: if serving { cost::drain_per_s(instance, &like.mean) } else { 0.0 },
-        };
-        let (machine, held_for) = (instance.machine, instance.held_for);
-        match (open, old.open) {
-            (true, was) => new.open = Some(self.shelves.put(instance, was)),
-            (false, Some(place)) => {
-                self.shelves.take(place);
-                new.open = None;
-            }
-            (false, None) => {}
-        }
-        self.keep_held(id, held_for);
-        let instance = &self.instances[&id];
+        new.open = stand(&mut self.shelves, open.then_some((seat, instance)), old.open);
         if let Some(account) = instance.owner {
             let own = self.own.entry(account).or_default();
             own.ids.insert(id);
-            match (open, old.own_open) {
-                (true, was) => new.own_open = Some(own.shelves.put(instance, was)),
-                (false, Some(place)) => {
-                    own.shelves.take(place);
-                    new.own_open = None;
-                }
-                (false, None) => {}
-            }
+            new.own_open = stand(&mut own.shelves, open.then_some((seat, instance)), old.own_open);
         }
-        let owner = instance.owner;
-        let compared = Noted { open: new.open, own_open: new.own_open, ..old };
-        if compared != new {
-            let instance = &self.instances[&id];
-            let former = Noted { open: None, own_open: None, ..old };
-            // The machine of an instance never changes under its id without `insert`.
-            debug_assert_eq!(instance.machine, machine);
-            Self::unnote_parts(self, (machine, owner), id, &former);
-            self.note_parts((machine, owner), id, &new);
-        }
-        self.noted.insert(id, new);
-        if self.per_s_changes > 64 + 4 * self.instances.len() {
-            self.per_s = self.noted.values().map(|noted| noted.per_s).sum();
+        self.keep_held(id, held_for);
+        self.renote(whose, id, &old, &new);
+        self.seat_mut(seat).noted = new;
+        if self.per_s_changes > 64 + 4 * self.seats.len() {
+            self.per_s = self.seats.iter().flatten().map(|seat| seat.noted.per_s).sum();
             self.per_s_changes = 0;
         }
     }
@@ -224,76 +208,63 @@ impl Roster {
         }
     }
 
-    fn note_parts(&mut self, (machine, owner): Whose, id: InstanceId, noted: &Noted) {
-        if let Some(limit) = noted.path {
-            self.path.insert((limit, machine, id));
-            if let Some(own) = owner.and_then(|account| self.own.get_mut(&account)) {
-                own.path.insert((limit, machine, id));
+    /// Brings what is noted of an instance from `old` to `new`, where they differ.
+    fn renote(&mut self, (machine, owner): Whose, id: InstanceId, old: &Noted, new: &Noted) {
+        if old.path != new.path {
+            let own = owner.and_then(|account| self.own.get_mut(&account)).map(|own| &mut own.path);
+            for path in [Some(&mut self.path), own].into_iter().flatten() {
+                swap(path, [old, new].map(|noted| noted.path.map(|limit| (limit, machine, id))));
             }
         }
-        if let Some(limit) = noted.serving {
-            *self.serving.entry(limit).or_default() += 1;
-            self.serving_count += 1;
-        }
-        if let Some(until) = noted.barred_until {
-            self.barred.insert((until, id));
-        }
-        if let Some(at) = noted.wakes {
-            self.wakes.insert((at, id));
-        }
-        if noted.same {
-            self.same.insert(id);
-        }
-        if let Some(code) = noted.code {
-            self.codes[code] += 1;
-        }
-        self.per_s += noted.per_s;
-        self.per_s_changes += 1;
-    }
-
-    fn unnote(&mut self, instance: &Instance, noted: &Noted) {
-        self.unnote_parts((instance.machine, instance.owner), instance.id, noted);
-    }
-
-    fn unnote_parts(&mut self, (machine, owner): Whose, id: InstanceId, noted: &Noted) {
-        if let Some(limit) = noted.path {
-            self.path.remove(&(limit, machine, id));
-            if let Some(own) = owner.and_then(|account| self.own.get_mut(&account)) {
-                own.path.remove(&(limit, machine, id));
+        if old.serving != new.serving {
+            if let Some(limit) = old.serving {
+                let count = self.serving.get_mut(&limit).expect("what serves is counted");
+                *count -= 1;
+                if *count == 0 {
+                    self.serving.remove(&limit);
+                }
+                self.serving_count -= 1;
+            }
+            if let Some(limit) = new.serving {
+                *self.serving.entry(limit).or_default() += 1;
+                self.serving_count += 1;
             }
         }
-        if let Some(limit) = noted.serving {
-            let count = self.serving.get_mut(&limit).expect("what serves is counted");
-            *count -= 1;
-            if *count == 0 {
-                self.serving.remove(&limit);
-            }
-            self.serving_count -= 1;
-        }
-        if let Some(until) = noted.barred_until {
-            self.barred.remove(&(until, id));
-        }
-        if let Some(at) = noted.wakes {
-            self.wakes.remove(&(at, id));
-        }
-        if noted.same {
-            self.same.remove(&id);
-        }
-        if let Some(code) = noted.code {
+        swap(&mut self.barred, [old, new].map(|noted| noted.barred_until.map(|until| (until, id))));
+        swap(&mut self.wakes, [old, new].map(|noted| noted.wakes.map(|at| (at, id))));
+        swap(&mut self.same, [old, new].map(|noted| noted.same.then_some(id)));
+        if let Some(code) = old.code {
             self.codes[code] -= 1;
         }
-        self.per_s -= noted.per_s;
-        self.per_s_changes += 1;
+        if let Some(code) = new.code {
+            self.codes[code] += 1;
+        }
+        if old.per_s != new.per_s {
+            self.per_s += new.per_s - old.per_s;
+            self.per_s_changes += 1;
+        }
     }
 }
 
-/// What the indexes are made with.
-#[derive(Debug, Clone)]
-pub(crate) struct Like {
-    pub(crate) now: Micros,
-    pub(crate) grace: Micros,
-    /// A request of mean size: the pace of the queue is told in these.
-    pub(crate) mean: Ask,
+/// Puts what is open on its shelf, and takes away what is not any more.
+fn stand(shelves: &mut Shelves, open: Option<(u32, &Instance)>, was: Option<Place>) -> Option<Place> {
+    if let Some(open) = open {
+        return Some(shelves.put(open, was));
+    }
+    if let Some(place) = was {
+        shelves.take(place);
+    }
+    None
+}
+
+/// Has a set hold the second instead of the first.
+fn swap<T: Ord>(set: &mut BTreeSet<T>, [old, new]: [Option<T>; 2]) {
+    if old != new {
+        if let Some(old) = old {
+            set.remove(&old);
+        }
+        set.extend(new);
+    }
 }
 
 /// What decisions ask.
@@ -319,14 +290,24 @@ impl Roster {
         rng: &mut Rng,
     ) -> Option<(InstanceId, Prediction)> {
         let own = self.own.get(&account)?;
-        let predict = |id: InstanceId| {
-            let instance = &self.instances[&id];
-            eligible(instance, ask, now).is_ok().then(|| cost::predict(instance, ask))
-        };
-        let found = own.shelves.cheapest(ask, rng, |id| predict(id).map(|p| p.cost_s));
         let held = self.held.filter(|(request, id)| *request == ask.request && own.ids.contains(id));
-        let candidates = found.into_iter().chain(held.map(|(_, id)| id));
-        let candidates = candidates.filter_map(|id| predict(id).map(|predicted| (id, predicted)));
+        self.cheapest_on(&own.shelves, held.map(|(_, id)| id), ask, now, rng)
+    }
+
+    /// The same among those on some shelves, and one that is kept free.
+    fn cheapest_on(
+        &self,
+        shelves: &Shelves,
+        held: Option<InstanceId>,
+        ask: &Ask,
+        now: Micros,
+        rng: &mut Rng,
+    ) -> Option<(InstanceId, Prediction)> {
+        let predict = |seat: u32| predict(&self.seat(seat).instance, ask, now);
+        let found = shelves.cheapest(ask, rng, |seat| predict(seat).map(|p| p.cost_s));
+        let held = held.and_then(|id| self.seat_of.get(&id).copied());
+        let candidates = [found, held].into_iter().flatten();
+        let candidates = candidates.filter_map(|seat| Some((self.seat(seat).instance.id, predict(seat)?)));
         candidates.min_by(|(_, a), (_, b)| a.cost_s.total_cmp(&b.cost_s))
     }
 
@@ -341,21 +322,15 @@ impl Roster {
     }
 
     fn cheapest_of_all(&self, ask: &Ask, now: Micros, rng: &mut Rng) -> Option<(InstanceId, Prediction)> {
-        let predict = |id: InstanceId| -> Option<Prediction> {
-            let instance = &self.instances[&id];
-            eligible(instance, ask, now).is_ok().then(|| cost::predict(instance, ask))
-        };
-        if self.instances.len() > SCAN_MAX {
-            let found = self.shelves.cheapest(ask, rng, |id| predict(id).map(|p| p.cost_s));
+        if self.len() > SCAN_MAX {
             let held = self.held.filter(|(request, _)| *request == ask.request).map(|(_, id)| id);
-            let predicted = |id: InstanceId| predict(id).map(|predicted| (id, predicted));
-            let candidates = [found, held].into_iter().flatten().filter_map(predicted);
-            return candidates.min_by(|(_, a), (_, b)| a.cost_s.total_cmp(&b.cost_s));
+            return self.cheapest_on(&self.shelves, held, ask, now, rng);
         }
         let mut best: Option<(InstanceId, Prediction)> = None;
         let mut equals = 0;
-        for id in self.instances.keys().copied() {
-            let Some(predicted) = predict(id) else { continue };
+        for instance in self.iter() {
+            let Some(predicted) = predict(instance, ask, now) else { continue };
+            let id = instance.id;
             match &best {
                 Some((_, least)) if predicted.cost_s > least.cost_s => {}
                 Some((_, least)) if predicted.cost_s == least.cost_s => {
@@ -375,8 +350,8 @@ impl Roster {
 
     /// Whether any instance takes `ask`.
     pub(crate) fn takes(&self, ask: &Ask, now: Micros) -> bool {
-        let takes = |id: InstanceId| eligible(&self.instances[&id], ask, now).is_ok();
-        let held = self.held.is_some_and(|(request, id)| request == ask.request && takes(id));
+        let takes = |seat: u32| eligible(&self.seat(seat).instance, ask, now).is_ok();
+        let held = self.held.is_some_and(|(request, id)| request == ask.request && takes(self.seat_of[&id]));
         if let Owners::Only(account) = ask.owners {
             return held || self.own.get(&account).is_some_and(|own| own.shelves.any(ask, takes));
         }
@@ -398,13 +373,14 @@ impl Roster {
     /// Requests a second that an account's own complete, as [`Roster::drain_per_s`].
     pub(crate) fn own_drain_per_s(&self, account: AccountId, ask: &Ask) -> f64 {
         let ids = self.own.get(&account).map(|own| &own.ids);
-        let serving = ids.into_iter().flatten().filter(|id| self.noted[*id].serving.is_some());
-        serving.map(|id| cost::drain_per_s(&self.instances[id], ask)).sum()
+        let seats = ids.into_iter().flatten().filter_map(|id| self.of(*id));
+        let serving = seats.filter(|seat| seat.noted.serving.is_some());
+        serving.map(|seat| cost::drain_per_s(&seat.instance, ask)).sum()
     }
 
     /// Whether any instance would take the smallest request, or is held for one that may fit by now.
     pub(crate) fn any_room(&self) -> bool {
-        let held = self.held.and_then(|(_, id)| self.instances.get(&id));
+        let held = self.held.and_then(|(_, id)| self.get(id));
         held.is_some_and(|i| i.taken() < i.reported.slots) || self.shelves.may_take(&Ask::least())
     }
 
@@ -414,10 +390,11 @@ impl Roster {
             Err(Ineligible::NoKvRoom { needed, free }) => Some((needed - free, i.id)),
             _ => None,
         };
-        if self.instances.len() > SCAN_MAX {
-            return self.shelves.roomiest(ask, |id| short(&self.instances[&id]).is_some());
+        if self.len() > SCAN_MAX {
+            let seat = self.shelves.roomiest(ask, |seat| short(&self.seat(seat).instance).is_some());
+            return seat.map(|seat| self.seat(seat).instance.id);
         }
-        self.instances.values().filter_map(short).min().map(|(_, id)| id)
+        self.iter().filter_map(short).min().map(|(_, id)| id)
     }
 
     /// The request that an instance is kept free for, and that instance.
@@ -429,7 +406,7 @@ impl Roster {
     /// out because of its machine.
     pub(crate) fn longest_path(&self, excluded: &[MachineId]) -> (Option<Tokens>, bool) {
         let longest = self.path.iter().rev().find(|(_, machine, _)| !excluded.contains(machine));
-        let on_path = |id: &InstanceId| self.noted[id].path.is_some();
+        let on_path = |id: &InstanceId| self.of(*id).is_some_and(|seat| seat.noted.path.is_some());
         let left_out = excluded
             .iter()
             .any(|machine| self.by_machine.get(machine).is_some_and(|ids| ids.iter().any(on_path)));
@@ -444,13 +421,13 @@ impl Roster {
     /// How many of a machine's instances serve now.
     pub(crate) fn serving_on(&self, machine: MachineId) -> u32 {
         let ids = self.by_machine.get(&machine);
-        let serving = ids.into_iter().flatten().filter(|id| self.noted[*id].serving.is_some());
+        let serving = ids.into_iter().flatten().filter(|id| self.serves(**id));
         u32::try_from(serving.count()).unwrap_or(u32::MAX)
     }
 
     /// Of those that only a breaker bars, the one that is let in again first.
     pub(crate) fn least_barred(&self) -> Option<&Instance> {
-        self.barred.first().map(|(_, id)| &self.instances[id])
+        self.barred.first().and_then(|(_, id)| self.get(*id))
     }
 
     /// An instance that time alone has changed by `now`.
@@ -465,17 +442,17 @@ impl Roster {
 
     /// A connected instance that holds the pool's contents, other than `but`.
     pub(crate) fn same_as_pool(&self, but: Option<InstanceId>) -> Option<&Instance> {
-        self.same.iter().find(|other| Some(**other) != but).map(|other| &self.instances[other])
+        self.same.iter().find(|other| Some(**other) != but).and_then(|other| self.get(*other))
     }
 
     /// Requests a second that all complete when every slot is taken by requests like `ask`; of many instances, by
     /// requests of mean size.
     pub(crate) fn drain_per_s(&self, ask: &Ask) -> f64 {
-        if self.instances.len() > SCAN_MAX {
+        if self.len() > SCAN_MAX {
             return self.per_s.max(0.0);
         }
-        let serving = |i: &&Instance| self.noted[&i.id].serving.is_some();
-        self.instances.values().filter(serving).map(|i| cost::drain_per_s(i, ask)).sum()
+        let serving = self.iter().filter(|instance| self.serves(instance.id));
+        serving.map(|instance| cost::drain_per_s(instance, ask)).sum()
     }
 
     /// How many take a request now.
@@ -488,4 +465,9 @@ impl Roster {
         let codes = Ineligible::CODES.iter().copied().chain(["eligible"]);
         codes.zip(self.codes).filter(|(_, count)| *count > 0)
     }
+}
+
+/// What `ask` would cost on `instance`, where that takes it.
+fn predict(instance: &Instance, ask: &Ask, now: Micros) -> Option<Prediction> {
+    eligible(instance, ask, now).is_ok().then(|| cost::predict(instance, ask))
 }

@@ -8,7 +8,7 @@ use crate::cost::{self, Prediction};
 use crate::eligibility::{Ask, eligible};
 use crate::instance::{InFlight, Instance};
 use crate::owner::Owners;
-use crate::queue::Waiting;
+use crate::queue::Size;
 use crate::story::{CANDIDATES_MAX, Happening};
 
 impl Pool {
@@ -20,12 +20,11 @@ impl Pool {
         let (mut after, mut refused) = (None, None);
         let mut held = self.held();
         while self.instances.any_room() {
-            let hopeless = |waiting: &Waiting| {
-                let ask = &waiting.enqueue.ask;
-                held != Some(ask.request)
-                    && refused.as_ref().is_some_and(|smaller| needs_more(ask, answer, smaller))
+            let next = match &refused {
+                None => self.queue.next_after(after),
+                Some(smaller) => self.queue.next_below(after, fits_less(smaller, answer), held),
             };
-            let Some((place, waiting)) = self.queue.next_where(after, |w| !hopeless(w)) else { return };
+            let Some((place, waiting)) = next else { return };
             let mut ask = waiting.enqueue.ask.clone();
             let (request, since) = (ask.request, waiting.since);
             let prefixes = waiting.enqueue.prefixes.clone();
@@ -175,9 +174,11 @@ impl Pool {
     }
 }
 
-/// Whether no instance that cannot take `smaller` can take `ask`, whose answer is taken to have `answer` tokens: so that
-/// a long queue of like requests is not weighed one by one against instances that have no room for any of them.
-fn needs_more(ask: &Ask, answer: Tokens, smaller: &Ask) -> bool {
-    let answer = u64::from(answer.min(ask.max_tokens).0);
-    u64::from(ask.prompt_tokens.0) + answer >= smaller.kv_need() && ask.length_max() >= smaller.length_max()
+/// Below what size a request may fit where `refused` does not, its answer taken to have `answer` tokens: so that a long
+/// queue of like requests is not weighed one by one against instances that have no room for any of them. It needs less
+/// room, that is `prompt + min(answer, max_tokens)`, or it is shorter; a request that is as long does not need less by
+/// its `max_tokens` alone.
+fn fits_less(refused: &Ask, answer: Tokens) -> Size {
+    let prompt = refused.kv_need().saturating_sub(u64::from(answer.0));
+    Size { prompt: u32::try_from(prompt).unwrap_or(u32::MAX), length: refused.length_max().0 }
 }
