@@ -1,6 +1,7 @@
 //! Text to tokens and back, by the model's own `tokenizer.json`.
 
 mod bytes;
+mod quick;
 mod stream;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 pub(crate) use bytes::ByteLetters;
 pub use bytes::DecoderError;
 use bytes::TokenBytes;
+use quick::Quick;
 pub use stream::DecodeStream;
 
 /// Why a tokenizer cannot be had, or cannot do what was asked.
@@ -50,6 +52,8 @@ pub struct Tokenizer {
 struct Parts {
     inner: tokenizers::Tokenizer,
     bytes: TokenBytes,
+    /// Several times as fast, for most.
+    quick: Option<Quick>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -101,7 +105,8 @@ impl Tokenizer {
         inner.with_padding(None);
         check_numbers(&inner, json)?;
         let bytes = TokenBytes::new(&inner)?;
-        Ok(Self { parts: Arc::new(Parts { inner, bytes }) })
+        let quick = Quick::of(json, &inner);
+        Ok(Self { parts: Arc::new(Parts { inner, bytes, quick }) })
     }
 
     /// How it makes tokens of a text, for people.
@@ -122,11 +127,19 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = guarded(|| self.parts.inner.encode_fast(text, add_special));
-        match encoding {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(detail) => Err(TokenizerError::Encode { bytes: text.len(), detail }),
+        let failed = |detail| TokenizerError::Encode { bytes: text.len(), detail };
+        let quick = self.parts.quick.as_ref().filter(|_| !add_special);
+        let tokens = quick.map(|quick| guarded(|| quick.encode(&self.parts.inner, text)));
+        match tokens.transpose().map_err(failed)?.flatten() {
+            Some(tokens) => Ok(tokens),
+            None => self.encode_slowly(text, add_special).map_err(failed),
         }
+    }
+
+    /// As `tokenizers` itself does.
+    fn encode_slowly(&self, text: &str, add_special: bool) -> Result<Vec<u32>, String> {
+        let encoding = guarded(|| self.parts.inner.encode_fast(text, add_special))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The tokens of a text that goes on after another: no space is put before it, as some tokenizers do at a begin.

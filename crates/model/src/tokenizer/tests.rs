@@ -208,3 +208,77 @@ proptest! {
         let _ = Tokenizer::from_json(&bytes[..at]);
     }
 }
+
+/// A byte-level BPE that cuts texts by `pattern`.
+fn cut_by(pattern: &str) -> Value {
+    let mut tokenizer = byte_level();
+    tokenizer["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}
+    ]});
+    tokenizer
+}
+
+/// Patterns of GPT-2, Llama 3, Qwen and gpt-oss, and the bundled model's.
+const PATTERNS: [&str; 5] = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+];
+
+fn odd_text() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        Just("<|end|>".to_owned()),
+        Just("<tool call>".to_owned()),
+        Just("<|en".to_owned()),
+        "[ \t\r\n\u{a0}\u{2003}]{1,5}",
+        "[a-zA-Z'äß中é\u{301}]{1,6}",
+        "[0-9.,;!?/ ]{1,5}",
+        "\\PC{0,4}",
+    ];
+    proptest::collection::vec(part, 0..14).prop_map(|parts| parts.concat())
+}
+
+#[test]
+fn the_quick_way_is_taken_where_it_can_be_and_nowhere_else() {
+    let quick = |json: &Value| open(json).parts.quick.is_some();
+    assert!(quick(&byte_level()) && PATTERNS.iter().all(|pattern| quick(&cut_by(pattern))));
+    assert!(!quick(&byte_fallback()));
+    for (at, odd) in [
+        ("/pre_tokenizer/add_prefix_space", json!(true)),
+        ("/added_tokens/0/lstrip", json!(true)),
+        ("/added_tokens/0/rstrip", json!(true)),
+        ("/added_tokens/0/single_word", json!(true)),
+        ("/model/dropout", json!(0.1)),
+        ("/normalizer", json!({"type": "Lowercase"})),
+    ] {
+        let mut json = byte_level();
+        *json.pointer_mut(at).unwrap() = odd;
+        assert!(!quick(&json), "{at}");
+    }
+    for pattern in
+        [r"\s+(?!\S)|\s+", r"a*|\s+(?!\S)|\s+", r"(?:a|\s+(?!\S)|\s+", r"b(?=c)|\s+(?!\S)|\s+", r"\p{L}+|\s+"]
+    {
+        let read = Tokenizer::from_json(cut_by(pattern).to_string().as_bytes());
+        assert!(read.is_err() || read.unwrap().parts.quick.is_none(), "{pattern}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn the_quick_way_gives_what_the_library_gives(text in odd_text(), which in 0..2 * PATTERNS.len()) {
+        let mut json = cut_by(PATTERNS[which / 2]);
+        if which % 2 == 1 {
+            json["normalizer"] = json!({"type": "NFC"});
+            // One that is looked for after the others.
+            json["added_tokens"][1]["normalized"] = json!(true);
+        }
+        let tokenizer = open(&json);
+        prop_assert!(tokenizer.parts.quick.is_some());
+        prop_assert_eq!(tokenizer.encode(&text, false).unwrap(), tokenizer.encode_slowly(&text, false).unwrap());
+    }
+}
