@@ -1,6 +1,7 @@
 //! The groups: instances that several machines make together. Each has a state machine (`fleet::group`); this carries what
 //! happens to it, and does what it says.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,10 +46,37 @@ struct Entry {
     deployed: Option<(GroupTerms, Vec<RankPhase>)>,
 }
 
+/// The groups, oldest first, and where each is: each request asks whether its instance is one.
+#[derive(Default)]
+struct Entries {
+    list: Vec<Entry>,
+    at: HashMap<InstanceId, usize>,
+}
+
+impl Entries {
+    fn get(&self, instance: InstanceId) -> Option<&Entry> {
+        self.at.get(&instance).map(|at| &self.list[*at])
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.at.insert(entry.instance, self.list.len());
+        self.list.push(entry);
+    }
+
+    fn remove(&mut self, instance: InstanceId) {
+        if let Some(at) = self.at.remove(&instance) {
+            self.list.remove(at);
+            for (at, entry) in self.list.iter().enumerate().skip(at) {
+                self.at.insert(entry.instance, at);
+            }
+        }
+    }
+}
+
 /// Every group. Its lock is never held while a machine or a pool is told something.
 #[derive(Default)]
 pub(crate) struct Groups {
-    entries: Mutex<Vec<Entry>>,
+    entries: Mutex<Entries>,
     sooner: Notify,
 }
 
@@ -65,7 +93,7 @@ impl Groups {
     /// Whether `machine` may offer this instance: nothing of a group that is not its own, and no rank but 0 (E3, A3).
     pub(crate) fn admits(&self, machine: MachineId, offer: &InstanceOffer) -> Result<(), &'static str> {
         let entries = self.entries.lock();
-        match entries.iter().find(|entry| entry.instance == offer.instance) {
+        match entries.get(offer.instance) {
             Some(entry) if entry.asked.model != offer.model.name => Err("its model is not its group's"),
             Some(entry) => entry.group.admits(machine, offer.epoch, offer.rank, offer.ranks),
             None if offer.rank == 0 && offer.ranks == 1 => Ok(()),
@@ -75,19 +103,18 @@ impl Groups {
 
     /// Whether this instance is a group's.
     pub(crate) fn contains(&self, instance: InstanceId) -> bool {
-        self.entries.lock().iter().any(|entry| entry.instance == instance)
+        self.entries.lock().at.contains_key(&instance)
     }
 
     /// The life that this group is in.
     pub(crate) fn life(&self, instance: InstanceId) -> Option<Epoch> {
-        self.entries.lock().iter().find(|entry| entry.instance == instance).map(|entry| entry.group.epoch())
+        self.entries.lock().get(instance).map(|entry| entry.group.epoch())
     }
 
     /// Whether this life of a group stood before the coordinator started, and is waited for.
     pub(crate) fn is_awaited(&self, instance: InstanceId, epoch: Epoch) -> bool {
         let entries = self.entries.lock();
-        let found = entries.iter().find(|entry| entry.instance == instance);
-        found.is_some_and(|entry| entry.group.epoch() == epoch && entry.group.is_adopted())
+        entries.get(instance).is_some_and(|entry| entry.group.epoch() == epoch && entry.group.is_adopted())
     }
 
     /// As an operator sees them, oldest first.
@@ -115,19 +142,19 @@ impl Groups {
                 ranks: ranks.collect(),
             }
         };
-        entries.iter().map(status).collect()
+        entries.list.iter().map(status).collect()
     }
 
     /// When time alone changes something.
     fn next_deadline(&self) -> Option<Micros> {
-        self.entries.lock().iter().filter_map(|entry| entry.group.next_deadline()).min()
+        self.entries.lock().list.iter().filter_map(|entry| entry.group.next_deadline()).min()
     }
 
     /// Gives an input to one group, or to all, and collects what is to be done.
     fn step(&self, now: Micros, only: Option<InstanceId>, input: &Input) -> Vec<Todo> {
         let mut todo = Vec::new();
         let mut entries = self.entries.lock();
-        for entry in entries.iter_mut().filter(|e| only.is_none_or(|only| only == e.instance)) {
+        for entry in entries.list.iter_mut().filter(|e| only.is_none_or(|only| only == e.instance)) {
             let mut effects = Vec::new();
             entry.group.handle(now, input.clone(), &mut effects);
             todo.extend(effects.into_iter().flat_map(|effect| entry.todo(effect)));
@@ -293,7 +320,7 @@ impl Core {
         let now = self.clock.now();
         {
             let mut entries = self.groups.entries.lock();
-            if entries.len() >= GROUPS_MAX {
+            if entries.list.len() >= GROUPS_MAX {
                 let message = format!(
                     "there are {GROUPS_MAX} groups, and no more may be: remove one (DELETE /api/groups/ID)"
                 );
@@ -329,10 +356,10 @@ impl Core {
         });
         {
             let mut entries = self.groups.entries.lock();
-            if entries.iter().any(|e| e.instance == instance && e.group.epoch() == epoch) {
+            if entries.get(instance).is_some_and(|entry| entry.group.epoch() == epoch) {
                 return false;
             }
-            entries.retain(|entry| entry.instance != instance);
+            entries.remove(instance);
             let (mode, model) = (terms.mode.clone(), terms.model.clone());
             let asked = CreateGroup {
                 model,
@@ -360,7 +387,7 @@ impl Core {
     pub(crate) fn remove_group(self: &Arc<Self>, instance: InstanceId) -> Option<GroupStatus> {
         let status = self.groups.status(self.clock.now()).into_iter().find(|s| s.instance == instance)?;
         self.group_input(Some(instance), &Input::Remove);
-        self.groups.entries.lock().retain(|entry| entry.instance != instance);
+        self.groups.entries.lock().remove(instance);
         Some(status)
     }
 

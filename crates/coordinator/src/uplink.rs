@@ -22,9 +22,9 @@ use crate::metrics::Metrics;
 use crate::problem::Problem;
 use session::Session;
 
-/// What a connection's reader and writer take while idle. Most messages are smaller; larger ones take what they need
-/// while they last. Ten thousand idle machines are to fit in 400 MB.
-const IDLE_BUFFER_BYTES: usize = 8 << 10;
+/// What a connection's reader and writer take each while idle. Most messages are smaller (a token's frame is about a
+/// hundred bytes); larger ones take what they need while they last. Ten thousand idle machines are to fit in 400 MB.
+const IDLE_BUFFER_BYTES: usize = 4 << 10;
 
 /// Room above the largest message for frame headers and for the control messages between two of them.
 const WRITE_BUFFER_MARGIN: usize = 1 << 20;
@@ -69,7 +69,8 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
         };
         let limit = span(core.config.uplink.handshake_us);
         tokio::select! {
-            outcome = tokio::time::timeout(limit, handshake::handshake(&core, &mut socket)) => outcome,
+            // Apart, so that its room is free again once the machine is in.
+            outcome = tokio::time::timeout(limit, Box::pin(handshake::handshake(&core, &mut socket))) => outcome,
             () = core.end.cancelled() => return,
         }
     };

@@ -28,10 +28,14 @@ pub(crate) struct DataFrame {
     pub(crate) about: Arc<Shared>,
 }
 
+/// A channel has room for dozens of its messages from its first moment on, and these are large: apart, they take room
+/// while they wait, and not for as long as a machine is connected.
+type Apart = Box<FromCoordinator>;
+
 /// The sending ends.
 #[derive(Clone)]
 pub(crate) struct Lanes {
-    control: mpsc::Sender<FromCoordinator>,
+    control: mpsc::Sender<Apart>,
     data: mpsc::Sender<DataFrame>,
     /// Ends the connection, after what waits on the control lane was written.
     pub(crate) close: CancellationToken,
@@ -39,7 +43,7 @@ pub(crate) struct Lanes {
 
 /// The receiving ends.
 pub(crate) struct LaneEnds {
-    control: mpsc::Receiver<FromCoordinator>,
+    control: mpsc::Receiver<Apart>,
     data: mpsc::Receiver<DataFrame>,
     close: CancellationToken,
 }
@@ -59,7 +63,7 @@ impl Lanes {
 
     /// Queues a control message. A full lane ends the connection: its peer does not read.
     pub(crate) fn control(&self, message: FromCoordinator) {
-        if self.control.try_send(message).is_err() {
+        if self.control.try_send(Box::new(message)).is_err() {
             self.close.cancel();
         }
     }

@@ -26,6 +26,9 @@ use crate::metrics::Metrics;
 /// waits for none; each takes some hundred bytes.
 const PREPARED_MAX: usize = 16;
 
+/// As many for a machine that was not sent anything yet: thousands may be connected and idle.
+const PREPARED_FIRST: usize = 2;
+
 /// A connected provider.
 pub(crate) struct Session {
     pub(crate) machine: MachineId,
@@ -46,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) forms_groups: bool,
     sealing_key: Vec<u8>,
     prepared: Mutex<Vec<PreparedAttempt>>,
+    /// Whether any of them was used.
+    used: AtomicBool,
     /// Whether somebody is about to make more of them.
     restocking: AtomicBool,
     /// Kits that it was asked for, by their frames' subject.
@@ -85,6 +90,7 @@ impl Session {
             forms_groups: has(GROUPS),
             sealing_key: admitted.sealing_key.clone(),
             prepared: Mutex::default(),
+            used: AtomicBool::new(false),
             restocking: AtomicBool::new(false),
             kits: Mutex::default(),
         };
@@ -93,6 +99,7 @@ impl Session {
 
     /// Fresh keys for one attempt, made ahead where some are left.
     pub(crate) fn prepared(self: &Arc<Self>, makers: &KeyMaker) -> Result<PreparedAttempt, TrustError> {
+        self.used.store(true, Ordering::Relaxed);
         let ready = {
             let mut prepared = self.prepared.lock();
             let ready = prepared.pop();
@@ -116,7 +123,8 @@ impl Session {
     /// Makes attempts' keys ahead, until there are enough.
     pub(crate) fn restock(&self) {
         self.restocking.store(false, Ordering::Relaxed);
-        while self.prepared.lock().len() < PREPARED_MAX {
+        let most = if self.used.load(Ordering::Relaxed) { PREPARED_MAX } else { PREPARED_FIRST };
+        while self.prepared.lock().len() < most {
             // A key that cannot be used is found out, and told, when an attempt needs it.
             let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return };
             self.prepared.lock().push(fresh);
