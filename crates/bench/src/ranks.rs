@@ -38,7 +38,12 @@ struct Task {
     ranks: usize,
     core: Option<usize>,
     tokenizer_needed: bool,
+    /// How long the ranks may take to find each other.
+    form_ms: u64,
 }
+
+/// How long they may where nothing else is said.
+const FORM_MS: u64 = 30_000;
 
 /// Where a child listens, and under which key: the first line that it writes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -169,6 +174,7 @@ impl ProcessGroup {
                 ranks: wanted.ranks,
                 core: wanted.pinned.then_some(rank),
                 tokenizer_needed: wanted.options.tokenizer_needed,
+                form_ms: FORM_MS,
             };
             let task = match wanted.source {
                 ModelSource::Bundled => Task { model: "bundled".to_owned(), ..task },
@@ -194,7 +200,7 @@ impl ProcessGroup {
         let patience = config.group_patience_us.into();
         let cancel = Cancel::new();
         let communicator = attended(&mut ranks, &cancel, || {
-            meet((&keys, &listener), &roster, (&model, &map), (0, patience, &cancel))
+            meet((&keys, &listener), &roster, (&model, &map), (0, (FORM_MS, patience), &cancel))
         })?;
         let (tell, ended) = sync_channel(1);
         let on_end = move |end| {
@@ -288,7 +294,7 @@ fn meet(
     (keys, listener): (&MachineKeys, &Listener),
     roster: &Roster,
     (model, map): (&LoadedModel, &ShardMap),
-    (rank, patience, cancel): (usize, Duration, &Cancel),
+    (rank, (form_ms, patience), cancel): (usize, (u64, Duration), &Cancel),
 ) -> anyhow::Result<Box<dyn Communicator>> {
     let members = roster.doors.iter().enumerate().map(|(rank, door)| Member {
         machine: trust::machine_of(&door.key),
@@ -313,7 +319,7 @@ fn meet(
         mode,
         dtype: WireType::F32,
     };
-    let timing = Timing { total: Duration::from_secs(30), patience, ..Timing::default() };
+    let timing = Timing { total: Duration::from_millis(form_ms), patience, ..Timing::default() };
     let gathering = Gathering { listener, keys, place: &place, roster: &members, timing, cancel };
     Ok(Box::new(form(&gathering)?))
 }
@@ -343,7 +349,7 @@ pub fn serve() -> anyhow::Result<()> {
     let map = model.divide(mode, &vec![Machine::default(); task.ranks])?;
     let roster: Roster = serde_json::from_str(&next()?)?;
     let patience = task.config.group_patience_us.into();
-    let place = (task.rank, patience, &Cancel::new());
+    let place = (task.rank, (task.form_ms, patience), &Cancel::new());
     let communicator = meet((&keys, &listener), &roster, (&model, &map), place)?;
     let following = Following::new();
     let ended = follow(&model, &task.config, GroupSeat { map, communicator }, &following);

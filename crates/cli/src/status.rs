@@ -74,15 +74,21 @@ fn print_groups(status: &FleetStatus) -> anyhow::Result<()> {
     }
     let rows = status.groups.iter().map(|group| {
         let ranks = group.ranks.iter().map(|rank| format!("{} {}", rank.name, rank.phase));
-        let why = match (group.detail.is_empty(), group.last_fault.is_empty()) {
-            (false, _) => group.detail.clone(),
-            (true, false) => format!("last fault: {}", group.last_fault),
-            (true, true) => String::new(),
+        let standing = group.ranks.first().and_then(|rank| rank.standing.as_deref());
+        let chosen = standing.filter(|standing| standing.mode != group.mode);
+        let mode =
+            chosen.map_or_else(|| group.mode.clone(), |chosen| format!("{}: {}", group.mode, chosen.mode));
+        let fallback = standing.map_or("", |standing| standing.fallback.as_str());
+        let why = match (group.detail.is_empty(), group.last_fault.is_empty(), fallback.is_empty()) {
+            (false, ..) => group.detail.clone(),
+            (true, false, _) => format!("last fault: {}", group.last_fault),
+            (true, true, false) => format!("not tensor: {fallback}"),
+            (true, true, true) => String::new(),
         };
         vec![
             group.instance.to_string(),
             group.model.to_string(),
-            group.mode.clone(),
+            mode,
             format!("{} {}", group.phase, span(group.since_us)),
             group.epoch.0.to_string(),
             ranks.collect::<Vec<_>>().join(", "),

@@ -12,6 +12,10 @@ mod deployments;
 mod embeddings;
 #[path = "fleet/explained.rs"]
 mod explained;
+#[path = "fleet/group_accounts.rs"]
+mod group_accounts;
+#[path = "fleet/group_changes.rs"]
+mod group_changes;
 #[path = "fleet/group_faults.rs"]
 mod group_faults;
 #[path = "fleet/groups.rs"]

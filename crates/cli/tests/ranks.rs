@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+#[path = "ranks/disagree.rs"]
+mod disagree;
 #[path = "ranks/jobs.rs"]
 mod jobs;
 #[path = "ranks/wire.rs"]

@@ -10,7 +10,7 @@ use fleet::group::{Effect, Group, Input, RankPhase};
 use fleet::reconcile::RankReport;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use wire::admin::group::{CreateGroup, GroupStatus, RankStatus};
+use wire::admin::group::{CreateGroup, GroupStatus, PastLife, RankStatus};
 use wire::control::{
     AssignGroup, FromCoordinator, GroupMember, GroupPorts, GroupReport, GroupRoster, InstanceOffer, RANKS_MAX,
 };
@@ -128,6 +128,14 @@ impl Groups {
                 connected: seat.incarnation.is_some(),
                 phase: seat.shown().to_owned(),
                 telemetry: seat.telemetry,
+                standing: seat.standing.clone(),
+            });
+            let past = entry.group.past().map(|life| PastLife {
+                epoch: life.epoch,
+                fault: life.fault.clone(),
+                phase: life.phase.to_owned(),
+                lasted_us: life.ended.saturating_sub(life.since).0,
+                ago_us: now.saturating_sub(life.ended).0,
             });
             GroupStatus {
                 instance: entry.instance,
@@ -139,6 +147,7 @@ impl Groups {
                 since_us: now.saturating_sub(entry.group.since()).0,
                 faults,
                 last_fault: last_fault.to_owned(),
+                past: past.collect(),
                 ranks: ranks.collect(),
             }
         };

@@ -160,7 +160,8 @@ impl Metrics {
         let help = "What happened to deployments: words that are not so (stray), or too many (dropped)";
         registry.register("deployment_events", help, self.deployment_events.clone());
         registry.register("group_ranks", "Ranks of groups, by how far they are", self.group_ranks.clone());
-        let help = "Where ranks' time went in their groups' present lives, in microseconds, and bytes sent";
+        let help = "Ranks in their groups' present lives: how long these stand and where time went, in microseconds; \
+                    bytes and messages sent, frames not understood, links tried in vain";
         registry.register("group_rank", help, self.group_rank_us.clone());
         registry.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
         registry.register("generated_tokens", "Tokens of answers", self.generated_tokens.clone());
@@ -198,17 +199,22 @@ impl Metrics {
         self.group_rank_us.clear();
         for group in groups {
             let model = group.model.as_str().to_owned();
+            let is_up = matches!(group.phase.as_str(), "ready" | "degraded");
             for (rank, status) in (0u32..).zip(&group.ranks) {
                 let labels = OfRanks { model: model.clone(), phase: status.phase.clone() };
                 self.group_ranks.get_or_create(&labels).inc();
                 let Some(t) = status.telemetry else { continue };
                 let account = [
+                    ("up_us", if is_up { group.since_us } else { 0 }),
                     ("steps", t.steps),
                     ("compute_us", t.compute_us),
                     ("seal_us", t.seal_us),
                     ("wire_us", t.wire_us),
                     ("wait_us", t.wait_us),
                     ("bytes_sent", t.bytes_sent),
+                    ("messages_sent", t.messages_sent),
+                    ("malformed", t.malformed),
+                    ("retries", status.standing.as_ref().map_or(0, |standing| standing.retries)),
                 ];
                 for (what, value) in account {
                     let group = group.instance.to_string();

@@ -45,6 +45,12 @@ pub enum BackendError {
         #[source]
         source: Box<nn::LoadError>,
     },
+    /// Somebody wrote to the files while they were read.
+    #[error("{place} was written to while it was loaded: replace model files by renaming, and load it again")]
+    Changed {
+        /// The model and its file.
+        place: String,
+    },
     /// An instruction set that there is not.
     #[error("instruction set {name:?}: this machine has {available}")]
     InstructionSet {
@@ -259,6 +265,9 @@ fn decoder_on<B: Backend<Workers = Team>>(
         }
     };
     model.let_go();
+    if let Some(file) = model.changed_file() {
+        return Err(BackendError::Changed { place: format!("{}, {file}", model.source()) });
+    }
     decoder.map_err(|source| {
         let place = match &source {
             nn::LoadError::NotFinite { name } => format!("{}, {},", model.source(), checkpoint.file_of(name)),

@@ -59,6 +59,14 @@ impl FileBytes {
         }
     }
 
+    /// Whether nobody has written to it since it was opened.
+    pub(crate) fn is_as_it_was(&self) -> bool {
+        match self {
+            Self::Bundled(_) => true,
+            Self::Mapped(file) => file.is_as_it_was(),
+        }
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Bundled(bytes) => bytes,

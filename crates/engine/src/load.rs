@@ -314,6 +314,11 @@ impl LoadedModel {
         self.files.iter().map(|file| Some((file.name.as_str(), file.bytes.stamp()?))).collect()
     }
 
+    /// A file that was written to since it was opened: what was read of it may be half of one model, half of another.
+    pub(crate) fn changed_file(&self) -> Option<&str> {
+        self.files.iter().find(|file| !file.bytes.is_as_it_was()).map(|file| file.name.as_str())
+    }
+
     /// Lets go of the memory that reading the weights has taken so far.
     pub(crate) fn let_go(&self) {
         self.files.iter().for_each(|file| file.bytes.let_go());

@@ -17,6 +17,8 @@
 mod event;
 mod rank;
 
+use std::collections::VecDeque;
+
 use base::{Epoch, Incarnation, MachineId, Micros};
 use wire::control::{GroupPhase, GroupReport, GroupTelemetry};
 
@@ -31,6 +33,8 @@ const LOAD_US_MAX: Micros = Micros::from_secs(900);
 const PAUSE_FIRST: Micros = Micros::from_millis(100);
 /// The longest pause.
 const PAUSE_MAX: Micros = Micros::from_secs(30);
+/// Lives that ended in a fault and are remembered.
+const PAST_MAX: usize = 8;
 /// A life that was ready for so long is healthy: pauses begin again at the shortest.
 const HEALTHY: Micros = Micros::from_secs(30);
 /// How long a rank's machine may be without its connection to the coordinator while its group goes on: a rank that is
@@ -68,6 +72,21 @@ impl Phase {
     }
 }
 
+/// A life that ended in a fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Past {
+    /// Which.
+    pub epoch: Epoch,
+    /// Who is to blame, and for what.
+    pub fault: String,
+    /// How far it had come.
+    pub phase: &'static str,
+    /// Since when.
+    pub since: Micros,
+    /// When it ended.
+    pub ended: Micros,
+}
+
 /// One group.
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -79,6 +98,8 @@ pub struct Group {
     failures: u32,
     faults: u64,
     last_fault: String,
+    /// The last lives that ended in a fault, newest first.
+    past: VecDeque<Past>,
     now: Micros,
     /// It has one life: whoever made it decides about the next.
     once: bool,
@@ -112,6 +133,7 @@ impl Group {
             failures: 0,
             faults: 0,
             last_fault: String::new(),
+            past: VecDeque::new(),
             now,
             once: false,
             adopted: false,
@@ -169,6 +191,11 @@ impl Group {
     /// How many lives ended in a fault, and the last one in words.
     pub fn faults(&self) -> (u64, &str) {
         (self.faults, &self.last_fault)
+    }
+
+    /// The last lives that ended in a fault, newest first.
+    pub fn past(&self) -> impl Iterator<Item = &Past> {
+        self.past.iter()
     }
 
     /// Whether `machine` may offer rank `rank` of life `epoch` for requests (E3, A3): only rank 0 of a life that stands.
@@ -335,6 +362,9 @@ impl Group {
         if let Some(telemetry) = report.telemetry {
             seat.telemetry = Some(telemetry);
         }
+        if let Some(standing) = report.standing {
+            seat.stands(standing, ranks);
+        }
         match report.phase {
             GroupPhase::Forming => seat.phase = seat.phase.max(RankPhase::Forming),
             GroupPhase::Loading => seat.phase = seat.phase.max(RankPhase::Loading),
@@ -409,6 +439,14 @@ impl Group {
         let who = culprit.map_or_else(String::new, |rank| format!("rank {rank}: "));
         self.last_fault = format!("{who}{detail}");
         self.faults += 1;
+        self.past.truncate(PAST_MAX - 1);
+        self.past.push_front(Past {
+            epoch: self.epoch,
+            fault: self.last_fault.clone(),
+            phase: self.phase.name(),
+            since: self.since,
+            ended: self.now,
+        });
         effects.push(Effect::Faulted { epoch: self.epoch, culprit, detail });
         let reason = self.last_fault.clone();
         self.unassign_all(&reason, effects);

@@ -28,7 +28,8 @@ fn machine(rank: usize) -> MachineId {
 
 fn report(epoch: Epoch, rank: usize, phase: GroupPhase, culprit: Option<u32>) -> GroupReport {
     let detail = "lost".to_owned();
-    GroupReport { instance: InstanceId(1), epoch, rank: rank as u32, phase, culprit, detail, telemetry: None }
+    let (instance, rank) = (InstanceId(1), rank as u32);
+    GroupReport { instance, epoch, rank, phase, culprit, detail, telemetry: None, standing: None }
 }
 
 impl World {

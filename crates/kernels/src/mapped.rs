@@ -13,6 +13,7 @@ use memmap2::Mmap;
 #[derive(Debug)]
 pub struct MappedFile {
     map: Option<Mmap>,
+    file: File,
     stamp: Option<FileStamp>,
 }
 
@@ -65,11 +66,11 @@ impl MappedFile {
         let stamp = FileStamp::of(&metadata);
         // An empty mapping is an error on every system; an empty file is not.
         if metadata.len() == 0 {
-            return Ok(Self { map: None, stamp });
+            return Ok(Self { map: None, file, stamp });
         }
         // SAFETY: read only; for writers beside us see the type's description.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Self { map: Some(map), stamp })
+        Ok(Self { map: Some(map), file, stamp })
     }
 
     /// The file's bytes.
@@ -80,6 +81,16 @@ impl MappedFile {
     /// Which contents these are, where the system tells.
     pub fn stamp(&self) -> Option<FileStamp> {
         self.stamp
+    }
+
+    /// Whether nobody has written to the file since it was mapped, as far as the system tells. That it was replaced by
+    /// another of its name, or removed, is no change: the mapping is of the old one.
+    pub fn is_as_it_was(&self) -> bool {
+        let now = self.file.metadata().ok().and_then(|metadata| FileStamp::of(&metadata));
+        match (self.stamp, now) {
+            (Some(then), Some(now)) => (then.length, then.modified_ns) == (now.length, now.modified_ns),
+            _ => true,
+        }
     }
 
     /// Lets go of what has been read: it counts as memory of this process no more, stays in the page cache, and comes back
@@ -129,6 +140,16 @@ mod tests {
                 MappedFile::open(&path).unwrap().stamp(),
                 "another file of the same length"
             );
+        }
+        #[cfg(unix)]
+        {
+            let path = folder.join("file-7");
+            let mapped = MappedFile::open(&path).unwrap();
+            std::fs::rename(&path, folder.join("elsewhere")).unwrap();
+            assert!(mapped.is_as_it_was(), "replaced, not rewritten");
+            let writer = File::options().write(true).open(folder.join("elsewhere")).unwrap();
+            writer.set_modified(std::time::UNIX_EPOCH).unwrap();
+            assert!(!mapped.is_as_it_was());
         }
         assert!(MappedFile::open(&folder).is_err());
         assert!(MappedFile::open(&folder.join("absent")).is_err());

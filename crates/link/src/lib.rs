@@ -21,6 +21,6 @@ mod verify;
 pub use address::{Candidate, LinkType, Purpose, in_order};
 pub use cancel::Cancel;
 pub use establish::LinkError;
-pub use links::{Links, Stopper, Telemetry};
+pub use links::{Dialled, Links, Stopper, Telemetry};
 pub use probe::{Asked, Probed, answer, probe};
 pub use rendezvous::{FormError, Gathering, Listener, Member, MissingRank, Place, Timing, form};

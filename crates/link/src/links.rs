@@ -1,5 +1,6 @@
 //! One rank's links to all others, as a transport: who waits for whom, how, and who is to blame.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -35,6 +36,7 @@ pub struct Links {
     alarm: Arc<Alarm>,
     over: Arc<AtomicBool>,
     counters: Arc<Counters>,
+    met: Arc<Met>,
     told: bool,
 }
 
@@ -54,11 +56,30 @@ impl Stopper {
     }
 }
 
+/// Where a rank dialled another: the first address of its order that worked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dialled {
+    /// Whom.
+    pub rank: usize,
+    /// Where, for what is large.
+    pub data: SocketAddr,
+    /// Where, for what is small and urgent.
+    pub control: SocketAddr,
+}
+
+/// How the members of a group came to each other.
+#[derive(Debug, Default)]
+pub(crate) struct Met {
+    pub(crate) dialled: Vec<Dialled>,
+    pub(crate) retries: u64,
+}
+
 /// What another thread may read of a rank's links.
 #[derive(Clone)]
 pub struct Telemetry {
     counters: Arc<Counters>,
     alarm: Arc<Alarm>,
+    met: Arc<Met>,
 }
 
 impl Telemetry {
@@ -82,6 +103,16 @@ impl Telemetry {
         self.alarm.round_trip(rank)
     }
 
+    /// Where this rank dialled those below it.
+    pub fn dialled(&self) -> &[Dialled] {
+        &self.met.dialled
+    }
+
+    /// Tries at links that failed before all of them stood.
+    pub fn retries(&self) -> u64 {
+        self.met.retries
+    }
+
     /// Control frames that could not be read.
     pub fn malformed(&self) -> u64 {
         self.alarm.malformed()
@@ -97,15 +128,16 @@ pub(crate) struct Parts {
     pub(crate) alarm: Arc<Alarm>,
     pub(crate) over: Arc<AtomicBool>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) met: Arc<Met>,
 }
 
 impl Links {
     /// # Errors
     /// No thread could be started.
     pub(crate) fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { rank, lanes, senders, readers, alarm, over, counters } = parts;
+        let Parts { rank, lanes, senders, readers, alarm, over, counters, met } = parts;
         let mut links =
-            Self { rank, lanes, senders, readers: Vec::new(), alarm, over, counters, told: false };
+            Self { rank, lanes, senders, readers: Vec::new(), alarm, over, counters, met, told: false };
         for reader in readers {
             let name = format!("link-{}", reader.peer);
             links.alarm.heard(reader.peer);
@@ -122,7 +154,8 @@ impl Links {
 
     /// What other threads may read.
     pub fn telemetry(&self) -> Telemetry {
-        Telemetry { counters: Arc::clone(&self.counters), alarm: Arc::clone(&self.alarm) }
+        let (counters, alarm) = (Arc::clone(&self.counters), Arc::clone(&self.alarm));
+        Telemetry { counters, alarm, met: Arc::clone(&self.met) }
     }
 
     fn lane(&mut self, rank: usize) -> &mut Lane {

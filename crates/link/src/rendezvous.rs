@@ -18,7 +18,7 @@ use crate::cancel::Cancel;
 use crate::control::{ControlTerms, control};
 use crate::establish::{Established, Expected, LinkError, accepted, dialled};
 use crate::lane::{Counters, Lane};
-use crate::links::{Links, Parts};
+use crate::links::{Dialled, Links, Met, Parts};
 use crate::verify::verify;
 
 /// Connections that are being brought up at once; more are closed unheard. A group has few members, so more are
@@ -266,6 +266,8 @@ struct Pair {
     data: Option<Established>,
     control: Option<Established>,
     causes: Vec<(SocketAddr, LinkError)>,
+    /// Tries that failed.
+    failed: u64,
 }
 
 /// Dials and accepts until every other rank has both its connections.
@@ -337,6 +339,7 @@ fn collect(
                 return Err(FormError::Refused { rank, machine: roster[rank].machine, cause });
             }
             Ok(News::Failed { rank, address, cause }) => {
+                pairs[rank].failed += 1;
                 let causes = &mut pairs[rank].causes;
                 if causes.len() == CAUSES_MAX {
                     causes.remove(0);
@@ -444,6 +447,15 @@ fn report(news: &SyncSender<News>, what: News) {
     }
 }
 
+/// How the members came to each other, for people.
+fn met(pairs: &[Pair], me: usize) -> Met {
+    let way = |link: &Option<Established>| link.as_ref().and_then(|link| link.stream.peer_addr().ok());
+    let dialled = pairs[..me].iter().enumerate().filter_map(|(rank, pair)| {
+        Some(Dialled { rank, data: way(&pair.data)?, control: way(&pair.control)? })
+    });
+    Met { dialled: dialled.collect(), retries: pairs.iter().map(|pair| pair.failed).sum() }
+}
+
 fn assemble(pairs: Vec<Pair>, place: &Place, ranks: usize, patience: Duration) -> std::io::Result<Links> {
     let alarm = Arc::new(Alarm::new(ranks));
     let over = Arc::new(AtomicBool::new(false));
@@ -456,6 +468,7 @@ fn assemble(pairs: Vec<Pair>, place: &Place, ranks: usize, patience: Duration) -
         alarm: Arc::clone(&alarm),
         over: Arc::clone(&over),
         counters: Arc::clone(&counters),
+        met: Arc::new(met(&pairs, place.rank)),
     };
     for (peer, pair) in pairs.into_iter().enumerate() {
         let (Some(data), Some(urgent)) = (pair.data, pair.control) else {

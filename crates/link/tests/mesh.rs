@@ -231,64 +231,6 @@ fn a_machine_with_another_key_than_the_rosters_is_refused_on_both_sides() {
     assert!(errors[1].to_string().contains("its roster does not name it"), "{}", errors[1]);
 }
 
-/// A rank of a newer Phalanx: its key is right, its hello is none that this one reads.
-#[test]
-fn a_rank_of_another_version_is_refused_with_that_reason() {
-    use std::io::{Read, Write};
-    let mut members = ranks(2);
-    members.iter_mut().for_each(|m| m.timing.total = Duration::from_millis(3_000));
-    let newer = members.remove(1);
-    let first = members.remove(0);
-    let door = first.roster[0].addresses[0];
-    let thread = std::thread::spawn(move || first.form().err().unwrap());
-    let mut socket = TcpStream::connect(door).unwrap();
-    let mut handshake = trust::LinkHandshake::dial(&newer.keys, newer.roster[0].key);
-    let record = |socket: &mut TcpStream| {
-        let mut record = vec![0; 5];
-        socket.read_exact(&mut record).unwrap();
-        let length = usize::from(u16::from_be_bytes([record[3], record[4]]));
-        record.resize(5 + length, 0);
-        socket.read_exact(&mut record[5..]).unwrap();
-        record
-    };
-    loop {
-        let mut out = Vec::new();
-        handshake.outgoing(&mut out);
-        socket.write_all(&out).unwrap();
-        if handshake.is_done() {
-            break;
-        }
-        handshake.record(&record(&mut socket)).unwrap();
-    }
-    let mut link = handshake.finish().unwrap();
-    let mut hello = wire::link::LinkHello {
-        machine: newer.roster[1].machine,
-        incarnation: newer.roster[1].incarnation,
-        instance: newer.place.instance,
-        epoch: newer.place.epoch,
-        rank: 1,
-        ranks: 2,
-        model: newer.place.model,
-        shard_map: newer.place.shard_map,
-        mode: newer.place.mode,
-        dtype: newer.place.dtype,
-        control: false,
-    }
-    .encode();
-    hello[4] += 1;
-    let mut sealed = Vec::new();
-    link.sealer.seal(&hello, &mut sealed);
-    socket.write_all(&sealed).unwrap();
-    // Its own hello, and then its verdict.
-    link.opener.open(&mut record(&mut socket)).unwrap();
-    let mut verdict = record(&mut socket);
-    let verdict = String::from_utf8(link.opener.open(&mut verdict).unwrap().to_vec()).unwrap();
-    let error = thread.join().unwrap().to_string();
-    for said in [&verdict, &error] {
-        assert!(said.contains("version"), "{said}");
-    }
-}
-
 #[test]
 fn strangers_and_noise_neither_enter_nor_hold_up_a_group() {
     use std::io::Write;

@@ -56,6 +56,13 @@ pub(crate) struct Up {
     pub(crate) kit: Arc<[u8]>,
 }
 
+/// What this machine has said that it holds of a model. The files on its disk may be others by now.
+pub(crate) struct Own {
+    pub(crate) weights_sha256: String,
+    /// Its engine, where it computes the model alone: the reference of the self-test.
+    pub(crate) alone: Option<Engine>,
+}
+
 /// What every life on this machine works with.
 pub(crate) struct Ground {
     pub(crate) keys: Arc<MachineKeys>,
@@ -158,12 +165,12 @@ impl Groups {
 
     /// What the coordinator wants of a rank. What comes back is said to it at once.
     ///
-    /// `alone` is this machine's own engine of the model, where there is one: the reference of the self-test.
+    /// `own` is what this machine offers of the model by itself, where it does.
     pub(crate) fn carry(
         &mut self,
         message: FromCoordinator,
         models: &[ModelConfig],
-        alone: impl Fn(&ModelName) -> Option<Engine>,
+        own: impl Fn(&ModelName) -> Option<Own>,
     ) -> Option<GroupReport> {
         match message {
             FromCoordinator::AssignGroup(assign) => {
@@ -173,7 +180,7 @@ impl Groups {
                         if instead {
                             self.end_life(key.0, "a newer life of this group begins");
                         }
-                        self.begin(assign, models, alone)
+                        self.begin(assign, models, own)
                     }
                     _ => None,
                 }
@@ -203,7 +210,7 @@ impl Groups {
         &mut self,
         assign: AssignGroup,
         models: &[ModelConfig],
-        alone: impl Fn(&ModelName) -> Option<Engine>,
+        own: impl Fn(&ModelName) -> Option<Own>,
     ) -> Option<GroupReport> {
         let refused = |detail: String| GroupReport {
             instance: assign.instance,
@@ -213,6 +220,7 @@ impl Groups {
             culprit: Some(assign.rank),
             detail,
             telemetry: None,
+            standing: None,
         };
         let Some(model) = models.iter().find(|model| model.name == assign.model && model.upstream.is_none())
         else {
@@ -232,7 +240,7 @@ impl Groups {
         let work = life::Work {
             ground: Arc::clone(&self.ground),
             model: model.clone(),
-            alone: alone(&assign.model),
+            own: own(&assign.model),
             assign,
             rosters,
             ending: ending.clone(),
@@ -247,9 +255,18 @@ impl Groups {
             }
             Err(error) => {
                 self.desk.handle(Input::Ended { instance, epoch });
+                let (phase, culprit) = (GroupPhase::Ended, Some(rank));
                 let detail = format!("no thread for the rank: {error}");
-                let (phase, culprit, telemetry) = (GroupPhase::Ended, Some(rank), None);
-                Some(GroupReport { instance, epoch, rank, phase, culprit, detail, telemetry })
+                Some(GroupReport {
+                    instance,
+                    epoch,
+                    rank,
+                    phase,
+                    culprit,
+                    detail,
+                    telemetry: None,
+                    standing: None,
+                })
             }
         }
     }

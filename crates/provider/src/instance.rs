@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{Bytes, Epoch, InstanceId, ModelName, Rng, Tokens};
-use engine::{Engine, EngineReport};
+use engine::EngineReport;
 use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
 
 use crate::assignment::desk::Life;
 use crate::attempt::lane::Kit;
-use crate::group::Up;
+use crate::group::{Own, Up};
 use crate::host::Host;
 
 /// What a loading thread says.
@@ -240,13 +240,16 @@ impl Instances {
         self.list.len() < before
     }
 
-    /// This machine's own engine of `model`, where it computes the model alone.
-    pub(crate) fn alone(&self, model: &ModelName) -> Option<Engine> {
-        self.list.iter().find_map(|instance| match &instance.state {
-            State::Ready(Host::Engine(engine)) if instance.seat.is_none() && instance.model == *model => {
-                Some(engine.clone())
-            }
-            _ => None,
+    /// What this machine offers of `model` by itself, as far as it is known.
+    pub(crate) fn own(&self, model: &ModelName) -> Option<Own> {
+        let mut own = self.list.iter().filter(|i| i.seat.is_none() && i.life.is_none() && i.model == *model);
+        own.find_map(|instance| {
+            let weights_sha256 = instance.descriptor.as_ref()?.weights_sha256.clone();
+            let alone = match &instance.state {
+                State::Ready(Host::Engine(engine)) => Some(engine.clone()),
+                _ => None,
+            };
+            Some(Own { weights_sha256, alone })
         })
     }
 

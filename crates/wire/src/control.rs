@@ -28,8 +28,8 @@ pub use assignment::{
     ModelOnDisk, Unassignment,
 };
 pub use group::{
-    AssignGroup, GROUPS, GroupAddress, GroupMember, GroupPhase, GroupPorts, GroupReport, GroupRoster,
-    GroupTelemetry, RANKS_MAX,
+    AssignGroup, GROUPS, GroupAddress, GroupLink, GroupMember, GroupPhase, GroupPorts, GroupReport,
+    GroupRoster, GroupStanding, GroupTelemetry, RANKS_MAX,
 };
 pub use probe::{
     LINK_ERROR_BYTES_MAX, LINKS_MAX, LinkOver, LinkReport, LinkReports, PEER_ADDRESSES_MAX, PEERS_MAX, Peer,

@@ -59,18 +59,32 @@ impl Network {
 
     /// Gives each machine a second wire, to a network that only they are on; its address there ends as on the first.
     pub(crate) fn second(&self) -> Result<(), String> {
-        let tag = &self.tag;
-        ip(&format!("-n {tag}hub link add br1 type bridge"))?;
-        ip(&format!("-n {tag}hub link set br1 up"))?;
+        self.another(1, "eth1", "192.168.77")
+    }
+
+    /// Gives each machine one more wire, the `nth`, at an interface of this name; its address there ends as on the first.
+    pub(crate) fn another(&self, nth: usize, interface: &str, net: &str) -> Result<(), String> {
+        let (tag, wire) = (&self.tag, Self::wire_name(nth));
+        ip(&format!("-n {tag}hub link add br{nth} type bridge"))?;
+        ip(&format!("-n {tag}hub link set br{nth} up"))?;
         for machine in 0..self.machines {
             ip(&format!(
-                "link add {tag}b{machine} netns {tag}hub type veth peer name eth1 netns {tag}m{machine}"
+                "link add {tag}{wire}{machine} netns {tag}hub type veth peer name {interface} netns {tag}m{machine}"
             ))?;
-            ip(&format!("-n {tag}hub link set {tag}b{machine} master br1 up"))?;
-            ip(&format!("-n {tag}m{machine} link set eth1 up"))?;
-            ip(&format!("-n {tag}m{machine} address add {}/24 dev eth1", Self::second_address(machine)))?;
+            ip(&format!("-n {tag}hub link set {tag}{wire}{machine} master br{nth} up"))?;
+            ip(&format!("-n {tag}m{machine} link set {interface} up"))?;
+            self.address(machine, "add", &format!("{net}.{}/24 dev {interface}", 10 + machine))?;
         }
         Ok(())
+    }
+
+    /// Adds an address to one of a machine's interfaces, or takes it away.
+    pub(crate) fn address(&self, machine: usize, what: &str, address: &str) -> Result<(), String> {
+        ip(&format!("-n {}m{machine} address {what} {address}", self.tag))
+    }
+
+    fn wire_name(nth: usize) -> &'static str {
+        ["a", "b", "c", "d", "e"][nth]
     }
 
     /// A machine's address on the second network.
@@ -80,7 +94,12 @@ impl Network {
 
     /// Cuts a machine's second wire, or mends it.
     pub(crate) fn second_wire(&self, machine: usize, state: &str) {
-        ip(&format!("-n {0}hub link set {0}b{machine} {state}", self.tag)).unwrap();
+        self.nth_wire(1, machine, state);
+    }
+
+    /// Cuts a machine's `nth` wire beside the first, or mends it.
+    pub(crate) fn nth_wire(&self, nth: usize, machine: usize, state: &str) {
+        ip(&format!("-n {0}hub link set {0}{1}{machine} {state}", self.tag, Self::wire_name(nth))).unwrap();
     }
 
     /// A program on machine `machine`, or in the hub.
@@ -92,7 +111,7 @@ impl Network {
 
     /// Cuts a machine's wire, or mends it. Nobody is told: what was sent is lost.
     pub(crate) fn wire(&self, machine: usize, state: &str) {
-        ip(&format!("-n {0}hub link set {0}a{machine} {state}", self.tag)).unwrap();
+        self.nth_wire(0, machine, state);
     }
 }
 
@@ -145,4 +164,55 @@ async fn a_machine_whose_wire_goes_dead_is_named_and_is_back_in_its_group_when_i
         api.await_eligible(1).await;
         ask_all(&api, &undisturbed).all_right().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranks_dial_the_fastest_kind_of_link_for_data_the_surest_for_control_and_the_next_where_one_is_cut() {
+    let network = Network::make(2).and_then(|network| {
+        network.another(1, "wlan0", "192.168.78")?;
+        network.another(2, "tailscale0", "100.64.9")?;
+        network.another(3, "thunderbolt0", "169.254.7")?;
+        for machine in 0..2 {
+            // A public address stands before the private one in the system's list.
+            let private = format!("{}.{}/24 dev eth0", network.subnet, 10 + machine);
+            network.address(machine, "del", &private)?;
+            network.address(machine, "add", &format!("203.0.113.{}/24 dev eth0", 10 + machine))?;
+            network.address(machine, "add", &private)?;
+        }
+        Ok(network)
+    });
+    let network = match network {
+        Ok(network) => network,
+        Err(why) => return println!("no networks of one's own on this machine ({why})"),
+    };
+    let door = format!("{}.1:0", network.subnet);
+    let coordinator = network.program(None, &["coordinator", "--listen", &door]).start();
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let machine = |index: usize, name: &str| {
+        let arguments = ["provider", "--join", &api.url, "--token", token, "--name", name, "--threads", "1"];
+        network.program(Some(index), &arguments).spawn()
+    };
+    let _machines = [machine(0, "one"), machine(1, "two")];
+    api.await_eligible(2).await;
+    let undisturbed = undisturbed(&api).await;
+    let asked = serde_json::json!({"model": "phalanx-bundled", "machines": ["one", "two"], "mode": "tensor"});
+    assert_eq!(api.post("/api/groups", &asked).await.status(), 201);
+    let dialled = |group: &serde_json::Value| {
+        let way = &group["ranks"][1]["standing"]["dialled"][0];
+        assert_eq!(way["rank"], 0, "{group:#}");
+        let ip = |what: &str| way[what].as_str().unwrap().rsplit_once(':').unwrap().0.to_owned();
+        (ip("data"), ip("control"))
+    };
+    let ethernet = format!("{}.10", network.subnet);
+    let stands = await_phase(&api, "ready", 1).await;
+    assert_eq!(dialled(&stands), ("169.254.7.10".to_owned(), ethernet.clone()), "{stands:#}");
+    // The cable is pulled: the group is lost, and stands again on what is next.
+    network.nth_wire(3, 0, "down");
+    ask_all(&api, &undisturbed).all_right().await;
+    let again = await_phase(&api, "ready", 2).await;
+    assert_eq!(dialled(&again), (ethernet.clone(), ethernet), "{again:#}");
+    assert!(again["past"][0]["fault"].as_str().unwrap().starts_with("rank "), "{again:#}");
+    api.await_eligible(1).await;
+    ask_all(&api, &undisturbed).all_right().await;
 }

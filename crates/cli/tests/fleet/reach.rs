@@ -15,7 +15,7 @@ fn states(topology: &Value, from: &str, to: &str) -> Vec<String> {
 }
 
 /// Polls who reaches whom until `done` says so.
-async fn topology(api: &Api, what: &str, done: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn topology(api: &Api, what: &str, done: impl Fn(&Value) -> bool) -> Value {
     let deadline = std::time::Instant::now() + testkit::program::PATIENCE;
     let mut pace = tokio::time::interval(std::time::Duration::from_millis(20));
     loop {

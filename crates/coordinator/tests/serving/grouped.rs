@@ -19,6 +19,7 @@ fn report(assigned: &AssignGroup, phase: GroupPhase, culprit: Option<u32>) -> Fr
         culprit,
         detail: String::new(),
         telemetry: None,
+        standing: None,
     })
 }
 
@@ -108,6 +109,7 @@ async fn a_request_that_ends_life_after_life_of_a_group_is_given_up() {
             culprit: Some(1),
             detail: "it broke".to_owned(),
             telemetry: None,
+            standing: None,
         };
         ranks[0].send(&FromProvider::GroupReport(ended));
         if lives_left > 0 {

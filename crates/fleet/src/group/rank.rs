@@ -1,7 +1,7 @@
 //! One rank of a group, as the coordinator sees it.
 
 use base::{Incarnation, MachineId, Micros};
-use wire::control::{GroupAddress, GroupTelemetry};
+use wire::control::{GroupAddress, GroupStanding, GroupTelemetry};
 
 /// How far a rank has come in this life. Ordered: what is behind never overtakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +35,8 @@ pub struct Seat {
     pub phase: RankPhase,
     /// Where its time went in this life.
     pub telemetry: Option<GroupTelemetry>,
+    /// How the group stands, as it says.
+    pub standing: Option<Box<GroupStanding>>,
 }
 
 impl Seat {
@@ -47,12 +49,23 @@ impl Seat {
             addresses: None,
             phase: RankPhase::Assigned,
             telemetry: None,
+            standing: None,
         }
     }
 
     /// A new life: nothing of the former one is left.
     pub(super) fn begin(&mut self) {
         *self = Self { incarnation: self.incarnation, assigned: self.incarnation, ..Self::new(self.machine) };
+    }
+
+    /// Takes in what its rank says of how the group stands; words are cut to what people read.
+    pub(super) fn stands(&mut self, mut standing: Box<GroupStanding>, ranks: usize) {
+        let short =
+            |text: &str, most| text.chars().filter(|c| !c.is_control()).take(most).collect::<String>();
+        standing.mode = short(&standing.mode, 20);
+        standing.fallback = short(&standing.fallback, 300);
+        standing.dialled.truncate(ranks);
+        self.standing = Some(standing);
     }
 
     /// For people.

@@ -16,11 +16,12 @@ use link::{
     Candidate, FormError, Gathering, LinkType, Listener, Member, Place, Purpose, Stopper, Telemetry, Timing,
 };
 use wire::control::{
-    AssignGroup, GroupAddress, GroupPhase, GroupPorts, GroupReport, GroupRoster, GroupTelemetry,
+    AssignGroup, GroupAddress, GroupLink, GroupPhase, GroupPorts, GroupReport, GroupRoster, GroupStanding,
+    GroupTelemetry,
 };
 use wire::link::{Mode, WireType};
 
-use super::{Ending, Ground, GroupNews, Up, reference};
+use super::{Ending, Ground, GroupNews, Own, Up, reference};
 use crate::assignment::sized_for;
 use crate::config::ModelConfig;
 use crate::load::{chain, describe};
@@ -34,7 +35,7 @@ const ACCOUNT: Duration = Duration::from_secs(1);
 pub(super) struct Work {
     pub(super) ground: Arc<Ground>,
     pub(super) model: ModelConfig,
-    pub(super) alone: Option<Engine>,
+    pub(super) own: Option<Own>,
     pub(super) assign: AssignGroup,
     pub(super) rosters: Receiver<GroupRoster>,
     pub(super) ending: Ending,
@@ -87,6 +88,7 @@ impl Work {
             culprit: end.and_then(|end| end.culprit),
             detail: end.map(|end| end.detail.chars().take(500).collect()).unwrap_or_default(),
             telemetry,
+            standing: None,
         }
     }
 
@@ -116,6 +118,7 @@ impl Work {
             .map_err(|e| self.own_fault(chain(&e)))?;
         let kit: Arc<[u8]> = loaded.kit().to_bytes().into();
         let mut descriptor = describe(&self.model, &loaded, &kit, &self.ground.folder);
+        self.is_what_it_was(&descriptor.weights_sha256)?;
         let map = self.divide(&loaded)?;
         let roster = self.await_roster()?;
         let group = self.form(&listener, &roster, &map, &descriptor.weights_sha256)?;
@@ -125,7 +128,11 @@ impl Work {
         if self.ending.cancel.is_cancelled() {
             return Err(self.ended_from_outside());
         }
-        self.tell(GroupNews::Report(self.report(GroupPhase::Loading, None, None)));
+        let standing = Some(Box::new(self.standing(&loaded, &map, &telemetry)));
+        self.tell(GroupNews::Report(GroupReport {
+            standing,
+            ..self.report(GroupPhase::Loading, None, None)
+        }));
         let mut config = self.sized(&loaded, &map);
         config.group_patience_us = base::Micros(self.assign.patience_us);
         let seat = GroupSeat { map, communicator: Box::new(group) };
@@ -146,7 +153,7 @@ impl Work {
         let folder = self.ground.folder.clone();
         if let Err(detail) = reference::check(
             &engine,
-            self.alone.take().as_ref(),
+            self.own.take().and_then(|own| own.alone).as_ref(),
             &folder,
             &descriptor.weights_sha256,
             vocabulary,
@@ -169,6 +176,22 @@ impl Work {
         Ok(end)
     }
 
+    /// Whether the files still are what this machine told the coordinator that it holds. Others would make one group too,
+    /// but one whose answers cannot go on where it is lost, and that nothing here could be held to.
+    fn is_what_it_was(&self, weights_sha256: &str) -> Result<(), End> {
+        let short = |hash: &str| hash.chars().take(12).collect::<String>();
+        match &self.own {
+            Some(own) if own.weights_sha256 != weights_sha256 => Err(self.own_fault(format!(
+                "the files of {} changed since this provider looked at them (weights {}, now {}): start it again to \
+                 serve what is there now, or put back what was",
+                self.assign.model,
+                short(&own.weights_sha256),
+                short(weights_sha256)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// How the model is divided: a function of what the coordinator said and of the model, so every rank finds the same;
     /// the hello on each link compares.
     fn divide(&self, loaded: &LoadedModel) -> Result<ShardMap, End> {
@@ -181,9 +204,36 @@ impl Work {
             return Ok(map);
         }
         let mode: GroupMode = self.assign.mode.parse().map_err(|e: String| self.own_fault(e))?;
-        let members: Vec<Weight> =
-            self.assign.members.iter().map(|m| Weight { speed: m.speed.max(1), memory: None }).collect();
-        loaded.divide(mode, &members).map_err(|e| self.own_fault(chain(&e)))
+        loaded.divide(mode, &self.weights()).map_err(|e| self.own_fault(chain(&e)))
+    }
+
+    /// What this rank knows of how its group came to stand.
+    fn standing(&self, loaded: &LoadedModel, map: &ShardMap, telemetry: &Telemetry) -> GroupStanding {
+        let mode = match mode_of(map) {
+            Mode::Grid => format!("{}x{}", map.stages(), map.ranks() / map.stages().max(1)),
+            mode => mode.name().to_owned(),
+        };
+        let is_choice = self.assign.shard_map.is_none() && self.assign.mode.parse() == Ok(GroupMode::Auto);
+        let fallback = match is_choice && mode_of(map) != Mode::Tensor {
+            true => loaded.divide(GroupMode::Tensor, &self.weights()).err().map(|error| chain(&error)),
+            false => None,
+        };
+        let number = |rank: usize| u32::try_from(rank).unwrap_or(u32::MAX);
+        let link = |link: &link::Dialled| GroupLink {
+            rank: number(link.rank),
+            data: link.data,
+            control: link.control,
+        };
+        GroupStanding {
+            mode,
+            fallback: fallback.unwrap_or_default(),
+            retries: telemetry.retries(),
+            dialled: telemetry.dialled().iter().map(link).collect(),
+        }
+    }
+
+    fn weights(&self) -> Vec<Weight> {
+        self.assign.members.iter().map(|m| Weight { speed: m.speed.max(1), memory: None }).collect()
     }
 
     /// The engine's settings: context and batch as the coordinator wants them, with a cache of this rank's part of each.
@@ -360,6 +410,7 @@ fn sum(account: &Account, telemetry: &Telemetry) -> GroupTelemetry {
         wait_us: us(decode.wait_ns + prefill.wait_ns),
         bytes_sent: traffic.bytes_sent,
         messages_sent: traffic.messages_sent,
+        malformed: telemetry.malformed(),
     }
 }
 

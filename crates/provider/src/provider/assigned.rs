@@ -241,6 +241,6 @@ impl Provider {
 
 fn refused(assign: &AssignGroup, detail: String) -> GroupReport {
     let (instance, epoch, rank): (InstanceId, Epoch, u32) = (assign.instance, assign.epoch, assign.rank);
-    let (phase, culprit, telemetry) = (GroupPhase::Ended, Some(rank), None);
-    GroupReport { instance, epoch, rank, phase, culprit, detail, telemetry }
+    let (phase, culprit) = (GroupPhase::Ended, Some(rank));
+    GroupReport { instance, epoch, rank, phase, culprit, detail, telemetry: None, standing: None }
 }

@@ -17,7 +17,7 @@ impl Provider {
             None => self.config.models.clone(),
         };
         let instances = &self.instances;
-        let refused = self.groups.carry(message, &models, |model| instances.alone(model));
+        let refused = self.groups.carry(message, &models, |model| instances.own(model));
         if let Some(report) = refused {
             self.say(&FromProvider::GroupReport(report));
         }

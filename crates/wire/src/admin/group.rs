@@ -3,7 +3,7 @@
 use base::{Epoch, InstanceId, MachineId, ModelName};
 use serde::{Deserialize, Serialize};
 
-use crate::control::GroupTelemetry;
+use crate::control::{GroupStanding, GroupTelemetry};
 
 /// `POST /api/groups`: let machines run one model together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,8 +66,26 @@ pub struct GroupStatus {
     /// The last of them, in words: who is to blame, and for what.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub last_fault: String,
+    /// The last lives that ended so, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<PastLife>,
     /// By rank.
     pub ranks: Vec<RankStatus>,
+}
+
+/// A life of a group that ended in a fault.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PastLife {
+    /// Which.
+    pub epoch: Epoch,
+    /// Who is to blame, and for what.
+    pub fault: String,
+    /// How far it had come: `forming`, `loading`, `ready`.
+    pub phase: String,
+    /// How long it had been so, in microseconds.
+    pub lasted_us: u64,
+    /// How long ago it ended, in microseconds.
+    pub ago_us: u64,
 }
 
 /// One rank of a group.
@@ -84,4 +102,7 @@ pub struct RankStatus {
     /// Where its time went in this life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<GroupTelemetry>,
+    /// How the group stands, seen from this rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Box<GroupStanding>>,
 }

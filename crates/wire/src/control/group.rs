@@ -125,6 +125,36 @@ pub struct GroupReport {
     /// Where its time went so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<GroupTelemetry>,
+    /// How the group came to stand, said once its links do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Box<GroupStanding>>,
+}
+
+/// How a group stands, seen from one rank.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStanding {
+    /// How the model is divided: `tensor`, `pipeline`, or stages x ranks as in `2x2`.
+    pub mode: String,
+    /// Where `auto` was asked for and `tensor` could not be: why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fallback: String,
+    /// Tries at links that failed before all of them stood.
+    #[serde(default)]
+    pub retries: u64,
+    /// Where this rank dialled those below it, which dial nobody above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dialled: Vec<GroupLink>,
+}
+
+/// Where a rank dialled another: the first address of its order that worked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupLink {
+    /// Whom.
+    pub rank: u32,
+    /// Where, for sums and activations: the fastest kind of link first.
+    pub data: core::net::SocketAddr,
+    /// Where, for what is small and urgent: the surest kind first.
+    pub control: core::net::SocketAddr,
 }
 
 /// How far a rank has come.
@@ -163,4 +193,7 @@ pub struct GroupTelemetry {
     pub bytes_sent: u64,
     /// Messages sent.
     pub messages_sent: u64,
+    /// Control frames that came and could not be read.
+    #[serde(default)]
+    pub malformed: u64,
 }

@@ -473,7 +473,18 @@ pub(crate) fn group_report() -> wire::control::GroupReport {
             wait_us: 6,
             bytes_sent: 7_000,
             messages_sent: 80,
+            malformed: 0,
         }),
+        standing: Some(Box::new(wire::control::GroupStanding {
+            mode: "pipeline".to_owned(),
+            fallback: "2 KV heads cannot be divided".to_owned(),
+            retries: 1,
+            dialled: vec![wire::control::GroupLink {
+                rank: 0,
+                data: "169.254.1.5:41000".parse().expect("an address"),
+                control: "192.168.1.5:41000".parse().expect("an address"),
+            }],
+        })),
     }
 }
 
