@@ -4,6 +4,8 @@
 //! differs, the whole file as it would be now is left under `target/tmp`; a change of meaning needs a new capability or
 //! protocol version, not just a new line.
 
+#[path = "golden/probes.rs"]
+mod probes;
 #[path = "golden/samples.rs"]
 mod samples;
 
@@ -199,7 +201,7 @@ fn what_ranks_say_to_each_other_is_these_bytes_and_reads_back() {
             (name, hex(&frame))
         })
         .chain([("hello", hex(&samples::link_hello().encode()))])
-        .chain(samples::probe_messages().into_iter().map(|(name, message)| {
+        .chain(probes::messages().into_iter().map(|(name, message)| {
             let bytes = message.encode();
             assert_eq!(ProbeMessage::decode(&bytes), Ok(message), "{name}");
             for cut in 0..bytes.len() {

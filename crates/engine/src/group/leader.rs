@@ -85,8 +85,6 @@ pub(crate) fn lead(
     };
     limits.check()?;
     let speed = self_test(&mut leader, &limits, model.spec().vocabulary);
-    leader.rank.report.decode = Default::default();
-    leader.rank.report.prefill = Default::default();
     if let Some(end) = leader.end.clone() {
         return Err(StartError::Group(GroupError::Lost(end)));
     }

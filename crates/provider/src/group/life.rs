@@ -128,11 +128,7 @@ impl Work {
         if self.ending.cancel.is_cancelled() {
             return Err(self.ended_from_outside());
         }
-        let standing = Some(Box::new(self.standing(&loaded, &map, &telemetry)));
-        self.tell(GroupNews::Report(GroupReport {
-            standing,
-            ..self.report(GroupPhase::Loading, None, None)
-        }));
+        self.tell(GroupNews::Report(self.stands(&loaded, &map, &telemetry)));
         let mut config = self.sized(&loaded, &map);
         config.group_patience_us = base::Micros(self.assign.patience_us);
         let seat = GroupSeat { map, communicator: Box::new(group) };
@@ -207,8 +203,8 @@ impl Work {
         loaded.divide(mode, &self.weights()).map_err(|e| self.own_fault(chain(&e)))
     }
 
-    /// What this rank knows of how its group came to stand.
-    fn standing(&self, loaded: &LoadedModel, map: &ShardMap, telemetry: &Telemetry) -> GroupStanding {
+    /// That the links stand, and what this rank knows of how they came to.
+    fn stands(&self, loaded: &LoadedModel, map: &ShardMap, telemetry: &Telemetry) -> GroupReport {
         let mode = match mode_of(map) {
             Mode::Grid => format!("{}x{}", map.stages(), map.ranks() / map.stages().max(1)),
             mode => mode.name().to_owned(),
@@ -224,12 +220,13 @@ impl Work {
             data: link.data,
             control: link.control,
         };
-        GroupStanding {
+        let standing = GroupStanding {
             mode,
             fallback: fallback.unwrap_or_default(),
             retries: telemetry.retries(),
             dialled: telemetry.dialled().iter().map(link).collect(),
-        }
+        };
+        GroupReport { standing: Some(Box::new(standing)), ..self.report(GroupPhase::Loading, None, None) }
     }
 
     fn weights(&self) -> Vec<Weight> {

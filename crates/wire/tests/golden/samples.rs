@@ -457,6 +457,7 @@ pub(crate) fn group_address() -> wire::control::GroupAddress {
 }
 
 pub(crate) fn group_report() -> wire::control::GroupReport {
+    let at = |address: &str| address.parse().expect("an address");
     wire::control::GroupReport {
         instance: INSTANCE,
         epoch: Epoch(3),
@@ -481,21 +482,9 @@ pub(crate) fn group_report() -> wire::control::GroupReport {
             retries: 1,
             dialled: vec![wire::control::GroupLink {
                 rank: 0,
-                data: "169.254.1.5:41000".parse().expect("an address"),
-                control: "192.168.1.5:41000".parse().expect("an address"),
+                data: at("10.0.0.5:41"),
+                control: at("10.0.1.5:41"),
             }],
         })),
     }
-}
-
-/// What machines say that try whether one reaches the other.
-pub(crate) fn probe_messages() -> Vec<(&'static str, wire::link::ProbeMessage<'static>)> {
-    use wire::link::ProbeMessage::{Bulk, Hello, Ping, Pong, Took};
-    vec![
-        ("probe_hello", Hello { busy: true }),
-        ("probe_ping", Ping(7)),
-        ("probe_pong", Pong(7)),
-        ("probe_bulk", Bulk { last: true, filler: b"xyz" }),
-        ("probe_took", Took(65_536)),
-    ]
 }
