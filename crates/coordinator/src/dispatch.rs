@@ -175,7 +175,7 @@ impl Serving {
         self.record(outcome);
         if let Err(Stop::Failed(problem, _)) = ended {
             let limit = span(self.core.config.requests.reader_us_max);
-            self.events.fail(Event::Failed(problem), limit).await;
+            self.events.fail(Event::Failed(Box::new(problem)), limit).await;
         }
         if let Out::Tape { .. } = self.events {
             if !self.started {
@@ -228,7 +228,7 @@ impl Serving {
         self.work.timings.since(Segment::Settle, start);
         if ended.is_ok() {
             // Whoever has the whole answer and reads no more must not keep the request's place for ever.
-            let _ = self.send(Event::Settled(self.work.timings.clone())).await;
+            let _ = self.send(Event::Settled(Box::new(self.work.timings.clone()))).await;
         }
         ended
     }

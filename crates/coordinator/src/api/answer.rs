@@ -83,7 +83,7 @@ pub(super) enum Told {
     /// It has waited long, and waits still.
     Waiting,
     /// The first token came.
-    Started(Timings),
+    Started(Box<Timings>),
     /// A piece of a choice.
     Part { choice: u32, part: Part, logprobs: Option<Vec<TokenLogprob>> },
     /// A piece of a choice that its caller, who came back, has already.
@@ -91,11 +91,11 @@ pub(super) enum Told {
     /// A choice is whole.
     End { choice: u32, end: End, stop_text: Option<String> },
     /// All are. Whoever answers a caller ends here: the settlement is the ledger's time, and no caller's.
-    Complete(Usage, Timings),
+    Complete(Usage, Box<Timings>),
     /// And settled.
-    Settled(Timings),
+    Settled(Box<Timings>),
     /// There is no (more) answer.
-    Failed(Problem),
+    Failed(Box<Problem>),
 }
 
 /// One choice on its way.
@@ -199,7 +199,8 @@ impl Answering {
             let Some((at, event)) = heard else { return Poll::Pending };
             self.next = at + 1;
             // A task that ends without a terminal has panicked.
-            let event = event.unwrap_or(Event::Failed(Problem::Internal("the request's task ended")));
+            let event = event
+                .unwrap_or_else(|| Event::Failed(Box::new(Problem::Internal("the request's task ended"))));
             self.take(at, event);
         }
     }
@@ -281,7 +282,7 @@ impl Answering {
         self.told.push_back(Told::End { choice, end, stop_text: finished.stop_text });
         if self.lanes.iter().all(|lane| lane.usage.is_some()) {
             let sum = self.lanes.iter().filter_map(|lane| lane.usage).fold(Usage::default(), Usage::plus);
-            self.told.push_back(Told::Complete(sum, *finished.timings));
+            self.told.push_back(Told::Complete(sum, finished.timings));
         }
     }
 }
@@ -361,9 +362,11 @@ pub(super) async fn collect(mut answering: Answering) -> Result<Whole, Problem> 
                 choices[choice as usize].end = end;
                 choices[choice as usize].stop_text = stop_text;
             }
-            Told::Complete(usage, timings) => return Ok(Whole { choices, usage, timings }),
+            Told::Complete(usage, timings) => {
+                return Ok(Whole { choices, usage, timings: *timings });
+            }
             Told::Settled(_) => {}
-            Told::Failed(problem) => return Err(problem),
+            Told::Failed(problem) => return Err(*problem),
         }
     }
     Err(Problem::Internal("an answer ended without its end"))

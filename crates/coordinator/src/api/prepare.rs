@@ -100,7 +100,7 @@ impl Prepared {
 /// An answer that is a problem.
 fn failed(problem: Problem) -> mpsc::Receiver<Event> {
     let (to, from) = mpsc::channel(1);
-    let sent = to.try_send(Event::Failed(problem));
+    let sent = to.try_send(Event::Failed(Box::new(problem)));
     debug_assert!(sent.is_ok(), "a new channel has room");
     from
 }

@@ -102,7 +102,7 @@ async fn finish(
 ) -> Result<Response, Problem> {
     while let Some(told) = answering.next().await {
         if let Told::Failed(problem) = told {
-            return Err(problem);
+            return Err(*problem);
         }
         let timings = if let Told::Settled(timings) = &told { Some(timings.clone()) } else { None };
         writer.take(told);
@@ -122,10 +122,10 @@ async fn begin_stream(
     mut dropped: Dropped,
     said: Said,
 ) -> Result<Response, Problem> {
-    let ended = || Told::Failed(Problem::Internal("an answer ended without its end"));
+    let ended = || Told::Failed(Box::new(Problem::Internal("an answer ended without its end")));
     let first = answering.next().await.unwrap_or_else(ended);
     let timings = match &first {
-        Told::Failed(problem) => return Err(problem.clone()),
+        Told::Failed(problem) => return Err((**problem).clone()),
         Told::Started(timings) => Some(timings.clone()),
         _ => None,
     };
@@ -136,7 +136,7 @@ async fn begin_stream(
     core.tasks.spawn(run(writer, answering));
     let body = Body::from_stream(Progress::stream(core, kept, 0, true));
     let mut response = streaming(body, "text/event-stream; charset=utf-8", |_| {});
-    said.put(response.headers_mut(), timings.as_ref());
+    said.put(response.headers_mut(), timings.as_deref());
     Ok(response)
 }
 

@@ -113,10 +113,10 @@ pub(super) async fn respond<S: Shape>(
     said: Said,
     shape: S,
 ) -> Result<Response, Problem> {
-    let ended = || Told::Failed(Problem::Internal("an answer ended without its end"));
+    let ended = || Told::Failed(Box::new(Problem::Internal("an answer ended without its end")));
     let first = answering.next().await.unwrap_or_else(ended);
     let timings = match &first {
-        Told::Failed(problem) => return Err(problem.clone()),
+        Told::Failed(problem) => return Err((**problem).clone()),
         Told::Started(timings) => Some(timings.clone()),
         _ => None,
     };
@@ -124,7 +124,7 @@ pub(super) async fn respond<S: Shape>(
     let pending = VecDeque::from([first]);
     let writing = Writing { choices, answering, shape, pending, begun: false, over: false };
     let body = Body::from_stream(futures_util::stream::unfold(writing, Writing::next));
-    Ok(streaming(body, S::CONTENT_TYPE, |headers| said.put(headers, timings.as_ref())))
+    Ok(streaming(body, S::CONTENT_TYPE, |headers| said.put(headers, timings.as_deref())))
 }
 
 /// A response whose body comes as it is made.

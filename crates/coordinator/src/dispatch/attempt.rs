@@ -260,7 +260,7 @@ impl Serving {
             if let Err(stop) = self.reserved().await {
                 return Some(self.stop(flight, finish.is_some(), stop));
             }
-            if let Err(stop) = self.send(Event::Started(self.work.timings.clone())).await {
+            if let Err(stop) = self.send(Event::Started(Box::new(self.work.timings.clone()))).await {
                 return Some(self.stop(flight, finish.is_some(), stop));
             }
         }

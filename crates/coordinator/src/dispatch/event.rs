@@ -8,20 +8,21 @@ use crate::problem::Problem;
 use crate::segments::Timings;
 
 /// What a request's caller is told, in this order: `Waiting` any number of times, `Started`, `Delta`s, and then
-/// `Finished` and `Settled`, or at any point `Failed`, which is the last.
+/// `Finished` and `Settled`, or at any point `Failed`, which is the last. What is large and said once is apart: a channel
+/// has room for dozens of these from its first moment on, and each token's is moved several times.
 pub(crate) enum Event {
     /// It has waited long, and waits still.
     Waiting,
     /// The first token came: from here on there is a status line.
-    Started(Timings),
+    Started(Box<Timings>),
     /// More of the answer.
     Delta(Delta),
     /// The answer is whole.
     Finished(Finished),
     /// And settled: every segment is known.
-    Settled(Timings),
+    Settled(Box<Timings>),
     /// There will be no (more) answer.
-    Failed(Problem),
+    Failed(Box<Problem>),
 }
 
 /// More of an answer. Not `Debug`.
@@ -99,5 +100,16 @@ impl Interrupt {
             Self::Expired => Stop::failed(Problem::Expired),
             Self::Limit => limit(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_token_is_moved_in_is_small() {
+        assert!(size_of::<Event>() <= 128, "{} bytes", size_of::<Event>());
+        assert!(size_of::<crate::uplink::attempts::FromMachine>() <= 64);
     }
 }

@@ -36,12 +36,12 @@ pub(crate) struct Tape {
 }
 
 struct State {
-    started: Option<Timings>,
+    started: Option<Box<Timings>>,
     pieces: Vec<Delta>,
     bytes: usize,
     finished: Option<Finished>,
-    settled: Option<Timings>,
-    failed: Option<Problem>,
+    settled: Option<Box<Timings>>,
+    failed: Option<Box<Problem>>,
     readers: usize,
     /// Since when nobody reads it.
     unread_since: Instant,
@@ -232,11 +232,11 @@ mod tests {
         let tasks = TaskTracker::new();
         let (beat, most) = (Duration::from_secs(60), Duration::from_secs(60));
         let early = tokio::spawn(text(tape.play(&tasks, beat, most)));
-        tape.record(Event::Started(Timings::default()));
+        tape.record(Event::Started(Box::default()));
         tape.record(piece("one "));
         let middle = tokio::spawn(text(tape.play(&tasks, beat, most)));
         tape.record(piece("two"));
-        tape.record(Event::Settled(Timings::default()));
+        tape.record(Event::Settled(Box::default()));
         let late = tape.play(&tasks, beat, most);
         for reader in [early.await.unwrap(), middle.await.unwrap(), text(late).await] {
             assert_eq!(reader, ("one two".to_owned(), true));

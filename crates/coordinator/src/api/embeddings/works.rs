@@ -284,7 +284,7 @@ async fn hear(mut events: mpsc::Receiver<Event>) -> Result<Got, Problem> {
                 let vector = vector.ok_or(Problem::Expired)?;
                 return Ok(Got { vector, timings: *finished.timings });
             }
-            Event::Failed(problem) => return Err(problem),
+            Event::Failed(problem) => return Err(*problem),
         }
     }
     Err(Problem::Internal("an embedding ended without its end"))
