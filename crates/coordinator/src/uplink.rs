@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
+use base::KeyId;
 use futures_util::StreamExt;
 use wire::control::{FromCoordinator, RefusalCode, Refused};
 
@@ -99,6 +100,7 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
         Ok(after) => core.carry_out(None, after),
         Err(refused) => return refuse(&core, &mut socket, refused).await,
     }
+    core.look_again(&session, &admitted.hello.token).await;
     let up = fleet::group::Input::MachineUp { machine: session.machine, incarnation: session.incarnation };
     core.group_input(None, &up);
     tracing::info!(machine = %session.machine, name = session.name, agent = admitted.hello.agent, "a machine joined");
@@ -121,6 +123,30 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
     session.lanes.close.cancel();
     // The writer ends by itself: each of its writes has a deadline.
     let _ = writer.await;
+}
+
+impl Core {
+    /// A machine's key may have been revoked after it was looked at and before whoever revoked it could find the session.
+    async fn look_again(&self, session: &Session, token: &str) {
+        if let Some(key) = session.joined_with
+            && handshake::admitted_by(self, token).await.is_err()
+        {
+            self.end_joined(key);
+        }
+    }
+
+    /// Ends the connections of machines that joined with a key which is no more.
+    pub(crate) fn end_joined(&self, key: KeyId) {
+        for session in self.machines.sessions().into_iter().filter(|s| s.joined_with == Some(key)) {
+            tracing::info!(machine = %session.machine, name = session.name, %key, "a machine's key was revoked");
+            session.lanes.control(FromCoordinator::Refused(Refused {
+                code: RefusalCode::BadToken,
+                reason: "the key that this machine joined with was revoked".to_owned(),
+                remedy: "give it another key with the scope join, with --token".to_owned(),
+            }));
+            session.lanes.close.cancel();
+        }
+    }
 }
 
 /// Says why not, and closes.

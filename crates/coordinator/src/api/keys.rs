@@ -99,6 +99,7 @@ pub(super) async fn rotate(
         .await
         .map_err(|error| failed(&error))?;
     core.store.revoke_key(key, unix_s()).await.map_err(|error| failed(&error))?;
+    core.end_joined(key);
     note(&core, &by, "key.rotate", key.to_string(), format!("to {}", created.key.id)).await?;
     Ok((StatusCode::CREATED, Json(created)))
 }
@@ -115,6 +116,7 @@ pub(super) async fn revoke(
     let key: KeyId = id.parse().map_err(|_| missing())?;
     let revoked = core.store.revoke_key(key, unix_s()).await.map_err(|error| failed(&error))?;
     let revoked = revoked.ok_or_else(missing)?;
+    core.end_joined(key);
     note(&core, &by, "key.revoke", revoked.id.to_string(), String::new()).await?;
     Ok(Json(revoked))
 }

@@ -1,7 +1,7 @@
 //! Who is there: a hello with a token, a challenge, a proof.
 
 use axum::extract::ws::{Message, WebSocket};
-use base::AccountId;
+use base::{AccountId, KeyId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use wire::admin::Scope;
@@ -19,8 +19,8 @@ const CAPABILITIES: [&str; 4] = [REOFFER, CREDIT, GROUPS, ASSIGNMENTS];
 pub(crate) struct Admitted {
     pub(crate) hello: Hello,
     pub(crate) sealing_key: Vec<u8>,
-    /// Whose machine it is, where it came with an account's own key.
-    pub(crate) owner: Option<AccountId>,
+    /// Whose machine it is, where it came with an account's own key; and that key.
+    pub(crate) lent: Option<(AccountId, KeyId)>,
 }
 
 /// Why there is no session.
@@ -48,7 +48,7 @@ pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Adm
             format!("update Phalanx on the {newer}'s machine"),
         ));
     }
-    let owner = admitted_by(core, &hello.token).await?;
+    let lent = admitted_by(core, &hello.token).await?;
     if hello.name.is_empty() || hello.name.len() > 200 || hello.name.chars().any(char::is_control) {
         return Err(refused(
             RefusalCode::BadMessage,
@@ -85,11 +85,11 @@ pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Adm
             "delete the provider's identity file, so that it makes a new one",
         ));
     }
-    Ok(Admitted { hello, sealing_key, owner })
+    Ok(Admitted { hello, sealing_key, lent })
 }
 
 /// What a machine may come with: the coordinator's own token, or a key that may join machines, which are then its account's.
-async fn admitted_by(core: &Core, token: &str) -> Result<Option<AccountId>, Failed> {
+pub(super) async fn admitted_by(core: &Core, token: &str) -> Result<Option<(AccountId, KeyId)>, Failed> {
     let hash = trust::hash_secret(token);
     if trust::secrets_equal(&hash, &core.join_hash) {
         return Ok(None);
@@ -100,7 +100,7 @@ async fn admitted_by(core: &Core, token: &str) -> Result<Option<AccountId>, Fail
     };
     match core.store.key_by_hash(hash).await.map_err(unavailable)? {
         Some(key) if crate::api::is_good(&key) && key.terms.scopes.contains(&Scope::Join) => {
-            Ok(Some(key.account))
+            Ok(Some((key.account, key.id)))
         }
         _ => Err(refused(
             RefusalCode::BadToken,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::Message;
-use base::{AccountId, Incarnation, MachineId};
+use base::{AccountId, Incarnation, KeyId, MachineId};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
@@ -35,6 +35,8 @@ pub(crate) struct Session {
     pub(crate) name: String,
     /// Whose machine it is: the account whose key it joined with.
     pub(crate) owner: Option<AccountId>,
+    /// That key.
+    pub(crate) joined_with: Option<KeyId>,
     pub(crate) lanes: Lanes,
     pub(crate) attempts: Attempts,
     /// Whether attempts outlive this connection.
@@ -80,7 +82,8 @@ impl Session {
         let session = Self {
             machine: admitted.hello.machine,
             name: admitted.hello.name.clone(),
-            owner: admitted.owner,
+            owner: admitted.lent.map(|(account, _)| account),
+            joined_with: admitted.lent.map(|(_, key)| key),
             lanes,
             attempts: Attempts::default(),
             reoffers: has(REOFFER),

@@ -208,3 +208,40 @@ async fn no_bytes_whatever_from_a_provider_bring_the_coordinator_down() {
     eventually("the good provider stays", good_stays).await;
     drop(good);
 }
+
+#[tokio::test]
+async fn a_machine_whose_key_is_revoked_or_rotated_is_told_and_sent_away_and_others_stay() {
+    let house = House::open().await;
+    let mut other = connect(&house).await;
+    let offer = Offer::default();
+    say(&mut other, &hello(&offer, &house.token)).await;
+    prove(&mut other, &offer, &house.token).await;
+    assert!(matches!(hear(&mut other).await, Some(FromCoordinator::Welcome(_))));
+    for rotate in [false, true] {
+        let body = json!({"name": "lender", "terms": {"scopes": ["join"]}});
+        let made: wire::admin::CreatedKey =
+            house.post("/api/keys", &body).send().await.unwrap().json().await.unwrap();
+        let offer = Offer::default();
+        let mut socket = connect(&house).await;
+        say(&mut socket, &hello(&offer, &made.secret)).await;
+        prove(&mut socket, &offer, &made.secret).await;
+        assert!(matches!(hear(&mut socket).await, Some(FromCoordinator::Welcome(_))));
+        let key = house.url(&format!("/api/keys/{}", made.key.id));
+        let ended = if rotate {
+            house.http.post(format!("{key}/rotate")).bearer_auth(&house.key).send().await.unwrap()
+        } else {
+            house.http.delete(key).bearer_auth(&house.key).send().await.unwrap()
+        };
+        assert!(ended.status().is_success());
+        let told = refused(&mut socket).await;
+        assert_eq!(told.code, RefusalCode::BadToken);
+        assert!(told.reason.contains("revoked"), "{}", told.reason);
+        assert!(hear(&mut socket).await.is_none(), "the connection closes");
+        let mut again = connect(&house).await;
+        say(&mut again, &hello(&offer, &made.secret)).await;
+        assert_eq!(refused(&mut again).await.code, RefusalCode::BadToken);
+    }
+    let status: wire::admin::FleetStatus = house.get("/api/status").await.json().await.unwrap();
+    let here = |m: &&wire::admin::MachineStatus| m.machine == offer.keys.machine() && m.connected;
+    assert_eq!(status.machines.iter().filter(here).count(), 1, "who came with the coordinator's token stays");
+}
