@@ -5,6 +5,7 @@
 //! Start with [`scenarios::run`], [`engine::run`], [`group::run`] and
 //! [`route::run`].
 
+pub mod deploy;
 pub mod engine;
 pub mod failover;
 pub mod gateway;

@@ -23,6 +23,8 @@ pub(crate) enum Verb {
     Place(bench::place::Options),
     /// A deployment whose machines and coordinator are killed: how long until it is placed again, and serves.
     Reconcile(bench::reconcile::Options),
+    /// What a preview says, against where a deployment is then placed and how fast it then is.
+    Deploy(bench::deploy::Options),
     /// Two models of unlike speed, with a machine for each and with both on both: what one costs the other.
     Isolation(bench::isolation::Options),
 }
@@ -37,6 +39,7 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::StandIn(options) => bench::gateway::stand_in(options).await?,
         Verb::Route(options) => tokio::task::spawn_blocking(move || bench::route::run(&options)).await??,
         Verb::Reconcile(options) => bench::reconcile::run(options).await?,
+        Verb::Deploy(options) => bench::deploy::run(options).await?,
         Verb::Isolation(options) => bench::isolation::run(options).await?,
         Verb::Place(options) => tokio::task::spawn_blocking(move || bench::place::run(&options)).await??,
     };

@@ -91,6 +91,9 @@ struct ManagedOptions {
     /// Memory that models may take together, as in 24GiB [default: what is free at the start].
     #[arg(long, value_name = "SIZE", value_parser = serving::parse_bytes, requires = "managed")]
     memory_limit: Option<base::Bytes>,
+    /// A folder in which providers of one machine share what that machine was measured to do.
+    #[arg(long, value_name = "DIR", requires = "managed", hide = true)]
+    measured_beside: Option<std::path::PathBuf>,
     /// What selectors of deployments may ask for, as in room=attic,gpu=none.
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = parse_label, requires = "managed")]
     labels: Vec<(String, String)>,
@@ -110,6 +113,7 @@ impl ManagedOptions {
             memory_limit: self.memory_limit,
             labels: self.labels,
             engine: engine.config(),
+            measured_beside: self.measured_beside,
             ..ManagedConfig::default()
         })
     }

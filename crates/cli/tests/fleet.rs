@@ -48,3 +48,5 @@ mod six;
 mod traces;
 #[path = "fleet/upstream.rs"]
 mod upstream;
+#[path = "fleet/witness.rs"]
+mod witness;

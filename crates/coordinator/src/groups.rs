@@ -1,7 +1,7 @@
 //! The groups: instances that several machines make together. Each has a state machine (`fleet::group`); this carries what
 //! happens to it, and does what it says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,13 +63,13 @@ impl Entries {
         self.list.push(entry);
     }
 
-    fn remove(&mut self, instance: InstanceId) {
-        if let Some(at) = self.at.remove(&instance) {
-            self.list.remove(at);
-            for (at, entry) in self.list.iter().enumerate().skip(at) {
-                self.at.insert(entry.instance, at);
-            }
+    fn remove(&mut self, instance: InstanceId) -> Option<Entry> {
+        let at = self.at.remove(&instance)?;
+        let removed = self.list.remove(at);
+        for (at, entry) in self.list.iter().enumerate().skip(at) {
+            self.at.insert(entry.instance, at);
         }
+        Some(removed)
     }
 }
 
@@ -77,6 +77,8 @@ impl Entries {
 #[derive(Default)]
 pub(crate) struct Groups {
     entries: Mutex<Entries>,
+    /// Of deployments' instances between two lives: the life before, for what went wrong in it and in those before it.
+    ended: Mutex<VecDeque<(InstanceId, Group)>>,
     sooner: Notify,
 }
 
@@ -152,6 +154,24 @@ impl Groups {
             }
         };
         entries.list.iter().map(status).collect()
+    }
+
+    /// Takes an instance's entry out, and remembers what went wrong with it.
+    fn take_out(&self, instance: InstanceId, entries: &mut Entries) {
+        let Some(entry) = entries.remove(instance) else { return };
+        if entry.deployed.is_some() && entry.group.faults().0 > 0 {
+            let mut ended = self.ended.lock();
+            ended.retain(|(of, _)| *of != instance);
+            ended.truncate(GROUPS_MAX - 1);
+            ended.push_front((instance, entry.group));
+        }
+    }
+
+    /// The life of an instance before this one, where it ended in a fault.
+    fn life_before(&self, instance: InstanceId) -> Option<Group> {
+        let mut ended = self.ended.lock();
+        let at = ended.iter().position(|(of, _)| *of == instance)?;
+        ended.remove(at).map(|(_, group)| group)
     }
 
     /// When time alone changes something.
@@ -242,8 +262,9 @@ impl Entry {
         for (rank, seat) in self.group.seats().iter().enumerate() {
             let report = match seat.phase {
                 RankPhase::Ready => RankReport::Ready,
-                RankPhase::Forming | RankPhase::Loading => RankReport::Loading(0),
-                RankPhase::Assigned | RankPhase::Ended => continue,
+                // From here on its links stand, whatever tries find.
+                RankPhase::Loading => RankReport::Loading(0),
+                RankPhase::Assigned | RankPhase::Forming | RankPhase::Ended => continue,
             };
             if told.get(rank) == Some(&seat.phase) {
                 continue;
@@ -368,7 +389,7 @@ impl Core {
             if entries.get(instance).is_some_and(|entry| entry.group.epoch() == epoch) {
                 return false;
             }
-            entries.remove(instance);
+            self.groups.take_out(instance, &mut entries);
             let (mode, model) = (terms.mode.clone(), terms.model.clone());
             let asked = CreateGroup {
                 model,
@@ -380,6 +401,10 @@ impl Core {
             let group = match stands {
                 true => Group::adopted(machines, epoch, now),
                 false => Group::once(machines, epoch, now),
+            };
+            let group = match self.groups.life_before(instance) {
+                Some(before) => group.after(before),
+                None => group,
             };
             let told = vec![RankPhase::Assigned; machines.len()];
             let members = members.collect();
@@ -396,7 +421,7 @@ impl Core {
     pub(crate) fn remove_group(self: &Arc<Self>, instance: InstanceId) -> Option<GroupStatus> {
         let status = self.groups.status(self.clock.now()).into_iter().find(|s| s.instance == instance)?;
         self.group_input(Some(instance), &Input::Remove);
-        self.groups.entries.lock().remove(instance);
+        self.groups.take_out(instance, &mut self.groups.entries.lock());
         Some(status)
     }
 

@@ -28,6 +28,8 @@ const TEST_PROMPTS: [usize; 2] = [32, 128];
 const TEST_SPAN: Duration = Duration::from_millis(20);
 /// Decode steps of the self-test at most.
 const TEST_DECODES: usize = 8;
+/// Room for the self-test where nothing else is computed.
+const GAUGED_TOKENS: u32 = 256;
 
 /// Why a model cannot be computed here.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +151,23 @@ fn open<B: Backend<Workers = Team> + Clone>(
     let speed = self_test(&mut compute, &limits, spec.vocabulary);
     let speculate = config.speculate as usize;
     Ok(Ready { compute, limits, speed, notice, speculate })
+}
+
+/// How fast a part with an embedding and a head is, on the CPU.
+pub(crate) fn gauge(model: &LoadedModel, config: &EngineConfig, part: &Part) -> Result<Speed, StartError> {
+    let (backend, team) = (cpu(config)?, team(config));
+    let decoder = decoder_on(backend, model, config, Some(part), &team)?;
+    let page_tokens = config.page_tokens.max(1);
+    let longest = u32::try_from(part.spec.context).unwrap_or(u32::MAX);
+    let context = GAUGED_TOKENS.min(longest).max(1);
+    let pages = context.div_ceil(page_tokens);
+    let kv = KvCache::on(&backend, &part.spec, pages as usize, page_tokens as usize, config.kv.dtype())
+        .map_err(BackendError::from)?;
+    let limits = limits(config, pages, context);
+    let step_tokens_max = config.step_tokens_max as usize;
+    let mut compute =
+        OnBackend { backend, team, decoder, scratch: Scratch::for_backend(), kv, step_tokens_max };
+    Ok(self_test(&mut compute, &limits, part.spec.vocabulary))
 }
 
 /// Memory, without what the states of a full batch take: they come beside the cache.

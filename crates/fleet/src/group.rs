@@ -149,6 +149,13 @@ impl Group {
         Self { once: true, epoch: Epoch(epoch.0.saturating_sub(1)), ..Self::new(machines, now) }
     }
 
+    /// With what went wrong in the life `before` it, and in those before that.
+    #[must_use]
+    pub fn after(self, before: Self) -> Self {
+        let Self { faults, last_fault, past, .. } = before;
+        Self { faults, last_fault, past, ..self }
+    }
+
     /// One that was told to stand before the coordinator started: its machines come back with their ranks.
     ///
     /// # Panics

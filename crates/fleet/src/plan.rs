@@ -52,6 +52,8 @@ pub struct PlanPolicy {
     pub ranks_max: usize,
     /// How long an instance is thought to serve: what loading it first may cost is weighed against this.
     pub horizon_s: f64,
+    /// Whether machines fetch models from each other's disks.
+    pub from_neighbours: bool,
 }
 
 impl Default for PlanPolicy {
@@ -65,6 +67,7 @@ impl Default for PlanPolicy {
             utilisation_min: 0.4,
             ranks_max: 16,
             horizon_s: 600.0,
+            from_neighbours: true,
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct Device {
     pub bandwidth: f64,
     /// Floating-point operations a second in prefill.
     pub flops: f64,
+    /// Bytes a second that all of its host's cores read together, which machines on one host share; 0: not known.
+    pub host_bandwidth: f64,
 }
 
 /// How a model ran on a machine.

@@ -10,7 +10,7 @@ mod part;
 mod share;
 mod source;
 
-pub use map::{Division, Member, ShardError, ShardMap, Stage};
+pub use map::{Division, Member, ShardError, ShardMap, Stage, weights_read};
 pub use part::Part;
 pub use share::apportion;
 pub use source::{ShardedSource, grain};

@@ -21,7 +21,7 @@ use wire::control::{
 use crate::config::{ManagedConfig, ModelConfig};
 use crate::host::Host;
 use crate::measured::{Measured, Speeds};
-use crate::shelf::{Places, Shelf, Watcher};
+use crate::shelf::{Gauging, Places, Shelf, Watcher};
 use desk::{Desk, Life};
 
 /// News that waits for the provider's task. Progress is dropped where it is full; everything else waits.
@@ -60,6 +60,8 @@ pub(crate) struct Managed {
     folder: PathBuf,
     pub(crate) desk: Desk,
     pub(crate) shelf: Shelf,
+    /// Whether it was looked what is on the disk: before that, nothing is said of it.
+    pub(crate) looked: bool,
     pub(crate) measured: Measured,
     loading: HashMap<Life, Loading>,
     threads: Vec<JoinHandle<()>>,
@@ -69,6 +71,8 @@ pub(crate) struct Managed {
     limit: Bytes,
     /// What was said of broken models: each is told once.
     told: Vec<(String, String)>,
+    /// Whether anything is held: nobody is held up by measurements then.
+    busy: Arc<AtomicBool>,
     _watcher: Option<Watcher>,
 }
 
@@ -83,7 +87,8 @@ impl Managed {
     ) -> (Self, mpsc::Receiver<AssignNews>) {
         let (news, heard) = mpsc::channel(NEWS_MAX);
         let threads = config.engine.threads.unwrap_or_else(engine::machine::cores).max(1);
-        let measured = Measured::open(&folder, &hardware.cpu, threads);
+        let beside = config.measured_beside.as_deref();
+        let measured = Measured::open(&folder, beside, &hardware.cpu, threads);
         let limit = config.memory_limit.unwrap_or(hardware.memory_available);
         let own = given.iter().filter(|model| model.upstream.is_none());
         let places = Places {
@@ -91,8 +96,17 @@ impl Managed {
             folders: config.folders.clone(),
             kv: config.engine.kv,
         };
+        let busy = Arc::new(AtomicBool::new(false));
+        let gauging = Gauging {
+            engine: config.engine.clone(),
+            busy: Arc::clone(&busy),
+            beside: config.measured_beside.clone(),
+            known: measured.models(),
+            found: HashMap::new(),
+            rounds: 0,
+        };
         let tell = news.clone();
-        let watcher = Watcher::start(places, config.look_every, move |shelf| {
+        let watcher = Watcher::start(places, config.look_every, gauging, move |shelf| {
             tell.blocking_send(AssignNews::Shelf(shelf)).is_ok()
         });
         let watcher = watcher.map_err(|error| tracing::error!(%error, "no thread to look for models")).ok();
@@ -101,6 +115,7 @@ impl Managed {
             folder,
             desk: Desk::new(limit),
             shelf: Shelf::default(),
+            looked: false,
             measured,
             loading: HashMap::new(),
             threads: Vec::new(),
@@ -108,6 +123,7 @@ impl Managed {
             waiting: VecDeque::new(),
             limit,
             told: Vec::new(),
+            busy,
             _watcher: watcher,
         };
         (managed, heard)
@@ -141,7 +157,13 @@ impl Managed {
     pub(crate) fn shelve(&mut self, shelf: Shelf) -> Vec<(String, String)> {
         let new: Vec<_> = shelf.broken.iter().filter(|broken| !self.told.contains(broken)).cloned().collect();
         self.told.clone_from(&shelf.broken);
-        self.shelf = shelf;
+        for facts in shelf.models.iter().map(|model| &model.facts) {
+            let (decode_per_ks, prefill_per_ks) = (facts.decode_tokens_per_ks, facts.prefill_tokens_per_ks);
+            if decode_per_ks > 0 && self.measured.of(facts.name.as_str()) == Speeds::default() {
+                self.measured.note(facts.name.as_str(), Speeds { decode_per_ks, prefill_per_ks });
+            }
+        }
+        (self.shelf, self.looked) = (shelf, true);
         new
     }
 
@@ -173,6 +195,11 @@ impl Managed {
             let keep = inventory.models.len() * 3 / 4;
             inventory.models.truncate(keep);
         }
+    }
+
+    /// What the desk decided is what measurements must not hold up.
+    pub(crate) fn note_busy(&self) {
+        self.busy.store(!self.desk.is_empty(), Ordering::Relaxed);
     }
 
     /// Begins to load, once the threads `before` are done.

@@ -54,6 +54,8 @@ pub struct ManagedConfig {
     pub engine: EngineConfig,
     /// How often the folders are looked through again.
     pub look_every: Duration,
+    /// A folder in which providers of one machine share what the machine was measured to do.
+    pub measured_beside: Option<PathBuf>,
 }
 
 impl Default for ManagedConfig {
@@ -64,6 +66,7 @@ impl Default for ManagedConfig {
             labels: Vec::new(),
             engine: EngineConfig::default(),
             look_every: Duration::from_secs(15),
+            measured_beside: None,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What this machine was measured to do, kept in the data folder: its own ceilings, and each model's speeds.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base::Bytes;
@@ -37,7 +39,41 @@ struct Kept {
     machine: String,
     read_bytes_per_s: u64,
     flops: u64,
+    /// By all cores of the host; absent in what earlier versions kept.
+    #[serde(default)]
+    host_read_bytes_per_s: u64,
     models: BTreeMap<String, Speeds>,
+}
+
+impl Kept {
+    /// What a file has, where it is about this machine.
+    fn read(path: &Path, machine: &str) -> Option<Self> {
+        let kept = serde_json::from_slice::<Self>(&std::fs::read(path).ok()?).ok()?;
+        (kept.machine == machine && kept.host_read_bytes_per_s > 0).then_some(kept)
+    }
+
+    fn measure(machine: String, threads: usize) -> Self {
+        let ceilings = engine::machine::ceilings(threads, READ_BYTES);
+        let cores = engine::machine::cores();
+        let host = if threads >= cores { ceilings } else { engine::machine::ceilings(cores, READ_BYTES) };
+        Self {
+            machine,
+            host_read_bytes_per_s: host.read_bytes_per_s as u64,
+            read_bytes_per_s: ceilings.read_bytes_per_s as u64,
+            // A multiply-add is two operations.
+            flops: (ceilings.f32_per_s * 2.0) as u64,
+            models: BTreeMap::new(),
+        }
+    }
+}
+
+/// Waits for its turn among providers that name this folder, until what is given is dropped; nothing where there is no such
+/// folder, or the file system knows no locks.
+pub(crate) fn alone_on_host(beside: Option<&Path>) -> Option<File> {
+    let path = beside?.join(FILE).with_extension("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).ok()?;
+    file.lock().ok()?;
+    Some(file)
 }
 
 /// The figures.
@@ -48,36 +84,46 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// What an earlier start measured of the same machine; else it is measured now, in some tenths of a second.
-    pub(crate) fn open(folder: &Path, cpu: &str, threads: usize) -> Self {
+    /// What an earlier start measured of the same machine; else it is measured now, in some tenths of a second. Providers
+    /// that stand on one machine name one folder, `beside`: the first of them measures, alone, and all have its figures.
+    pub(crate) fn open(folder: &Path, beside: Option<&Path>, cpu: &str, threads: usize) -> Self {
         let path = folder.join(FILE);
         let machine = format!("{cpu}, {threads} threads, {}", env!("CARGO_PKG_VERSION"));
-        let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
-        if let Some(kept) = kept.filter(|kept| kept.machine == machine) {
+        if let Some(kept) = Kept::read(&path, &machine) {
             return Self { path, kept };
         }
-        let ceilings = engine::machine::ceilings(threads, READ_BYTES);
-        let kept = Kept {
-            machine,
-            read_bytes_per_s: ceilings.read_bytes_per_s as u64,
-            // A multiply-add is two operations.
-            flops: (ceilings.f32_per_s * 2.0) as u64,
-            models: BTreeMap::new(),
+        let measured = match beside {
+            None => Self { path, kept: Kept::measure(machine, threads) },
+            Some(beside) => {
+                // Released when it is dropped, or its process dies. Without it they would measure each other's work.
+                let _lock = alone_on_host(Some(beside));
+                let shared = beside.join(FILE);
+                let kept = Kept::read(&shared, &machine).unwrap_or_else(|| {
+                    let measured = Self { path: shared, kept: Kept::measure(machine, threads) };
+                    measured.write();
+                    measured.kept
+                });
+                Self { path, kept: Kept { models: BTreeMap::new(), ..kept } }
+            }
         };
-        let measured = Self { path, kept };
         measured.write();
         measured
     }
 
     /// This machine's one device, which models may take `memory` of.
     pub(crate) fn device(&self, memory: Bytes) -> DeviceFacts {
-        let Kept { read_bytes_per_s, flops, .. } = self.kept;
-        DeviceFacts { name: "cpu0".to_owned(), memory, read_bytes_per_s, flops }
+        let Kept { read_bytes_per_s, flops, host_read_bytes_per_s, .. } = self.kept;
+        DeviceFacts { name: "cpu0".to_owned(), memory, read_bytes_per_s, flops, host_read_bytes_per_s }
     }
 
     /// How fast a model ran here; zeros where it has not.
     pub(crate) fn of(&self, model: &str) -> Speeds {
         self.kept.models.get(model).copied().unwrap_or_default()
+    }
+
+    /// Models whose speed is known.
+    pub(crate) fn models(&self) -> Vec<String> {
+        self.kept.models.keys().cloned().collect()
     }
 
     /// Keeps how fast a model runs here.
@@ -110,16 +156,23 @@ mod tests {
     #[test]
     fn figures_are_measured_once_for_each_machine_and_kept() {
         let home = tempfile::tempdir().unwrap();
-        let mut first = Measured::open(home.path(), "a processor", 1);
+        let mut first = Measured::open(home.path(), None, "a processor", 1);
         assert!(first.kept.read_bytes_per_s > 1 << 20 && first.kept.flops > 1 << 20, "{first:?}");
         let speeds = Speeds { decode_per_ks: 12_500, prefill_per_ks: 90_000 };
         first.note("tiny", speeds);
-        let second = Measured::open(home.path(), "a processor", 1);
+        let second = Measured::open(home.path(), None, "a processor", 1);
         assert_eq!(second.device(Bytes(7)), first.device(Bytes(7)));
         assert_eq!((second.of("tiny"), second.of("other")), (speeds, Speeds::default()));
-        let other = Measured::open(home.path(), "another processor", 1);
+        let other = Measured::open(home.path(), None, "another processor", 1);
         assert_eq!(other.of("tiny"), Speeds::default());
+        let (beside, third) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let of = |own: &Path| Measured::open(own, Some(beside.path()), "a processor", 1).device(Bytes(7));
+        assert_eq!(of(home.path()), first.device(Bytes(7)), "what it has, it has");
+        std::fs::copy(home.path().join(FILE), beside.path().join(FILE)).unwrap();
+        assert_eq!(of(third.path()), first.device(Bytes(7)), "measured by another on the same machine");
+        let third = Measured::open(third.path(), None, "a processor", 1);
+        assert_eq!(third.of("tiny"), Speeds::default(), "models' speeds are its own");
         std::fs::write(home.path().join(FILE), b"{damaged").unwrap();
-        assert_eq!(Measured::open(home.path(), "a processor", 1).of("tiny"), Speeds::default());
+        assert_eq!(Measured::open(home.path(), None, "a processor", 1).of("tiny"), Speeds::default());
     }
 }

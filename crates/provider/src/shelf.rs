@@ -1,6 +1,7 @@
 //! The models whose files this machine has: found in named folders and the Hugging Face cache, by their headers alone, and
 //! looked for again at intervals.
 
+mod gauging;
 mod scan;
 
 use std::collections::HashMap;
@@ -14,13 +15,14 @@ use engine::{KvFormat, LoadedModel, ModelSource};
 use wire::control::{MODEL_CONFIG_BYTES_MAX, ModelOnDisk};
 
 use crate::load::chain;
+pub(crate) use gauging::Gauging;
 use scan::{Candidate, Fingerprint};
 
 /// A model that could be held.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Shelved {
     pub(crate) source: ModelSource,
-    /// What the coordinator is told of it; what was measured is added later.
+    /// What the coordinator is told of it; what was measured when it ran here is added later.
     pub(crate) facts: ModelOnDisk,
     /// What a token takes in the cache.
     pub(crate) kv_bytes_per_token: Bytes,
@@ -145,6 +147,7 @@ impl Watcher {
     pub(crate) fn start(
         places: Places,
         every: Duration,
+        mut gauging: Gauging,
         tell: impl Fn(Shelf) -> bool + Send + 'static,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
@@ -152,7 +155,8 @@ impl Watcher {
             let mut looker = Looker::new(places);
             let mut last: Option<Shelf> = None;
             loop {
-                let shelf = looker.look();
+                let mut shelf = looker.look();
+                gauging.fill(&looker.places, &mut shelf);
                 if last.as_ref() != Some(&shelf) {
                     last = Some(shelf.clone());
                     if !tell(shelf) {

@@ -133,6 +133,7 @@ pub(crate) fn world(machines: usize, rng: &mut Rng) -> World {
             memory: [8, 16, 24, 64][rng.below(4) as usize] << 30,
             bandwidth: 2e10 + 1e11 * rng.next_f64(),
             flops: 1e12,
+            host_bandwidth: 0.0,
         }],
         on_disk: MODELS_ON_DISK.iter().map(|name| (*name).to_owned()).collect(),
         loaded: Vec::new(),

@@ -109,6 +109,16 @@ impl Network {
         Program::new("ip", begin.iter().chain(arguments).copied())
     }
 
+    /// What `from` sends to `to` is lost, silently, and nothing else is: it goes to an interface that nobody has. Or mended.
+    pub(crate) fn one_way(&self, from: usize, to: usize, state: &str) {
+        let (tag, to) = (&self.tag, format!("{}.{}", self.subnet, 10 + to));
+        let change = match state {
+            "down" => format!("neigh replace {to} lladdr 02:00:de:ad:00:01 dev eth0 nud permanent"),
+            _ => format!("neigh del {to} dev eth0"),
+        };
+        ip(&format!("-n {tag}m{from} {change}")).unwrap();
+    }
+
     /// Cuts a machine's wire, or mends it. Nobody is told: what was sent is lost.
     pub(crate) fn wire(&self, machine: usize, state: &str) {
         self.nth_wire(0, machine, state);

@@ -5,11 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use testkit::program::Stopped;
 use testkit::{Program, Started};
 
 use crate::api::Api;
 use crate::deployments::{Asker, ask, condition, deploy, eventually, machines, ready, synth};
 use crate::network::Network;
+use crate::witness::{Gone, Witness};
 
 const MACHINES: [(&str, &str); 6] =
     [("m0", "48MiB"), ("m1", "40MiB"), ("m2", "32MiB"), ("m3", "28MiB"), ("m4", "24MiB"), ("m5", "20MiB")];
@@ -20,6 +22,8 @@ struct Fleet {
     token: String,
     models: String,
     running: Vec<Option<Started>>,
+    /// For whoever watches: since when each is.
+    gone: Gone,
     _coordinator: Started,
 }
 
@@ -32,7 +36,15 @@ impl Fleet {
         let coordinator = network.program(None, &[&arguments[..], &silence[..]].concat()).start();
         let (api, token) = (Api::of(&coordinator), coordinator.ready("join_token").to_owned());
         let models = folder.display().to_string();
-        let mut fleet = Self { network, api, token, models, running: Vec::new(), _coordinator: coordinator };
+        let mut fleet = Self {
+            network,
+            api,
+            token,
+            models,
+            running: Vec::new(),
+            gone: Gone::default(),
+            _coordinator: coordinator,
+        };
         fleet.running = (0..MACHINES.len()).map(|at| Some(fleet.machine(at).spawn())).collect();
         Ok(fleet)
     }
@@ -56,6 +68,40 @@ impl Fleet {
             memory,
         ];
         self.network.program(Some(at), &arguments).variable("HF_HOME", "/nonexistent")
+    }
+
+    /// Kills a machine's provider; what is left of it, to start it again.
+    fn kill(&mut self, name: &str) -> Stopped {
+        self.gone.lock().unwrap().insert(name.to_owned(), Instant::now());
+        self.running[Self::at(name)].take().unwrap().kill()
+    }
+
+    fn start_again(&mut self, name: &str, stopped: Stopped) {
+        let at = Self::at(name);
+        self.running[at] = Some(self.machine(at).in_folder_of(stopped).spawn());
+        self.gone.lock().unwrap().remove(name);
+    }
+
+    /// Cuts a machine off from everybody, or mends it.
+    fn wire(&self, name: &str, state: &str) {
+        match state {
+            "down" => _ = self.gone.lock().unwrap().insert(name.to_owned(), Instant::now()),
+            _ => _ = self.gone.lock().unwrap().remove(name),
+        }
+        self.network.wire(Self::at(name), state);
+    }
+
+    /// Until a deployment's ranks are not these two any more, and it serves.
+    async fn moves_apart(&self, name: &str, pair: &[String]) {
+        eventually(&self.api, name, "another pair", |now| {
+            let ready = condition(now, "Ready");
+            let places = machines(now);
+            places.len() == 2
+                && !pair.iter().all(|machine| places.contains(machine))
+                && ready["status"] == "True"
+                && ready["observed_generation"] == now["generation"]
+        })
+        .await;
     }
 
     fn at(name: &str) -> usize {
@@ -86,23 +132,35 @@ impl Fleet {
         .await
     }
 
+    /// Deleted while it waits for a machine, while it is placed and loads, when it is ready, and while it drains; alone, and as a
+    /// group; and told otherwise on its way.
     async fn is_deleted_at_each_phase(&self) {
-        // Deleted while it waits for a machine, while it is placed and loads, when it is ready, and while it drains.
         deploy(&self.api, &["apply", "--name", "d", "--model", "delta", "--pin", "nowhere"]);
         let d = eventually(&self.api, "d", "waiting", |now| condition(now, "Placed")["reason"] == "Waiting")
             .await;
         assert_eq!(condition(&d, "Ready")["status"], "False");
-        let apply = |more: &[&str]| {
-            deploy(&self.api, &["delete", "d"]);
-            deploy(&self.api, &[&["apply", "--name", "d", "--model", "delta"], more].concat())
-        };
-        apply(&[]);
-        apply(&[]);
-        eventually(&self.api, "d", "loading", |now| condition(now, "Progressing")["status"] == "True").await;
-        apply(&["--wait"]);
-        self.holds("d", "delta").await;
-        apply(&["--wait"]);
-        deploy(&self.api, &["scale", "d", "0"]);
+        for shape in ["single", "pipeline 2"] {
+            let apply = |more: &[&str]| {
+                deploy(&self.api, &["delete", "d"]);
+                let spec = ["apply", "--name", "d", "--model", "delta", "--shape", shape];
+                deploy(&self.api, &[&spec[..], more].concat())
+            };
+            apply(&[]);
+            apply(&[]);
+            eventually(&self.api, "d", "loading", |now| condition(now, "Progressing")["status"] == "True")
+                .await;
+            apply(&["--wait"]);
+            self.holds("d", "delta").await;
+            apply(&["--wait"]);
+            deploy(&self.api, &["scale", "d", "0"]);
+        }
+        // Each before the one before it has come to be; the last counts.
+        for shape in ["tensor 2", "single", "pipeline 2"] {
+            deploy(&self.api, &["apply", "--name", "d", "--model", "delta", "--shape", shape]);
+        }
+        let d = self.holds("d", "delta").await;
+        let ranks = d["instances"][0]["ranks"].as_array().unwrap();
+        assert!(ranks.len() == 2 && ranks[0]["layers"] != ranks[1]["layers"], "{d:#}");
         deploy(&self.api, &["delete", "d"]);
         let again = self.api.http.delete(format!("{}/api/deployments/d", self.api.url));
         let again = again.bearer_auth(&self.api.key).send().await.unwrap();
@@ -110,6 +168,68 @@ impl Fleet {
         self.is_free_of("delta").await;
         assert_ne!(ask(&self.api, "delta").await, 200);
     }
+
+    /// What fails wherever it loads is said with machine and error, ever more seldom tried, and deleted as anything else.
+    async fn is_deleted_while_it_fails_everywhere(&self) {
+        deploy(&self.api, &["apply", "--name", "e", "--model", "epsilon"]);
+        let e = eventually(&self.api, "e", "a crash loop", |now| {
+            condition(now, "Placed")["reason"] == "CrashLoop"
+        })
+        .await;
+        let errors = e["errors"].as_array().unwrap();
+        let names =
+            |error: &Value| MACHINES.iter().any(|(name, _)| error.to_string().contains(&format!("{name}:")));
+        assert!(errors.len() >= 8 && errors.iter().all(names), "{errors:#?}");
+        let said = condition(&e, "Placed")["message"].as_str().unwrap();
+        assert!(said.contains("tried again in"), "{said}");
+        deploy(&self.api, &["delete", "e"]);
+        self.is_free_of("epsilon").await;
+    }
+
+    /// A wire goes dead under a stage, then links between two machines, one way and both.
+    async fn is_cut(&self) {
+        // Nobody is told, and it is found out.
+        let others = [Asker::of(&self.api, "alpha"), Asker::of(&self.api, "beta")];
+        let c = self.holds("c", "gamma").await;
+        let cut = machines(&c)[0].clone();
+        self.wire(&cut, "down");
+        self.other_machines("c", &cut, 2).await;
+        self.holds("c", "gamma").await;
+        self.wire(&cut, "up");
+        for other in others {
+            other.ended().await;
+        }
+        // The coordinator reaches everybody all the time.
+        let alpha = Asker::of(&self.api, "alpha");
+        self.holds("c", "gamma").await;
+        tokio::join!(self.loses_a_link("b", false), self.loses_a_link("c", true));
+        self.holds("b", "beta").await;
+        self.holds("c", "gamma").await;
+        alpha.ended().await;
+    }
+
+    /// What goes from one rank to the other is lost, and everything else is not: it is found out, and other machines compute.
+    /// `both`: and the other way, too.
+    async fn loses_a_link(&self, name: &str, both: bool) {
+        let pair = machines(&eventually(&self.api, name, "a group", |now| machines(now).len() == 2).await);
+        let (from, to) = (Self::at(&pair[0]), Self::at(&pair[1]));
+        let ways = [(from, to), (to, from)];
+        let cut = if both { &ways[..] } else { &ways[..1] };
+        cut.iter().for_each(|(from, to)| self.network.one_way(*from, *to, "down"));
+        self.moves_apart(name, &pair).await;
+        cut.iter().for_each(|(from, to)| self.network.one_way(*from, *to, "up"));
+    }
+}
+
+/// A model whose weights are no numbers: it is seen on the disk, and does not load.
+fn synth_broken(folder: &Path, name: &str) {
+    synth(folder, name, 9);
+    let path = folder.join(name).join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let data = 8 + usize::try_from(header).unwrap();
+    bytes[data..].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,10 +238,12 @@ async fn six_machines_and_three_models_converge_whatever_happens_and_others_noti
     for (seed, name) in (1..).zip(["alpha", "beta", "gamma", "delta"]) {
         synth(folder.path(), name, seed);
     }
+    synth_broken(folder.path(), "epsilon");
     let mut fleet = match Fleet::start(folder.path()) {
         Ok(fleet) => fleet,
         Err(why) => return println!("no networks of one's own on this machine ({why})"),
     };
+    let witness = Witness::of(&fleet.api, &fleet.gone);
     deploy(&fleet.api, &["apply", "--name", "a", "--model", "alpha", "--shape", "single"]);
     deploy(&fleet.api, &["apply", "--name", "b", "--model", "beta", "--shape", "tensor 2"]);
     deploy(&fleet.api, &["apply", "--name", "c", "--model", "gamma", "--shape", "pipeline 2"]);
@@ -133,7 +255,7 @@ async fn six_machines_and_three_models_converge_whatever_happens_and_others_noti
     let others = [Asker::of(&fleet.api, "alpha"), Asker::of(&fleet.api, "gamma")];
     let lost = machines(&b)[1].clone();
     let killed = Instant::now();
-    let stopped = fleet.running[Fleet::at(&lost)].take().unwrap().kill();
+    let stopped = fleet.kill(&lost);
     let now = fleet.other_machines("b", &lost, 2).await;
     let took = killed.elapsed();
     println!("placed again {took:?} after the kill: {}", condition(&now, "Progressing")["message"]);
@@ -142,39 +264,33 @@ async fn six_machines_and_three_models_converge_whatever_happens_and_others_noti
     for other in others {
         other.ended().await;
     }
-    fleet.running[Fleet::at(&lost)] = Some(fleet.machine(Fleet::at(&lost)).in_folder_of(stopped).spawn());
+    fleet.start_again(&lost, stopped);
 
-    // A wire goes dead under a stage: nobody is told, and it is found out.
-    let others = [Asker::of(&fleet.api, "alpha"), Asker::of(&fleet.api, "beta")];
-    let c = fleet.holds("c", "gamma").await;
-    let cut = machines(&c)[0].clone();
-    fleet.network.wire(Fleet::at(&cut), "down");
-    fleet.other_machines("c", &cut, 2).await;
-    fleet.holds("c", "gamma").await;
-    fleet.network.wire(Fleet::at(&cut), "up");
-    for other in others {
-        other.ended().await;
-    }
+    fleet.is_cut().await;
 
     // Another spec: the old terms serve until the new ones do, or requests wait; the rest notices nothing.
-    let others = [Asker::of(&fleet.api, "gamma"), Asker::of(&fleet.api, "beta")];
+    let others = [Asker::of(&fleet.api, "beta"), Asker::of(&fleet.api, "gamma")];
     deploy(
         &fleet.api,
         &["apply", "--name", "a", "--model", "alpha", "--shape", "single", "--context", "256"],
     );
     let a = fleet.holds("a", "alpha").await;
     assert_eq!((a["generation"].as_u64(), a["spec"]["context"].as_u64()), (Some(2), Some(256)), "{a:#}");
+    let [beta, gamma] = others;
+    gamma.ended().await;
+    deploy(&fleet.api, &["delete", "c"]);
+    fleet.is_free_of("gamma").await;
 
     fleet.is_deleted_at_each_phase().await;
-    for other in others {
-        other.ended().await;
-    }
+    fleet.is_deleted_while_it_fails_everywhere().await;
+    beta.ended().await;
 
     // Every group is deleted; nothing is left.
-    for (name, model) in [("b", "beta"), ("c", "gamma"), ("a", "alpha")] {
+    for (name, model) in [("b", "beta"), ("a", "alpha")] {
         deploy(&fleet.api, &["delete", name]);
         fleet.is_free_of(model).await;
     }
     let status = fleet.api.get("/api/status").await;
     assert!(status["groups"].as_array().is_none_or(Vec::is_empty), "{status:#}");
+    witness.ended().await;
 }

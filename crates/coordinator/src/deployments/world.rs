@@ -100,6 +100,7 @@ fn machine(facts: &Facts) -> Machine {
             memory: if facts.managed { 0 } else { facts.memory },
             bandwidth: READ_BYTES_PER_S,
             flops: READ_BYTES_PER_S * FLOPS_PER_BYTE,
+            host_bandwidth: 0.0,
         }]
     });
     let known = |number: u64, otherwise: f64| if number == 0 { otherwise } else { number as f64 };
@@ -126,7 +127,8 @@ fn devices(inventory: &Inventory) -> Vec<Device> {
         let bandwidth =
             if facts.read_bytes_per_s == 0 { READ_BYTES_PER_S } else { facts.read_bytes_per_s as f64 };
         let flops = if facts.flops == 0 { bandwidth * FLOPS_PER_BYTE } else { facts.flops as f64 };
-        Device { name: facts.name.clone(), memory: facts.memory.0, bandwidth, flops }
+        let host_bandwidth = facts.host_read_bytes_per_s as f64;
+        Device { name: facts.name.clone(), memory: facts.memory.0, bandwidth, flops, host_bandwidth }
     };
     inventory.devices.iter().map(device).collect()
 }

@@ -59,7 +59,9 @@ impl Writer {
         let kept = core.store.deployments().await?;
         let mode = core.store.setting(MODE).await?;
         let rng = Rng::new(core.seed());
-        let mut controller = Controller::new(PlanPolicy::default(), Epoch(kept.epoch), rng);
+        // Providers read models from their own disks.
+        let policy = PlanPolicy { from_neighbours: false, ..PlanPolicy::default() };
+        let mut controller = Controller::new(policy, Epoch(kept.epoch), rng);
         if let Some(mode) = mode.as_deref().and_then(parse_mode) {
             controller.set_mode(mode);
         }

@@ -209,6 +209,7 @@ impl Managed {
         Inventory {
             labels: vec![Label { key: "name".to_owned(), value: self.name.clone() }],
             devices: vec![DeviceFacts {
+                host_read_bytes_per_s: 0,
                 name: "cpu0".to_owned(),
                 memory: Bytes(self.memory),
                 read_bytes_per_s: 10_000_000_000,

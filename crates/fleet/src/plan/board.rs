@@ -22,6 +22,7 @@ pub(super) struct Node {
     pub usable: u64,
     pub bandwidth: f64,
     pub flops: f64,
+    pub host: f64,
 }
 
 /// Who sits on a machine.
@@ -102,6 +103,7 @@ impl<'a> Board<'a> {
                     usable: (on.memory as f64 * share) as u64,
                     bandwidth: on.bandwidth,
                     flops: on.flops,
+                    host: on.host_bandwidth,
                 });
             }
         }
@@ -237,8 +239,8 @@ impl<'a> Board<'a> {
 
     pub(super) fn seat(&self, node: u32, deployment: usize, take: bool) -> Seat {
         let room = self.room(node, deployment, take);
-        let Node { machine, bandwidth, flops, .. } = self.nodes[node as usize];
-        let mut seat = Seat { node, room, bandwidth, flops };
+        let Node { machine, bandwidth, flops, host, .. } = self.nodes[node as usize];
+        let mut seat = Seat { node, room, bandwidth, flops, host };
         let machine = &self.snapshot.fleet.machines[machine as usize];
         if machine.measured.is_empty() {
             return seat;

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{Predicted, Shape};
-use crate::topology::Link;
+use crate::topology::{Link, LinkKind};
 
 /// Shares of a stage add up to about this: fine enough for any machine, coarse enough to repeat.
 const SHARES: f64 = 256.0;
@@ -29,6 +29,8 @@ pub(super) struct Seat {
     pub bandwidth: f64,
     /// Operations a second.
     pub flops: f64,
+    /// Bytes a second of its whole host; 0: not known.
+    pub host: f64,
 }
 
 /// A model over devices.
@@ -214,6 +216,17 @@ pub(super) struct Ways<'a> {
     pub link: &'a dyn Fn(usize, usize) -> Option<Link>,
 }
 
+/// What a rank reads with while the others of its stage read, too: those on one host share what that gives.
+fn shared_bandwidth(seats: &[Seat], stage: Range<usize>, rank: usize, ways: &Ways<'_>) -> f64 {
+    let Seat { bandwidth, host, .. } = seats[rank];
+    let beside = |other: &usize| {
+        let link = |link: Option<Link>| link.is_some_and(|link| link.kind == LinkKind::Local);
+        *other == rank || link((ways.link)(rank.min(*other), rank.max(*other)))
+    };
+    let together: f64 = stage.filter(beside).map(|other| seats[other].bandwidth).sum();
+    if host > 0.0 && together > host { bandwidth * host / together } else { bandwidth }
+}
+
 /// How fast one request alone would be.
 pub(super) fn predict(shape: &Shape, divided: &Divided, seats: &[Seat], ways: &Ways<'_>) -> Predicted {
     let (mut decode, mut prefill) = (STEP_S, 0.0);
@@ -224,7 +237,8 @@ pub(super) fn predict(shape: &Shape, divided: &Divided, seats: &[Seat], ways: &W
         let (read, flops) = (shape.read_bytes(layers.clone()), shape.token_flops(layers.clone()));
         let part = |rank: usize| f64::from(shares[rank - first]) / all;
         let slowest = |cost: &dyn Fn(usize) -> f64| ranks.clone().map(cost).fold(0.0, f64::max);
-        decode += slowest(&|rank| read * part(rank) / seats[rank].bandwidth.max(1.0));
+        let shared = |rank: usize| shared_bandwidth(seats, ranks.clone(), rank, ways);
+        decode += slowest(&|rank| read * part(rank) / shared(rank).max(1.0));
         prefill += slowest(&|rank| PROMPT_TOKENS * flops * part(rank) / seats[rank].flops.max(1.0));
         if shares.len() > 1 {
             // After each mixer and each feed-forward everybody sends everybody its sum, at the same time.

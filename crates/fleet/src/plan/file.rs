@@ -118,6 +118,7 @@ fn policy(entry: &PolicyEntry) -> Result<PlanPolicy, FileError> {
         utilisation_min: share("utilisation_min", entry.utilisation_min, default.utilisation_min)?,
         ranks_max: entry.ranks_max.unwrap_or(default.ranks_max).clamp(1, 64),
         horizon_s: default.horizon_s,
+        from_neighbours: default.from_neighbours,
     })
 }
 
@@ -217,7 +218,7 @@ fn machine(at: usize, entry: &MachineEntry) -> Result<Machine, FileError> {
     let device = |name: &str, memory: u64, gb: Option<f64>, tflops: Option<f64>| {
         let bandwidth = gb.unwrap_or(MEMORY_GB_PER_S).max(0.001) * 1e9;
         let flops = tflops.map_or(bandwidth * FLOPS_PER_BYTE, |tflops| tflops.max(0.0001) * 1e12);
-        Device { name: name.to_owned(), memory, bandwidth, flops }
+        Device { name: name.to_owned(), memory, bandwidth, flops, host_bandwidth: 0.0 }
     };
     let devices = match (entry.memory, entry.devices.as_slice()) {
         (Some(memory), []) => vec![device("cpu0", memory.0, entry.memory_gb_per_s, entry.tflops)],

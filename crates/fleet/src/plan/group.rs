@@ -205,8 +205,18 @@ impl Board<'_> {
         for (a, _) in &seats {
             all.extend(seats.iter().map(|(b, _)| links.best(machine(a), machine(b), wanted)));
         }
-        let (seats, ready) = seats.into_iter().unzip();
-        Local { seats, ready, links: all }
+        let (seats, ready): (Vec<Seat>, Vec<f64>) = seats.into_iter().unzip();
+        // Machines of one kind of name are counted: `m-10` comes after `m-2`.
+        let key = |at: &usize| {
+            let node = seats[*at].node;
+            let name = &self.snapshot.fleet.machines[self.nodes[node as usize].machine as usize].name;
+            (name.len(), name.as_str(), node)
+        };
+        let mut order: Vec<usize> = (0..seats.len()).collect();
+        order.sort_unstable_by_key(key);
+        let mut named = vec![0; seats.len()];
+        order.iter().enumerate().for_each(|(place, &at)| named[at] = place);
+        Local { seats, named, ready, links: all }
     }
 
     /// Grows from every seed, and takes the best of the smallest size that gives any.

@@ -10,6 +10,8 @@ const ISLAND_BANDWIDTH: f64 = 1e9;
 /// Some devices and every link between them.
 pub(super) struct Local {
     pub(super) seats: Vec<Seat>,
+    /// Where each comes in the order of machines' names.
+    pub(super) named: Vec<usize>,
     /// Seconds until each has the model.
     pub(super) ready: Vec<f64>,
     /// `links[a * n + b]`: a reaches b.
@@ -37,10 +39,13 @@ impl Local {
         self.between(a, b).is_some_and(|l| l.rtt_s <= ISLAND_RTT_S && l.bandwidth >= ISLAND_BANDWIDTH)
     }
 
-    /// An order in which every device has proved that it can dial all before it (T6); who cannot, otherwise.
+    /// An order in which every device has proved that it can dial all before it (T6); who cannot, otherwise. Among those that
+    /// are as well connected a much slower one does not lead; else the order of names decides, which measurements do not move.
     pub(super) fn dial_order(&self, members: &[usize]) -> Result<Vec<usize>, (usize, usize)> {
         let mut left = members.to_vec();
         let mut order: Vec<usize> = Vec::with_capacity(members.len());
+        let fastest = members.iter().map(|&at| self.seats[at].bandwidth).fold(0.0, f64::max);
+        let is_slow = |at: usize| self.seats[at].bandwidth < fastest / 2.0;
         let peers = |a: usize| {
             members.iter().filter(|&&b| self.link(a, b).is_some() && self.link(b, a).is_some()).count()
         };
@@ -54,8 +59,8 @@ impl Local {
                     if order.is_empty() { peers(b).cmp(&peers(a)) } else { std::cmp::Ordering::Equal };
                 by_peers
                     .then(cost(a).total_cmp(&cost(b)))
-                    .then(self.seats[b].bandwidth.total_cmp(&self.seats[a].bandwidth))
-                    .then(a.cmp(&b))
+                    .then(is_slow(a).cmp(&is_slow(b)))
+                    .then(self.named[a].cmp(&self.named[b]))
             };
             let Some(next) = left.iter().copied().filter(|&at| dialled(at).is_none()).min_by(better) else {
                 let at = left[0];

@@ -31,6 +31,7 @@ impl Board<'_> {
         }
         let mut fetch = if of.download > 0.0 { bytes / of.download } else { f64::INFINITY };
         if holders.any
+            && self.policy.from_neighbours
             && let Some(link) = self.snapshot.fleet.links.nearest(machine, &holders.disk, &holders.networks)
         {
             fetch = fetch.min(bytes / link.max(1.0));

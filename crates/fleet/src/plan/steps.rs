@@ -3,7 +3,19 @@
 use super::board::Board;
 use super::divide::Divided;
 use super::{Predicted, Running, Short};
-use crate::deployment::Replicas;
+use crate::deployment::{Division, Replicas};
+
+/// Whether an instance with these stages is what a shape asks for.
+fn is_divided_so(shape: Division, stages: &[(std::ops::Range<usize>, Vec<u32>)]) -> bool {
+    let wanted = match shape {
+        Division::Auto => return true,
+        Division::Single => (1, 1),
+        Division::Tensor(tensor) => (1, tensor),
+        Division::Pipeline(pipeline) => (pipeline, 1),
+        Division::Both { pipeline, tensor } => (pipeline, tensor),
+    };
+    stages.len() == wanted.0 as usize && stages.iter().all(|(_, shares)| shares.len() == wanted.1 as usize)
+}
 
 impl Board<'_> {
     /// Seats every running instance that may go on, says why the others may not, and marks what may be taken.
@@ -47,6 +59,12 @@ impl Board<'_> {
             && ranks != nodes.len()
         {
             return Err(format!("its deployment wants {ranks} ranks now"));
+        }
+        let division = self.snapshot.wanted[deployment].spec.shape;
+        if let Some(stages) = &running.stages
+            && !is_divided_so(division, stages)
+        {
+            return Err(format!("its deployment wants it divided otherwise now: {division}"));
         }
         for &node in &nodes {
             let machine = self.nodes[node as usize].machine;

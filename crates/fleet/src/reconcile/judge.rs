@@ -156,14 +156,16 @@ impl Controller {
     /// nothing for a while (A4).
     fn refused(&mut self, id: InstanceId, machine: MachineId, why: &str, effects: &mut Vec<Effect>) {
         let error = self.error(id, Some(machine), why);
-        self.rest(machine, &format!("it refused an assignment: {}", said(why)));
+        self.rest((machine, id), &format!("it refused an assignment: {}", said(why)));
         self.end(id, &format!("it was refused by {error}"), Withdrawal::Over, effects);
     }
 
-    fn rest(&mut self, machine: MachineId, why: &str) {
+    fn rest(&mut self, (machine, instance): (MachineId, InstanceId), why: &str) {
         let until = self.now + COOL_DOWN;
+        let whose = self.instances.get(&instance).map(|instance| instance.deployment.clone());
         if let Some(known) = self.machines.get_mut(&machine) {
             known.resting_until = until;
+            known.resting_for = whose.unwrap_or_default();
             known.resting = format!("{why}; it cools down for {} s", COOL_DOWN.0 / 1_000_000);
         }
     }
@@ -226,7 +228,7 @@ impl Controller {
         }
         if failures > TRIES_IN_PLACE {
             if let Some(machine) = by {
-                self.rest(machine, &format!("instances failed on it, the last with: {}", said(why)));
+                self.rest((machine, id), &format!("instances failed on it, the last with: {}", said(why)));
             }
             self.crash(&name);
             let reason = format!("it failed {failures} times in a row, the last time: {error}");
@@ -240,6 +242,7 @@ impl Controller {
         let at = now + self.pause(RETRY_FIRST, failures - 1);
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.phase = Phase::Retrying(at);
+            instance.ranks.fill(RankState::Told);
             instance.since = now;
         }
     }
@@ -262,15 +265,17 @@ impl Controller {
         Micros(plain - plain / 4 + self.rng.below(plain / 2 + 1))
     }
 
-    /// A group that does not serve, and whose ranks are known not to reach each other, need not be tried again there. One
-    /// that serves has links that stand, whatever tries found.
+    /// A group that has not formed, and whose ranks are known not to reach each other, need not be tried again there. One
+    /// that has, has links that stand, whatever tries found.
     pub(super) fn judge_links(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let number = |machine: MachineId| {
             let at = world.machines.iter().position(|(id, _)| *id == machine)?;
             u32::try_from(at).ok()
         };
         let mut cut = Vec::new();
-        for instance in self.instances.values().filter(|i| i.places.len() > 1 && !i.is_ready()) {
+        let formed = |state: &RankState| matches!(state, RankState::Loading(_) | RankState::Ready);
+        let groups = self.instances.values().filter(|instance| instance.places.len() > 1);
+        for instance in groups.filter(|group| !group.ranks.iter().all(formed)) {
             let seats: Vec<Option<u32>> = instance.places.iter().map(|(m, _)| number(*m)).collect();
             // Whoever has the higher rank dials.
             let pairs = (0..seats.len()).flat_map(|to| (to + 1..seats.len()).map(move |from| (from, to)));

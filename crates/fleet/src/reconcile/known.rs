@@ -23,6 +23,8 @@ pub(super) struct Known {
     pub(super) resting_until: Micros,
     /// Why it rests.
     pub(super) resting: String,
+    /// Whose instance it was that failed here, or was refused.
+    pub(super) resting_for: String,
     /// What it was told to hold.
     pub(super) told: Vec<Told>,
     /// What it was told to hold no more, and has not said to be over.
@@ -45,6 +47,7 @@ impl Known {
             away_since,
             resting_until: Micros::ZERO,
             resting: String::new(),
+            resting_for: String::new(),
             told: Vec::new(),
             leaving: Vec::new(),
         }

@@ -21,6 +21,10 @@ impl Controller {
                 deployment.generation += 1;
                 deployment.crashes = 0;
                 deployment.paused_until = Micros::ZERO;
+                // What failed on the old terms says nothing of the new ones.
+                deployment.errors.clear();
+                let rested = self.machines.values_mut().filter(|known| known.resting_for == name);
+                rested.for_each(|known| known.resting_until = Micros::ZERO);
                 let model = deployment.spec.model != spec.model;
                 deployment.was_ready = false;
                 deployment.spec = spec;

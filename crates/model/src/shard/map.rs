@@ -328,6 +328,12 @@ fn stage_is_whole(spec: &ModelSpec, layers: Range<usize>) -> Result<(), ShardErr
     Ok(())
 }
 
+/// Weights that one generated token reads in the first `layers` and the head.
+pub fn weights_read(spec: &ModelSpec, layers: usize) -> u64 {
+    let each = spec.layers.iter().take(layers).map(|layer| cost(layer, spec.hidden));
+    each.fold((spec.vocabulary * spec.hidden) as u64, u64::saturating_add)
+}
+
 /// What a token costs in each layer: the weights that are read for it.
 fn cost(layer: &LayerSpec, hidden: usize) -> u64 {
     let mixer = match &layer.mixer {

@@ -63,6 +63,22 @@ impl Part {
         })
     }
 
+    /// The first `layers` of a model, with its embedding and head: what it computes means nothing, and takes as long as that
+    /// part of the whole takes. Nothing where layers cannot be had without those after them.
+    pub fn first_layers(spec: &ModelSpec, layers: usize) -> Option<Self> {
+        let mut part = Self::whole(spec);
+        if layers >= spec.layers.len() || part.slices.is_empty() {
+            return Some(part);
+        }
+        if layers == 0 || spec.layer_inputs.is_some() {
+            return None;
+        }
+        part.spec.layers.truncate(layers);
+        part.slices.truncate(layers);
+        part.layers.end = layers;
+        Some(part)
+    }
+
     /// The part of `layers` that falls to the `place`-th of those with `shares`.
     pub(super) fn cut(
         spec: &ModelSpec,

@@ -54,6 +54,11 @@ impl Desk {
         Self { limit, records, known, groups, next_life: 1, heard: 0, leaving: false }
     }
 
+    /// Whether nothing is held here, alone or as a rank of a group.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.groups.is_empty()
+    }
+
     /// When `Tick` is due at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Micros> {
         let due = |record: &Record| match record.state {

@@ -120,6 +120,7 @@ impl Work {
         let mut descriptor = describe(&self.model, &loaded, &kit, &self.ground.folder);
         self.is_what_it_was(&descriptor.weights_sha256)?;
         let map = self.divide(&loaded)?;
+        self.have_reference(&loaded, &descriptor.weights_sha256);
         let roster = self.await_roster()?;
         let group = self.form(&listener, &roster, &map, &descriptor.weights_sha256)?;
         let (stopper, telemetry) = (group.transport().stopper(), group.transport().telemetry());
@@ -185,6 +186,15 @@ impl Work {
                 short(weights_sha256)
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// Rank 0 of a machine that holds what it is told computes a small model alone once: what the group is held to (G8).
+    fn have_reference(&mut self, loaded: &LoadedModel, weights_sha256: &str) {
+        if self.assign.rank == 0 && self.own.is_none() && !self.model.only_in_groups {
+            let kept = (&*self.ground.folder, weights_sha256);
+            let alone = reference::whole(&self.model, loaded, self.assign.context, kept);
+            self.own = Some(Own { weights_sha256: weights_sha256.to_owned(), alone });
         }
     }
 

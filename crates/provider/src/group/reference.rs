@@ -3,11 +3,35 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::Engine;
+use base::Bytes;
 use engine::group::Golden;
+use engine::{Engine, LoadOptions, LoadedModel};
+
+use crate::assignment::sized_for;
+use crate::config::ModelConfig;
 
 /// Logits that one self-test may take, in numbers: 32 MB.
 const LOGITS_MAX: usize = 8 << 20;
+
+/// A model of so many bytes is loaded whole once, by rank 0, for its reference.
+const WHOLE_BYTES_MAX: Bytes = Bytes(256 << 20);
+
+/// All of a small model on this machine, where nothing is kept of its choices: what [`check`] takes for `alone`.
+pub(super) fn whole(
+    model: &ModelConfig,
+    loaded: &LoadedModel,
+    context: u32,
+    (folder, weights_sha256): (&Path, &str),
+) -> Option<Engine> {
+    let free = engine::machine::memory().map_or(Bytes::ZERO, |memory| memory.available);
+    let bytes = loaded.weight_bytes();
+    if bytes > WHOLE_BYTES_MAX || free.0 / 4 < bytes.0 || file(folder, weights_sha256).exists() {
+        return None;
+    }
+    let whole = engine::load(&model.source, &LoadOptions::default()).ok()?;
+    let config = sized_for(&model.engine, (context, 1), whole.kv_bytes_per_token(model.engine.kv));
+    Engine::start(model.name.clone(), whole, config).ok()
+}
 
 /// Positions of a self-test: several steps of a prompt for all but the widest vocabularies.
 fn length(engine: &Engine, vocabulary: usize) -> usize {
@@ -54,7 +78,14 @@ pub(super) fn check(
     vocabulary: usize,
 ) -> Result<(), String> {
     let golden = match known(alone, folder, weights_sha256, vocabulary)? {
-        Some(golden) => golden,
+        Some(mut golden) => {
+            // Kept at a longer context: what comes first does not depend on what comes after it.
+            let most = length(group, vocabulary);
+            golden.prompt.truncate(most);
+            golden.choices.truncate(most);
+            golden.leads.truncate(most);
+            golden
+        }
         None => {
             tracing::warn!(
                 "no machine of this provider computed this model alone: the group is only held to repeat itself"

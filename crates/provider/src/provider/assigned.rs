@@ -60,6 +60,7 @@ impl Provider {
             let Some(managed) = &mut self.managed else { return None };
             let mut effects = Vec::new();
             managed.desk.handle(now, input, &mut effects);
+            managed.note_busy();
             for effect in effects {
                 let (follows, ended) = self.perform_assigned(effect);
                 inputs.extend(follows);
@@ -196,7 +197,7 @@ impl Provider {
     }
 
     fn say_inventory(&mut self) -> Option<Input> {
-        if !self.uplink.is_up() {
+        if !self.uplink.is_up() || !self.managed.as_ref()?.looked {
             return None;
         }
         let bytes_max = self.session.as_ref()?.control_bytes_max().saturating_sub(MESSAGE_SLACK);

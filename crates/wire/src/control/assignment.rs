@@ -139,8 +139,8 @@ pub struct AssignmentReport {
     pub detail: String,
 }
 
-fn is_zero(number: &u8) -> bool {
-    *number == 0
+fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
 }
 
 /// How far a machine is with an assignment.
@@ -219,6 +219,10 @@ pub struct DeviceFacts {
     /// Floating-point operations in prefill, a second, as measured; 0 where not.
     #[serde(default)]
     pub flops: u64,
+    /// Weights read by all of its host's cores together, a second: what providers that stand on one host share. 0 where it
+    /// was not measured.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub host_read_bytes_per_s: u64,
 }
 
 /// A model whose files a machine has: what a planner must know of it.

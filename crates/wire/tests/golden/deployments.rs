@@ -34,6 +34,7 @@ pub(crate) fn inventory() -> Inventory {
         prefill_tokens_per_ks: 0,
     };
     let device = DeviceFacts {
+        host_read_bytes_per_s: 0,
         name: "cpu0".to_owned(),
         memory: Bytes(64 << 30),
         read_bytes_per_s: 29_600_000_000,
