@@ -68,6 +68,7 @@ fn main() {
         let part = WeightBytes { element, rows: ROWS, columns: COLUMNS, bytes: &bytes };
         PackedMatrix::pack(&[part], element, &team).expect("memory")
     };
+    let rounded = half(WeightElement::Bf16).with_activations(kernels::Activations::Bf16);
     let formats = [
         ("q4_0", grouped(Codes::Affine4, 32, Some(8))),
         ("q4_1", grouped(Codes::Affine4, 32, None)),
@@ -78,6 +79,7 @@ fn main() {
         ("q6_k", coded(Codes::Affine6, 16, Some(32), true)),
         ("mxfp4", grouped(Codes::Mxfp4, 32, None)),
         ("bf16", half(WeightElement::Bf16)),
+        ("bf16/r", rounded),
     ];
     let isa = Isa::detect();
     let [f32, int8] = [kernels::f32_ceiling(&team, isa), kernels::int8_ceiling(&team, isa)];

@@ -88,4 +88,6 @@ pub(crate) trait Dots: Copy + 'static {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Asks for the cache line at `at`, which need not be valid memory.
     unsafe fn prefetch(at: *const u8);
+    /// The same, into the second level's cache.
+    unsafe fn prefetch_second(at: *const u8);
 }

@@ -159,4 +159,6 @@ impl<const FUSED: bool> Dots for ScalarDots<FUSED> {
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_second(_at: *const u8) {}
 }

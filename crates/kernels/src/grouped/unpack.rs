@@ -4,7 +4,12 @@ use super::{Codes, Geometry, MX_CODES, ROWS, Scales};
 use crate::dots::{DotKernel, Dots};
 use crate::pack::BLOCK;
 
-/// How far ahead weights are asked for: measured with `--example products`, 1 to 6 % over 2,560.
+/// How far ahead a panel that is read where it lies is asked for: into the second level's cache first, whose many open
+/// requests keep memory busy while a core computes, and from there into the first. Measured with `--example products` on
+/// Zen 4: one row 1.3 (Q4_0, Q8_0) to 1.6 times (Q4_K), eight rows of Q8_0 1.4 times as fast as one request 4 KB ahead.
+const FAR_BYTES: usize = 16384;
+const SOON_BYTES: usize = 2048;
+/// How far ahead a panel is asked for that is unpacked.
 const AHEAD_BYTES: usize = 4096;
 
 /// A panel, as a tile reads it.
@@ -155,10 +160,13 @@ impl<const CODES: u8, const MINS: bool, const FACTORS: bool, const HALVES: usize
         // An even part of the record, its head included: the stream has no gaps, nor does what is asked for.
         let within = block & ((1 << self.record_shift) - 1);
         let part = within * (self.record_bytes >> self.record_shift);
-        let from = self.record(block).wrapping_add(part + AHEAD_BYTES);
+        let from = self.record(block).wrapping_add(part);
         for line in 0..Self::BLOCK_BYTES / 64 + 1 {
             // SAFETY: a prefetch may point anywhere.
-            unsafe { D::prefetch(from.wrapping_add(line * 64)) }
+            unsafe {
+                D::prefetch_second(from.wrapping_add(FAR_BYTES + line * 64));
+                D::prefetch(from.wrapping_add(SOON_BYTES + line * 64));
+            }
         }
     }
 }
