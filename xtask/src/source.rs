@@ -8,7 +8,9 @@ use anyhow::Context;
 
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+    // As `cargo run` says now: a folder of builds may be shared by checkouts, one of which has built this program.
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&folder).parent().expect("xtask lies in the workspace").to_owned()
 }
 
 /// A text file of the tree.
