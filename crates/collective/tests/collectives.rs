@@ -376,6 +376,43 @@ fn a_follower_waits_for_work_without_blaming_anyone() {
     assert_eq!(ends, [Ok(vec![42]), Ok(vec![42])]);
 }
 
+/// Rank 2 of three, whose links find that rank 1 was silent for as long as anybody looks.
+struct Quiet(Vec<Duration>);
+
+impl Transport for Quiet {
+    fn rank(&self) -> usize {
+        2
+    }
+
+    fn ranks(&self) -> usize {
+        3
+    }
+
+    fn send(&mut self, _to: usize, _message: &[u8], _patience: Duration) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn receive(&mut self, _: usize, _: &mut Vec<u8>, patience: Duration) -> Result<(), TransportError> {
+        let told = self.0.pop().unwrap_or(patience);
+        Err(TransportError { culprit: Some(1), cause: Cause::Late(told) })
+    }
+
+    fn poison(&mut self, _fault: &Fault) {}
+}
+
+#[test]
+fn a_short_look_for_work_blames_no_silent_rank_and_hears_of_a_fault() {
+    let (short, patience) = (Duration::from_millis(5), terms(WireType::F32).patience);
+    assert!(short < patience);
+    let mut group = Group::new(Quiet(Vec::new()), terms(WireType::F32));
+    assert_eq!(group.follow(0, &mut Vec::new(), short), Ok(false));
+    // What the group's end was is another's word, of another time.
+    let mut group = Group::new(Quiet(vec![patience]), terms(WireType::F32));
+    assert_eq!(group.follow(0, &mut Vec::new(), short).unwrap_err().culprit, Some(1));
+    let mut group = Group::new(Quiet(Vec::new()), terms(WireType::F32));
+    assert_eq!(group.receive_bytes(0, &mut Vec::new()).unwrap_err().culprit, Some(1));
+}
+
 #[test]
 fn a_group_that_is_told_to_end_says_so_on_every_rank() {
     let ends = on_each(in_memory(3), terms(WireType::F32), |group| {

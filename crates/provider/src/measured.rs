@@ -163,8 +163,6 @@ mod tests {
         let second = Measured::open(home.path(), None, "a processor", 1);
         assert_eq!(second.device(Bytes(7)), first.device(Bytes(7)));
         assert_eq!((second.of("tiny"), second.of("other")), (speeds, Speeds::default()));
-        let other = Measured::open(home.path(), None, "another processor", 1);
-        assert_eq!(other.of("tiny"), Speeds::default());
         let (beside, third) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let of = |own: &Path| Measured::open(own, Some(beside.path()), "a processor", 1).device(Bytes(7));
         assert_eq!(of(home.path()), first.device(Bytes(7)), "what it has, it has");
@@ -172,6 +170,8 @@ mod tests {
         assert_eq!(of(third.path()), first.device(Bytes(7)), "measured by another on the same machine");
         let third = Measured::open(third.path(), None, "a processor", 1);
         assert_eq!(third.of("tiny"), Speeds::default(), "models' speeds are its own");
+        let other = Measured::open(home.path(), None, "another processor", 1);
+        assert_eq!(other.of("tiny"), Speeds::default());
         std::fs::write(home.path().join(FILE), b"{damaged").unwrap();
         assert_eq!(Measured::open(home.path(), None, "a processor", 1).of("tiny"), Speeds::default());
     }
