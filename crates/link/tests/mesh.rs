@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use base::{Epoch, Incarnation, InstanceId};
@@ -82,17 +82,23 @@ fn ranks(ranks: usize) -> Vec<Rank> {
         .collect()
 }
 
-/// Runs every rank in a thread of its own.
+/// Runs every rank in a thread of its own, once each has formed its group or could not: a rank that ends while another
+/// still forms ends the other's forming, rightly.
 fn on_each<R: Send + 'static>(
     ranks: Vec<Rank>,
     work: impl Fn(usize, Result<Group<Links>, FormError>) -> R + Send + Sync + 'static,
 ) -> Vec<R> {
-    let work = Arc::new(work);
+    let together = Arc::new((Barrier::new(ranks.len()), work));
     let threads: Vec<_> = ranks
         .into_iter()
         .map(|rank| {
-            let work = Arc::clone(&work);
-            std::thread::spawn(move || work(rank.place.rank, rank.form()))
+            let together = Arc::clone(&together);
+            std::thread::spawn(move || {
+                let (all, work) = &*together;
+                let group = rank.form();
+                all.wait();
+                work(rank.place.rank, group)
+            })
         })
         .collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -253,7 +259,7 @@ fn strangers_and_noise_neither_enter_nor_hold_up_a_group() {
 
 #[test]
 fn a_rank_that_goes_is_known_at_once_by_all_with_its_name() {
-    let together = std::sync::Barrier::new(3);
+    let together = Barrier::new(3);
     let ends = on_each(ranks(3), move |rank, group| {
         let mut group = group.unwrap();
         let stands = group.barrier();
@@ -286,17 +292,20 @@ fn an_idle_follower_hears_of_a_fault_between_two_others() {
             group.poison(Fault::of(1, Cause::Ended("its memory is damaged".into())));
         }
         let mut plan = Vec::new();
-        if rank == 0 {
-            return group.receive_bytes(2, &mut plan).unwrap_err();
-        }
-        loop {
-            match group.follow(0, &mut plan, Duration::from_secs(5)) {
-                Ok(_) => {}
-                Err(fault) => return fault,
+        let fault = loop {
+            match if rank == 0 {
+                group.receive_bytes(2, &mut plan)
+            } else {
+                group.follow(0, &mut plan, Duration::from_secs(5)).map(|_| ())
+            } {
+                Ok(()) => {}
+                Err(fault) => break fault,
             }
-        }
+        };
+        // Kept until all know: a connection that closes is a fault too.
+        (fault, group)
     });
-    for fault in ends {
+    for (fault, _) in ends {
         assert_eq!(fault.culprit, Some(1), "{fault}");
         assert!(fault.to_string().contains("its memory is damaged"), "{fault}");
     }
@@ -319,10 +328,9 @@ fn a_group_can_be_stopped_from_outside_and_the_others_are_told() {
                 Err(fault) => break fault,
             }
         };
-        drop(group);
-        fault
+        (fault, group)
     });
-    for fault in ends {
+    for (fault, _) in ends {
         assert!(fault.to_string().contains("the model was un-assigned"), "{fault}");
     }
 }
