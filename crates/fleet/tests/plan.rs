@@ -319,6 +319,21 @@ fn a_model_too_large_for_one_machine_goes_over_linked_ones_after_their_speed() {
 }
 
 #[test]
+fn what_was_measured_on_a_machine_is_what_is_predicted_of_it_however_quick() {
+    for measured in [0.5, 40.0, 2_500.0, 12_000.0] {
+        let speeds = json!({"small": {"decode_tokens_per_s": measured, "prefill_tokens_per_s": 9_000.0}});
+        let mut alone = machine("alone", 48, 100);
+        alone["measured"] = speeds;
+        let spec = json!({"deployments": [{"name": "d", "model": "small", "context": 1024, "max_batch": 1}]});
+        let (snapshot, policy) = snapshot(json!({"machines": [alone], "models": models()}), spec);
+        let plan = plan(&snapshot, &policy);
+        let predicted = plan.placements[0].predicted.decode_tokens_per_s;
+        // A step's own costs are in what was measured; they are not counted again.
+        assert!((predicted / measured - 1.0).abs() < 1e-6, "measured {measured}, predicted {predicted}");
+    }
+}
+
+#[test]
 fn rdma_that_is_required_and_not_there_names_the_link() {
     let machines = json!([machine("a", 64, 400), machine("b", 64, 400)]);
     let links = json!([{"from": "a", "to": "b", "kind": "thunderbolt", "rdma": false}]);

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::candidates::Ledger;
 use super::demand::capacity;
-use super::divide::{Divided, Load, Seat};
+use super::divide::{Divided, Load, STEP_S, Seat};
 use super::singles::Singles;
 use super::why::Why;
 use super::{PlacedRank, Placement, PlanPolicy, Predicted, Shape, Short, Snapshot};
@@ -240,7 +240,7 @@ impl<'a> Board<'a> {
     pub(super) fn seat(&self, node: u32, deployment: usize, take: bool) -> Seat {
         let room = self.room(node, deployment, take);
         let Node { machine, bandwidth, flops, host, .. } = self.nodes[node as usize];
-        let mut seat = Seat { node, room, bandwidth, flops, host };
+        let mut seat = Seat { node, room, bandwidth, flops, host, step_s: STEP_S };
         let machine = &self.snapshot.fleet.machines[machine as usize];
         if machine.measured.is_empty() {
             return seat;
@@ -249,7 +249,7 @@ impl<'a> Board<'a> {
         if let (Some(measured), Some(shape)) = (machine.measured.get(model), self.shape(deployment)) {
             let all = 0..shape.layers();
             if measured.decode_tokens_per_s > 0.0 {
-                seat.bandwidth = measured.decode_tokens_per_s * shape.read_bytes(all.clone());
+                seat.has_decoded(measured.decode_tokens_per_s, shape.read_bytes(all.clone()));
             }
             if measured.prefill_tokens_per_s > 0.0 {
                 seat.flops = measured.prefill_tokens_per_s * shape.token_flops(all);

@@ -14,7 +14,7 @@ const SHARES: f64 = 256.0;
 /// Tries to make exact counts fit, each with less for the ranks that had too much.
 const TRIES: usize = 6;
 /// Spent in each step whatever it computes: planning, sampling, waking threads.
-const STEP_S: f64 = 150e-6;
+pub(super) const STEP_S: f64 = 150e-6;
 /// The prompt that a time to first token is predicted for.
 pub const PROMPT_TOKENS: f64 = 512.0;
 
@@ -31,6 +31,18 @@ pub(super) struct Seat {
     pub flops: f64,
     /// Bytes a second of its whole host; 0: not known.
     pub host: f64,
+    /// Seconds of a step that do not depend on how much is read.
+    pub step_s: f64,
+}
+
+impl Seat {
+    /// Takes on what was measured with the whole model here, which has a step's own costs in it: at most half of a step, so
+    /// that what caches hold has a finite speed.
+    pub(super) fn has_decoded(&mut self, tokens_per_s: f64, read_bytes: f64) {
+        let step = 1.0 / tokens_per_s;
+        self.step_s = STEP_S.min(step / 2.0);
+        self.bandwidth = read_bytes / (step - self.step_s);
+    }
 }
 
 /// A model over devices.
@@ -229,7 +241,7 @@ fn shared_bandwidth(seats: &[Seat], stage: Range<usize>, rank: usize, ways: &Way
 
 /// How fast one request alone would be.
 pub(super) fn predict(shape: &Shape, divided: &Divided, seats: &[Seat], ways: &Ways<'_>) -> Predicted {
-    let (mut decode, mut prefill) = (STEP_S, 0.0);
+    let (mut decode, mut prefill) = (seats.iter().map(|seat| seat.step_s).fold(0.0, f64::max), 0.0);
     let mut first = 0;
     for (stage, (layers, shares)) in divided.stages.iter().enumerate() {
         let ranks = first..first + shares.len();
