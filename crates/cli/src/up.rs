@@ -1,6 +1,8 @@
-//! `phalanx up`: a whole fleet on this machine: a coordinator in this process, providers in processes of their own.
+//! `phalanx up`: a whole fleet on this machine: a coordinator in this process, managed providers in processes of their own,
+//! and a deployment for each model.
 
 mod children;
+mod declare;
 mod division;
 
 use std::net::SocketAddr;
@@ -9,13 +11,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use wire::admin::{FleetStatus, InstanceStatus};
-use wire::control::InstancePhase;
+use wire::admin::FleetStatus;
 
 use self::children::{Children, Plan};
+use self::declare::Declared;
 use self::division::Division;
 use crate::client::Client;
 use crate::coordinator::{Ground, StoreOptions, url_of, warn_beyond_loopback};
@@ -35,8 +37,8 @@ pub(crate) struct Options {
     /// How many providers to start.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     providers: u32,
-    /// Divide each model over so many of the providers, which then compute it together [default: two; all of them where
-    /// --mode asks for a group].
+    /// Divide each model over so many of the providers, which then compute it together: as many instances as they make; who
+    /// is left takes the place of one that is lost [default: two; all of them where --mode asks for a group].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     ranks: Option<u32>,
     /// How to divide: `tensor` (slices of every layer), `pipeline` (whole layers), stages x ranks as in `2x2`, `auto`, or
@@ -73,17 +75,19 @@ struct Ready<'a> {
     models: Vec<String>,
 }
 
-/// How long the first model may take to load before `up` says that something is wrong.
+/// How long the models may take to load before `up` says that something is wrong.
 const READY_MAX: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let config: coordinator::Config = options.settings.read()?;
     let division = Division::of(options.mode.as_deref(), options.ranks, options.providers)?;
+    let declared = Declared::of(&models(&options), division.as_ref(), options.providers, &options.engine)?;
     let ending = shutdown::on_signals()?;
     let folder = options.data.make()?;
     let listener = serving::listen(options.listen).await?;
     let url = url_of(listener.local_addr()?);
     let ground = Ground::open(&folder, &url, options.store).await?;
+    declared.replace_last(&folder, &*ground.store).await?;
 
     let closing = CancellationToken::new();
     let (spans, exporter) = options.otlp.start("phalanx-coordinator")?;
@@ -93,7 +97,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut children = Children::start(plan(&options, &folder, &url, &ground)?)?;
 
     let outcome = tokio::select! {
-        outcome = attend((&options, division), &url, &ground, &mut children) => outcome,
+        outcome = attend((&options, declared), &url, &ground, &mut children) => outcome,
         () = ending.cancelled() => Ok(()),
     };
     if !options.json {
@@ -111,16 +115,19 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
 /// Waits until the fleet serves, says so, and then keeps its providers running for good.
 async fn attend(
-    (options, division): (&Options, Option<Division>),
+    (options, declared): (&Options, Declared),
     url: &str,
     ground: &Ground,
     children: &mut Children,
 ) -> anyhow::Result<()> {
     let client = Client::new(url, &ground.key);
+    let spinner = indicatif::ProgressBar::new_spinner().with_message("loading the model");
+    spinner.enable_steady_tick(Duration::from_millis(100));
     let status = tokio::select! {
-        status = await_served(&client, options, division.as_ref()) => status?,
+        status = declared.carry_out(&client, Instant::now() + READY_MAX) => status?,
         error = children.keep() => return Err(error),
     };
+    spinner.finish_and_clear();
     let models = status.models.iter().map(|pool| pool.model.to_string()).collect();
     let ready =
         Ready { url, key: &ground.key, join_token: &ground.join_token, pid: std::process::id(), models };
@@ -133,55 +140,14 @@ async fn attend(
     Err(children.keep().await)
 }
 
-/// Waits until every provider's instances take requests, or can be seen to fail.
-async fn await_served(
-    client: &Client,
-    options: &Options,
-    division: Option<&Division>,
-) -> anyhow::Result<FleetStatus> {
-    let spinner = indicatif::ProgressBar::new_spinner().with_message("loading the model");
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    let wanted = options.providers as usize * options.models.len().max(1);
-    let deadline = Instant::now() + READY_MAX;
-    let mut pace = tokio::time::interval(Duration::from_millis(25));
-    loop {
-        pace.tick().await;
-        let status: FleetStatus = client.get("/api/status").await?;
-        let instances: Vec<_> = status.machines.iter().flat_map(|m| &m.instances).collect();
-        let in_groups = |i: &InstanceStatus| division.is_some() && i.phase == InstancePhase::InGroups;
-        if instances.iter().filter(|i| i.ineligible.is_none() || in_groups(i)).count() >= wanted {
-            let status = match division {
-                Some(division) => division.carry_out(client, status, deadline).await?,
-                None => status,
-            };
-            spinner.finish_and_clear();
-            return Ok(status);
-        }
-        let cannot = |i: &InstanceStatus| match i.phase {
-            InstancePhase::Failed => true,
-            InstancePhase::InGroups => division.is_none(),
-            _ => false,
-        };
-        let failed = instances.iter().find(|i| cannot(i));
-        if let Some(failed) = failed {
-            bail!(
-                "{} cannot be served: {}",
-                failed.model,
-                failed.ineligible.as_deref().unwrap_or("no reason")
-            );
-        }
-        if Instant::now() > deadline {
-            let why = instances.iter().find_map(|i| i.ineligible.as_deref()).unwrap_or("no provider joined");
-            bail!("nothing serves after {} s: {why}", READY_MAX.as_secs());
-        }
-    }
+fn models(options: &Options) -> Vec<ServedModel> {
+    if options.models.is_empty() { vec![ServedModel::bundled()] } else { options.models.clone() }
 }
 
 fn plan(options: &Options, folder: &Path, url: &str, ground: &Ground) -> anyhow::Result<Plan> {
-    let mut arguments = Vec::new();
-    let bundled = [ServedModel::bundled()];
-    let models = if options.models.is_empty() { &bundled[..] } else { &options.models };
-    for model in models {
+    // What they hold is the coordinator's word; what the machine can do is measured once for all of them.
+    let mut arguments = vec!["--managed".to_owned()];
+    for model in models(options) {
         arguments.extend(["--model".to_owned(), model.argument().to_owned()]);
     }
     let mut engine = options.engine.clone();

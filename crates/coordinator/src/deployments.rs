@@ -32,6 +32,7 @@ use crate::problem::Problem;
 
 pub(crate) use asked::Call;
 use inbox::Inbox;
+pub use kept::forget_placements;
 pub(crate) use writer::{Writer, parse_mode};
 
 /// Operators' calls that may wait. Each is answered after one write to the disk.

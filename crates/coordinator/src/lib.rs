@@ -30,6 +30,7 @@ mod uplink;
 
 pub use bootstrap::{Bootstrap, bootstrap, create_key};
 pub use config::{Config, ConfigError, DeploymentConfig, HttpConfig, RequestConfig, UplinkConfig};
+pub use deployments::forget_placements;
 pub use server::{RunError, run, run_traced};
 
 /// Program and version, as peers and people see them.

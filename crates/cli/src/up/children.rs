@@ -20,7 +20,7 @@ pub(crate) struct Plan {
     pub(crate) join: String,
     /// Lets them in. Handed over in the environment: arguments can be read by every user of a machine.
     pub(crate) token: String,
-    /// Each gets a folder in here.
+    /// Each gets a folder in here; what this machine was measured to do is here for all of them.
     pub(crate) folder: PathBuf,
     /// Models and engine.
     pub(crate) arguments: Vec<String>,
@@ -127,6 +127,8 @@ fn spawn(plan: &Plan, name: &str) -> anyhow::Result<Child> {
         .args(["--with-parent", &std::process::id().to_string()])
         .arg("--data")
         .arg(folder)
+        .arg("--measured-beside")
+        .arg(&plan.folder)
         .args(&plan.arguments)
         .env("PHALANX_JOIN_TOKEN", &plan.token)
         .stdin(Stdio::null())

@@ -1,20 +1,15 @@
-//! How `phalanx up` divides its models over its providers: a group of the first of them for each model.
-
-use std::time::{Duration, Instant};
+//! How `phalanx up` divides its models over its providers.
 
 use anyhow::bail;
-use wire::admin::FleetStatus;
-use wire::admin::group::{CreateGroup, GroupStatus};
-
-use crate::client::Client;
-
-/// Lives that a new group may lose before `up` says that it does not come to stand.
-const FAULTS_MAX: u64 = 4;
+use engine::LoadedModel;
+use engine::group::{GroupMode, Member};
+use fleet::deployment::Division as Shape;
 
 /// Ranks of the group that a fleet begins with where nothing is said: the fewest that make one.
 const RANKS_FIRST: u32 = 2;
 
 /// What was asked for, where it is a group.
+#[derive(Debug)]
 pub(super) struct Division {
     mode: String,
     ranks: u32,
@@ -44,52 +39,30 @@ impl Division {
         Ok(Some(Self { mode, ranks, by_default }))
     }
 
-    /// Forms a group for each model that is served, and waits until all stand.
-    pub(super) async fn carry_out(
-        &self,
-        client: &Client,
-        status: FleetStatus,
-        deadline: Instant,
-    ) -> anyhow::Result<FleetStatus> {
-        for pool in &status.models {
-            let asked = CreateGroup {
-                model: pool.model.clone(),
-                machines: (1..=self.ranks).map(|index| format!("machine-{index}")).collect(),
-                mode: self.mode.clone(),
-                dtype: "f32".to_owned(),
-                patience_ms: 2_000,
-            };
-            let _: GroupStatus = client.post("/api/groups", &asked).await?;
-        }
-        let mut pace = tokio::time::interval(Duration::from_millis(25));
-        loop {
-            pace.tick().await;
-            let status: FleetStatus = client.get("/api/status").await?;
-            let standing = |group: &GroupStatus| {
-                let taking =
-                    |i: &wire::admin::InstanceStatus| i.instance == group.instance && i.ineligible.is_none();
-                group.phase == "ready" && status.machines.iter().flat_map(|m| &m.instances).any(taking)
-            };
-            if status.groups.iter().all(standing) {
-                return Ok(status);
-            }
-            let lost = status.groups.iter().find(|group| group.faults >= FAULTS_MAX);
-            if let Some(group) = lost.filter(|_| self.by_default) {
-                eprintln!(
-                    "{} is not divided over {} providers ({}): each serves it alone",
-                    group.model, self.ranks, group.last_fault
-                );
-                let _: GroupStatus = client.delete(&format!("/api/groups/{}", group.instance)).await?;
-                continue;
-            }
-            if let Some(group) = lost {
-                bail!("{} cannot be divided over {} ranks: {}", group.model, self.ranks, group.last_fault);
-            }
-            if Instant::now() > deadline {
-                let why = status.groups.iter().map(|group| group.detail.as_str()).find(|d| !d.is_empty());
-                bail!("the ranks do not come together: {}", why.unwrap_or("no reason"));
-            }
-        }
+    /// How many ranks compute together.
+    pub(super) fn ranks(&self) -> u32 {
+        self.ranks
+    }
+
+    /// Whether nobody asked for it.
+    pub(super) fn is_by_default(&self) -> bool {
+        self.by_default
+    }
+
+    /// How a model is divided so: what a deployment says.
+    ///
+    /// # Errors
+    /// It cannot be; why, and over how many ranks it could.
+    pub(super) fn shape(&self, model: &LoadedModel) -> anyhow::Result<Shape> {
+        let mode: GroupMode = self.mode.parse().map_err(anyhow::Error::msg)?;
+        let members = vec![Member { speed: 1, memory: None }; self.ranks as usize];
+        let map = model.divide(mode, &members)?;
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(match (count(map.stages()), count(map.ranks_of(0).len())) {
+            (1, tensor) => Shape::Tensor(tensor),
+            (pipeline, 1) => Shape::Pipeline(pipeline),
+            (pipeline, tensor) => Shape::Both { pipeline, tensor },
+        })
     }
 }
 
@@ -112,5 +85,18 @@ mod tests {
         assert!(Division::of(None, None, 1).unwrap().is_none(), "one provider is no group");
         let more = Division::of(None, None, 5).unwrap().unwrap();
         assert_eq!((more.ranks, more.by_default), (2, true));
+    }
+
+    #[test]
+    fn a_division_is_said_in_the_words_of_deployments() {
+        let bundled = engine::look(&engine::ModelSource::Bundled).expect("it is built in");
+        let shape = |mode: &str, ranks| {
+            Division::of(Some(mode), Some(ranks), ranks).unwrap().unwrap().shape(&bundled)
+        };
+        assert_eq!(shape("auto", 2).unwrap(), Shape::Tensor(2));
+        assert_eq!(shape("pipeline", 3).unwrap(), Shape::Pipeline(3));
+        assert_eq!(shape("2x2", 4).unwrap(), Shape::Both { pipeline: 2, tensor: 2 });
+        assert!(shape("2x2", 3).is_err());
+        assert!(shape("sideways", 2).unwrap_err().to_string().contains("no mode"));
     }
 }

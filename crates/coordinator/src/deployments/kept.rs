@@ -6,9 +6,10 @@ use base::{Epoch, InstanceId, MachineId, Micros};
 use fleet::deployment::Spec;
 use fleet::reconcile::{Controller, Instance, Phase, RankState, Terms};
 use serde::{Deserialize, Serialize};
-use store::{DeploymentChange, DeploymentEvent, KeptDeployments};
+use store::{DeploymentChange, DeploymentEvent, KeptDeployment, KeptDeployments, Store, StoreError};
 
 use super::writer::Writer;
+use crate::clock::unix_us;
 
 /// Where an instance was placed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,6 +59,40 @@ impl Record {
         };
         (instance, names)
     }
+}
+
+/// Before a coordinator starts whose own machines ended with it: what was placed of the deployments `of` is nowhere, and of
+/// these, those that are not `wanted` any more are deleted.
+///
+/// # Errors
+/// The store fails.
+pub async fn forget_placements(
+    store: &dyn Store,
+    of: &[String],
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(), StoreError> {
+    if of.is_empty() {
+        return Ok(());
+    }
+    let kept = store.deployments().await?;
+    let mut changes = Vec::new();
+    for (instance, record) in &kept.placements {
+        let record = serde_json::from_str::<Record>(record);
+        if record.is_ok_and(|record| of.contains(&record.deployment)) {
+            changes.push(DeploymentChange::Ended { instance: *instance });
+        }
+    }
+    let over = |kept: &&KeptDeployment| of.contains(&kept.name) && !wanted(&kept.name);
+    for KeptDeployment { name, generation, .. } in kept.deployments.iter().filter(over) {
+        changes.push(DeploymentChange::Event(DeploymentEvent {
+            name: name.clone(),
+            generation: *generation,
+            at_unix_us: unix_us(),
+            what: "it was deleted: whoever declared it was started without it".to_owned(),
+        }));
+        changes.push(DeploymentChange::Deleted { name: name.clone() });
+    }
+    store.keep_deployments(changes).await
 }
 
 /// Gives a controller what was kept. What cannot be read is left out, and said.
