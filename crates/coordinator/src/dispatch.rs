@@ -253,9 +253,18 @@ impl Serving {
         loop {
             let grant = match self.place().await {
                 Ok(grant) => grant,
-                Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _)) if self.forgive() => {
+                Err(Stop::Failed(Problem::Refused(Refusal::AttemptsFailed { .. }), _))
+                    if self.forgive() || self.forgives_all() =>
+                {
                     continue;
                 }
+                // Its time in the queue is over, whatever forms.
+                Err(
+                    stop @ Stop::Failed(
+                        Problem::Refused(Refusal::Expired { .. } | Refusal::Unplaced { .. }),
+                        _,
+                    ),
+                ) if !self.started => return Err(stop),
                 Err(Stop::Failed(Problem::Refused(refusal), _)) if self.started || self.forming.is_some() => {
                     self.strand(&refusal).await?;
                     continue;
@@ -331,7 +340,7 @@ impl Serving {
             },
             // It was met: an answer that moves has begun.
             deadline: self.work.deadline.filter(|_| !self.started),
-            again: self.tried + self.bounces > 0,
+            again: self.started || self.forming.is_some() || self.tried + self.bounces > 0,
             // An answer that has begun has a budget of its own.
             tried: if self.started { 0 } else { self.tried },
             prefixes: fleet::prefixes(&self.work.prompt, self.core.affinity_seed),

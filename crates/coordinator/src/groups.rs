@@ -217,11 +217,11 @@ impl Entry {
             }
             Effect::Withdraw => vec![Todo::Withdraw(self.instance)],
             effect @ Effect::Faulted { .. } if self.deployed.is_some() => {
-                let Effect::Faulted { epoch, culprit, detail } = &effect else { return Vec::new() };
+                let Effect::Faulted { epoch, culprit, is_loss, detail } = &effect else { return Vec::new() };
                 // Where nobody is to blame rank 0 answers for all.
                 let rank = culprit.unwrap_or(0);
                 let machine = self.members.get(rank as usize).map_or(MachineId(0), |member| member.machine);
-                let report = RankReport::Failed(detail.clone());
+                let report = if *is_loss { RankReport::Lost } else { RankReport::Failed }(detail.clone());
                 let (instance, epoch) = (self.instance, *epoch);
                 let input = fleet::reconcile::Input::Report { machine, instance, epoch, rank, report };
                 vec![Todo::Tell(input), Todo::Log(effect, self.instance, self.asked.model.clone())]
@@ -444,7 +444,7 @@ impl Core {
                     self.deployments.inbox.put(input);
                     self.deployments.look_soon();
                 }
-                Todo::Log(Effect::Faulted { epoch, culprit, detail }, instance, model) => {
+                Todo::Log(Effect::Faulted { epoch, culprit, detail, .. }, instance, model) => {
                     Metrics::count(&self.metrics.group_events, "fault");
                     tracing::warn!(%instance, %model, epoch = epoch.0, ?culprit, detail, "a group's life ended in a fault");
                 }

@@ -1,6 +1,6 @@
 //! Every model's pool behind its own lock: inputs in, effects carried to whoever waits for them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -247,6 +247,8 @@ impl Served {
 /// Every model that is or was served.
 pub(crate) struct Pools {
     by_model: RwLock<BTreeMap<ModelName, Arc<Served>>>,
+    /// Models that deployments want served. Set before pools are told; a pool that is made looks here first.
+    wanted: RwLock<BTreeSet<String>>,
     policy: Policy,
     clock: Clock,
     rng: Mutex<Rng>,
@@ -254,7 +256,7 @@ pub(crate) struct Pools {
 
 impl Pools {
     pub(crate) fn new(policy: Policy, clock: Clock, rng: Rng) -> Self {
-        Self { by_model: RwLock::default(), policy, clock, rng: Mutex::new(rng) }
+        Self { by_model: RwLock::default(), wanted: RwLock::default(), policy, clock, rng: Mutex::new(rng) }
     }
 
     pub(crate) fn get(&self, name: &ModelName) -> Option<Arc<Served>> {
@@ -275,8 +277,29 @@ impl Pools {
         }
         let rng = self.rng.lock().fork(by_model.len() as u64);
         let served = Arc::new(Served::new(name.clone(), self.policy, rng, self.clock));
+        let wanted = self.is_wanted(name);
+        let told = served.handle(Input::Wanted { wanted });
+        debug_assert!(told.is_empty(), "an empty pool has nothing to say");
         by_model.insert(name.clone(), Arc::clone(&served));
         Some((served, true))
+    }
+
+    /// Whether a deployment wants `model` served: what finds nothing of it waits for its next place.
+    pub(crate) fn is_wanted(&self, model: &ModelName) -> bool {
+        self.wanted.read().contains(model.as_str())
+    }
+
+    /// Tells every pool whether deployments want its model served; gives what pools say.
+    pub(crate) fn set_wanted(&self, wanted: BTreeSet<String>) -> Vec<Notice> {
+        let before = std::mem::replace(&mut *self.wanted.write(), wanted);
+        let mut told = Vec::new();
+        for served in self.all() {
+            let wanted = self.is_wanted(&served.name);
+            if wanted != before.contains(served.name.as_str()) {
+                told.extend(served.handle(Input::Wanted { wanted }));
+            }
+        }
+        told
     }
 
     /// By name.

@@ -246,7 +246,9 @@ impl Problem {
             Refusal::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, RATE, "queue_full"),
             Refusal::PredictedLate { .. } => (StatusCode::TOO_MANY_REQUESTS, RATE, "predicted_late"),
             Refusal::Expired { .. } => (StatusCode::TOO_MANY_REQUESTS, RATE, "queue_expired"),
-            Refusal::NoServingPath => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_serving_path"),
+            Refusal::NoServingPath | Refusal::Unplaced { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_serving_path")
+            }
             Refusal::NoOwnMachine => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_own_machine"),
             Refusal::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "too_long_to_serve"),
             Refusal::AttemptsFailed { .. } => (StatusCode::BAD_GATEWAY, SERVER, "attempts_failed"),

@@ -107,6 +107,19 @@ pub struct Group {
     adopted: bool,
 }
 
+/// Who ended a life.
+#[derive(Debug, Clone, Copy)]
+struct Blame {
+    culprit: Option<u32>,
+    is_loss: bool,
+}
+
+impl Blame {
+    fn lost(rank: u32) -> Self {
+        Self { culprit: Some(rank), is_loss: true }
+    }
+}
+
 /// How long machines of a group that stood before the coordinator started may take to come back: they dial again every
 /// 15 s at the latest.
 const ADOPTED_AWAY_MAX: Micros = Micros::from_secs(60);
@@ -352,7 +365,7 @@ impl Group {
         }
         // A machine that started again has no rank of the life that it was in; one that only connected again has.
         if self.is_alive() && self.seats[rank as usize].assigned != Some(incarnation) {
-            self.fault(Some(rank), "its provider started again".to_owned(), effects);
+            self.fault(Blame::lost(rank), "its provider started again".to_owned(), effects);
         }
     }
 
@@ -380,7 +393,9 @@ impl Group {
                 seat.phase = RankPhase::Ended;
                 let culprit = report.culprit.filter(|&rank| (rank as usize) < ranks);
                 let detail = report.detail.chars().filter(|c| !c.is_control()).take(300).collect();
-                self.fault(culprit, detail, effects);
+                // Who names itself says what is wrong; whom others name has gone without a word.
+                let is_loss = culprit.is_some_and(|rank| rank != report.rank);
+                self.fault(Blame { culprit, is_loss }, detail, effects);
             }
             GroupPhase::Unknown => effects.push(Effect::Stray { machine, what: "an unknown phase" }),
         }
@@ -394,7 +409,7 @@ impl Group {
             && let Some(rank) = self.seats.iter().position(gone)
         {
             let detail = "its provider is not connected to the coordinator any more".to_owned();
-            return self.fault(u32::try_from(rank).ok(), detail, effects);
+            return self.fault(Blame::lost(u32::try_from(rank).unwrap_or(u32::MAX)), detail, effects);
         }
         let late = self.phase_deadline().is_some_and(|deadline| self.now >= deadline);
         match self.phase {
@@ -419,7 +434,7 @@ impl Group {
                 let rank = self.seats.iter().position(is_behind).and_then(|rank| u32::try_from(rank).ok());
                 let detail =
                     format!("not {} in time", if self.phase == Phase::Forming { "reached" } else { "ready" });
-                self.fault(rank, detail, effects);
+                self.fault(Blame { culprit: rank, is_loss: false }, detail, effects);
             }
             _ => {}
         }
@@ -439,7 +454,8 @@ impl Group {
     }
 
     /// Ends this life: every rank is told, and the next begins after a pause.
-    fn fault(&mut self, culprit: Option<u32>, detail: String, effects: &mut Vec<Effect>) {
+    fn fault(&mut self, blame: Blame, detail: String, effects: &mut Vec<Effect>) {
+        let Blame { culprit, is_loss } = blame;
         if self.phase == Phase::Ready && self.now.saturating_sub(self.since) >= HEALTHY {
             self.failures = 0;
         }
@@ -454,7 +470,7 @@ impl Group {
             since: self.since,
             ended: self.now,
         });
-        effects.push(Effect::Faulted { epoch: self.epoch, culprit, detail });
+        effects.push(Effect::Faulted { epoch: self.epoch, culprit, is_loss, detail });
         let reason = self.last_fault.clone();
         self.unassign_all(&reason, effects);
         effects.push(Effect::Withdraw);

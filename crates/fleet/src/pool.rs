@@ -26,7 +26,6 @@ use crate::eligibility::{Ask, Ineligible};
 use crate::policy::Policy;
 use crate::promise::Promises;
 use crate::queue::Queue;
-use crate::refusal::Refusal;
 use crate::roster::{Like, Roster};
 use crate::story::{Happening, Stories};
 
@@ -83,6 +82,10 @@ pub struct Pool {
     stories: Stories,
     /// What past instances of a machine taught about its speed with this model.
     curves: BTreeMap<MachineId, Learnt>,
+    /// Whether a deployment wants the model: where nothing serves it, its next place is waited for.
+    wanted: bool,
+    /// The most tokens that a request could have where the model was served last.
+    limit_before: Option<Tokens>,
     /// Mean of |ln(observed / predicted)| over times to the first token; nothing before the first.
     calibration: Option<f64>,
 }
@@ -114,6 +117,8 @@ impl Pool {
             affinity: Affinity::default(),
             stories: Stories::new(policy.explained_max),
             curves: BTreeMap::new(),
+            wanted: false,
+            limit_before: None,
             calibration: None,
         }
     }
@@ -132,6 +137,10 @@ impl Pool {
             Input::InstanceReport { machine, report } => self.instance_report(machine, &report, effects),
             Input::InstanceGone { instance, lost } => self.instance_gone(instance, lost, effects),
             Input::MachineDraining { machine } => self.machine_draining(machine, effects),
+            Input::Wanted { wanted } => {
+                self.wanted = wanted;
+                self.prune(effects);
+            }
             Input::Enqueue(enqueue) => self.enqueue(enqueue, effects),
             Input::Withdraw { request } => self.withdraw(request, effects),
             Input::FirstToken { request } => self.first_token(request),
@@ -164,7 +173,7 @@ impl Pool {
             let waiting = self.queue.remove(request).expect("an expired request waits");
             self.release_hold(request);
             let retry_after = self.promise(&waiting.enqueue, Micros::ZERO);
-            let refusal = Refusal::Expired { waited: self.now.saturating_sub(waiting.since), retry_after };
+            let refusal = self.overdue(self.now.saturating_sub(waiting.since), retry_after);
             self.refuse(&waiting.enqueue.ask, refusal, effects);
         }
         let mut forgotten = false;

@@ -11,6 +11,8 @@
 //!                +---- again in place, 3 times, pauses growing with jitter ---+
 //!                                      then elsewhere; its machines cool down; then pauses that grow (crash loop)
 //! ```
+//! A rank that went without a word while its instance computed (killed, cut off) is no failure of the model there: it counts
+//! as one where the next life does not come to compute either, or where it happens again and again.
 
 mod instance;
 mod judge;
@@ -19,7 +21,7 @@ mod say;
 mod snapshot;
 mod wishes;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use base::{Epoch, Incarnation, InstanceId, MachineId, Micros, Rng};
@@ -34,6 +36,8 @@ pub use instance::{Instance, Phase, RankState, Terms};
 
 /// How often an instance is tried again on the machines that it has.
 pub const TRIES_IN_PLACE: u32 = 3;
+/// How often in a row an instance that computed may lose a rank from outside before that counts as its own failure.
+pub const LOSSES_MAX: u32 = 8;
 /// The pause before the first new try in place; doubles.
 const RETRY_FIRST: Micros = Micros::from_millis(250);
 /// The pause before a deployment that fails everywhere is placed again; doubles.
@@ -120,6 +124,8 @@ pub enum RankReport {
     Ready,
     /// It cannot; why.
     Failed(String),
+    /// Others say that it went without a word: its process ended, or its links.
+    Lost(String),
     /// It does not take the assignment; why.
     Refused(String),
     /// It holds it no more.
@@ -422,13 +428,23 @@ impl Controller {
     pub fn next_deadline(&self) -> Micros {
         let planned = if self.mode == Mode::Off { self.now + PLAN_EVERY } else { self.next_plan };
         let retries = self.instances.values().filter_map(Instance::next_deadline);
-        let away = self.machines.values().filter_map(|known| known.next_deadline(self.now));
+        let seats = self.seats();
+        let seats = self.machines.iter().filter(|(machine, _)| seats.contains(machine));
+        let away = seats.filter_map(|(_, known)| known.next_deadline(self.now));
         let outdated =
             |i: &Instance| self.deployments.get(&i.deployment).is_some_and(|of| i.terms.differ(&of.spec));
         // While some are told new terms one after the other, the next is due soon.
         let renewed = self.instances.values().any(outdated).then(|| self.now + Micros::from_millis(100));
         let next = retries.chain(away).chain(renewed).filter(|at| *at > self.now).min();
         next.unwrap_or(planned).min(planned).max(self.now + Micros::from_millis(1))
+    }
+
+    /// Machines on which instances have their places, whatever they were told: between two tries they were told nothing.
+    fn seats(&self) -> BTreeSet<MachineId> {
+        self.instances
+            .values()
+            .flat_map(|instance| instance.places.iter().map(|(machine, _)| *machine))
+            .collect()
     }
 
     /// Whether there is nothing to plan: nothing is wanted, and nothing is there.

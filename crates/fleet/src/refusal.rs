@@ -32,6 +32,13 @@ pub enum Refusal {
         /// When a place is predicted for this one.
         retry_after: Micros,
     },
+    /// A deployment wants the model, and had no place for it until the request's deadline.
+    Unplaced {
+        /// How long it waited.
+        waited: Micros,
+        /// When to look again.
+        retry_after: Micros,
+    },
     /// Nothing serves the model, and nothing is about to.
     NoServingPath,
     /// It goes to its account's own machines alone, and none of them serves the model, or is about to.
@@ -55,7 +62,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the same request may succeed later without anybody changing it.
     pub fn time_cures(&self) -> bool {
-        matches!(self, Self::QueueFull { .. } | Self::PredictedLate { .. } | Self::Expired { .. })
+        self.retry_after().is_some()
     }
 
     /// When trying again is predicted to succeed, where time cures the refusal.
@@ -63,7 +70,8 @@ impl Refusal {
         match *self {
             Self::QueueFull { retry_after, .. }
             | Self::PredictedLate { retry_after, .. }
-            | Self::Expired { retry_after, .. } => Some(retry_after),
+            | Self::Expired { retry_after, .. }
+            | Self::Unplaced { retry_after, .. } => Some(retry_after),
             Self::NoServingPath | Self::NoOwnMachine | Self::TooLong { .. } | Self::AttemptsFailed { .. } => {
                 None
             }
@@ -89,6 +97,12 @@ impl fmt::Display for Refusal {
             Self::Expired { waited, .. } => {
                 write!(f, "the request's deadline passed after {:.1} s in the queue", waited.as_secs_f64())
             }
+            Self::Unplaced { waited, .. } => write!(
+                f,
+                "a deployment wants this model, and no instance of it served within the {:.1} s that the request could wait; \
+                 see `phalanx deploy status`",
+                waited.as_secs_f64()
+            ),
             Self::NoServingPath => f.write_str(
                 "no machine serves this model now; start a provider with it, or see `phalanx status`",
             ),

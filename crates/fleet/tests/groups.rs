@@ -212,7 +212,8 @@ fn a_lost_rank_is_named_everybody_is_told_and_pauses_grow_until_a_life_was_healt
         world.providers[1].rank = None;
         let report = report(epoch, 0, GroupPhase::Ended, Some(1));
         let effects = world.give(Input::Report { machine: machine(0), report });
-        assert!(effects.contains(&Effect::Faulted { epoch, culprit: Some(1), detail: "lost".into() }));
+        let fault = Effect::Faulted { epoch, culprit: Some(1), is_loss: true, detail: "lost".into() };
+        assert!(effects.contains(&fault), "whom others name went without a word: {effects:?}");
         let told = effects.iter().filter(|e| matches!(e, Effect::Unassign { .. })).count();
         assert_eq!(told, 2, "round {round}");
         assert!(world.group.detail().contains("rank 1: lost"), "{}", world.group.detail());

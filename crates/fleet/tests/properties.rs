@@ -21,6 +21,8 @@ const CASES: u32 = 10_000;
 struct World {
     /// Whether accounts lend machines, and ask for their own.
     owned: bool,
+    /// Whether a deployment wants the model.
+    wanted: bool,
     instances: u64,
     machines: u64,
     pool: Pool,
@@ -62,6 +64,7 @@ impl World {
         let policy = Policy { queue_max: 8, wait_us_max: Micros::from_secs(20), ..Policy::default() };
         Self {
             owned: false,
+            wanted: false,
             instances,
             machines,
             pool: Pool::new(model(), policy, Rng::new(seed)),
@@ -149,10 +152,13 @@ impl World {
         for enqueue in self.queued.values() {
             let verdicts = self.pool.explain(self.now, &enqueue.ask);
             assert!(verdicts.iter().all(|v| v.verdict.is_err()), "it waits beside room: {verdicts:?}");
-            assert!(
-                verdicts.iter().any(|v| v.verdict.as_ref().is_err_and(|r| r.time_cures())),
-                "it waits for nothing: {verdicts:?}"
-            );
+            let cured = |v: &fleet::Verdict| v.verdict.as_ref().is_err_and(|r| r.time_cures());
+            // Where nothing is on its way for anybody, a deployment brings something.
+            let nothing = Ask { owners: Owners::Any, excluded: Default::default(), ..enqueue.ask.clone() };
+            let too_long = |v: &fleet::Verdict| matches!(v.verdict, Err(fleet::Ineligible::TooLong { .. }));
+            let path = |v: &fleet::Verdict| v.verdict.is_ok() || cured(v) || too_long(v);
+            let unplaced = self.wanted && !self.pool.explain(self.now, &nothing).iter().any(path);
+            assert!(unplaced || verdicts.iter().any(cured), "it waits for nothing: {verdicts:?}");
             assert!(self.pool.next_deadline().is_some_and(|at| at > self.now), "nobody would wake it");
         }
         for instance in self.pool.instances() {
@@ -247,7 +253,11 @@ impl World {
     fn step(&mut self) {
         self.now += Micros::from_millis(self.rng.below(400));
         let of = self.rng.below(self.instances);
-        match self.rng.below(16) {
+        match self.rng.below(17) {
+            16 => {
+                self.wanted = self.rng.below(2) == 0;
+                self.give(Input::Wanted { wanted: self.wanted });
+            }
             0 | 1 => {
                 let shape = self.shape();
                 let (machine, owner) = (machine(of % self.machines), self.owner(of % self.machines));
@@ -486,7 +496,7 @@ fn the_world_does_dispatch_queue_refuse_and_lose() {
     assert!(dispatched > 500, "{dispatched}");
     assert!(queued > 500, "{queued}");
     assert!(held > 0, "nothing was ever kept free");
-    assert_eq!(refused.len(), 6, "every refusal occurs");
+    assert_eq!(refused.len(), 7, "every refusal occurs");
 }
 
 #[test]

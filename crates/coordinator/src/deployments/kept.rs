@@ -54,6 +54,8 @@ impl Record {
             since: now,
             placed: Micros(self.placed_unix_us),
             failures: 0,
+            losses: 0,
+            excused: false,
             away_since: Some(now),
             doubted: false,
         };

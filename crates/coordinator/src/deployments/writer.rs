@@ -1,6 +1,6 @@
 //! The task that decides about deployments: takes what came in, looks once at everything, keeps what follows, tells it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use base::{Epoch, InstanceId, MachineId, Micros, Rng};
@@ -44,6 +44,8 @@ pub(crate) struct Writer {
     early: Vec<(MachineId, (InstanceId, Epoch, u32))>,
     /// What the next look performs.
     effects: Vec<Effect>,
+    /// Models whose pools were told that a deployment wants them served.
+    wanted: BTreeSet<String>,
     /// Lines of history that are on the disk, by deployment.
     pub(super) noted: BTreeMap<String, u64>,
     /// Placements that are on the disk.
@@ -76,6 +78,8 @@ impl Writer {
         let of = |id: InstanceId| (id, controller.instance(id).map_or(Epoch(0), |i| i.epoch));
         let placed = placed.into_iter().map(of).collect();
         core.deployments.publish(&controller);
+        let wanted = wanted(&controller);
+        core.tell(core.pools.set_wanted(wanted.clone()));
         Ok(Self {
             core,
             controller,
@@ -87,6 +91,7 @@ impl Writer {
             origin,
             early: Vec::new(),
             effects: Vec::new(),
+            wanted,
             noted,
             placed,
             epoch,
@@ -163,6 +168,11 @@ impl Writer {
         self.controller.reconcile(now, &self.world, &mut self.effects);
         self.keep_changes().await;
         self.core.deployments.publish(&self.controller);
+        let wanted = wanted(&self.controller);
+        if wanted != self.wanted {
+            self.core.tell(self.core.pools.set_wanted(wanted.clone()));
+            self.wanted = wanted;
+        }
         let effects = std::mem::take(&mut self.effects);
         self.perform(effects);
         self.renew_leases(now);
@@ -239,6 +249,13 @@ impl Writer {
             }
         }
     }
+}
+
+/// Models of which deployments will have instances again, whatever becomes of those that they have.
+fn wanted(controller: &Controller) -> BTreeSet<String> {
+    let follows = controller.mode() == Mode::Enforce;
+    let specs = controller.deployments().map(|(_, deployment)| &deployment.spec);
+    specs.filter(|spec| follows && spec.replicas.ceiling() > 0).map(|spec| spec.model.clone()).collect()
 }
 
 /// What a mode is called.

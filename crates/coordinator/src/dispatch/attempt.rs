@@ -339,7 +339,8 @@ impl Serving {
         detail: &'static str,
     ) -> AttemptEnd {
         // A group's lost rank may be any machine's, and its rank 0 leads the next life too: it is not the one that failed.
-        let grouped = self.core.groups.contains(instance);
+        // It was one when the attempt began: a life that is over since is no group any more.
+        let grouped = self.life.is_some() || self.core.groups.contains(instance);
         let outcome = if grouped && label == "failed" { Outcome::Lost } else { outcome };
         self.end_in_pool(instance, outcome, label);
         let tokens = self.generated();

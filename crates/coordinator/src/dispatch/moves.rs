@@ -73,6 +73,20 @@ impl Serving {
         first
     }
 
+    /// Takes back into consideration every machine that failed it, where a deployment wants the model and there is no other
+    /// machine to try: what failed there may be over, and another instance may stand there now. Each try counts as before.
+    /// False where there are no tries left.
+    pub(super) fn forgives_all(&mut self) -> bool {
+        let served = &self.work.served;
+        let left = self.started || self.tried < self.core.config.pool.attempts_max;
+        if !left || self.excluded.is_empty() || !self.core.pools.is_wanted(&served.name) {
+            return false;
+        }
+        self.excluded.clear();
+        self.away.clear();
+        true
+    }
+
     /// Takes back into consideration the machines that only went away; false where there are none.
     pub(super) fn forgive(&mut self) -> bool {
         let away = std::mem::take(&mut self.away);

@@ -1,6 +1,6 @@
 //! A managed machine: the real handshake and seals; it does what it is told, as the test says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use base::{Bytes, Epoch, Incarnation, InstanceId, ModelName, Tokens};
@@ -17,7 +17,7 @@ use wire::frame::{self, FrameHeader};
 use wire::job::Job;
 
 use super::house::House;
-use super::provider::{Socket, answer, connect, hear, perform, say};
+use super::provider::{Act, Socket, answer, connect, hear, perform, say};
 
 /// What a machine makes of an assignment.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) holds: BTreeMap<InstanceId, (Epoch, ModelName, bool)>,
     pub(crate) assigned: Vec<Assignment>,
     pub(crate) unassigned: Vec<Unassignment>,
+    /// What it does with the next requests; then it answers.
+    scripts: VecDeque<Vec<Act>>,
 }
 
 pub(crate) struct Managed {
@@ -66,8 +68,13 @@ impl Managed {
     }
 
     pub(crate) async fn with(house: &House, name: &str, models: &[&str], memory: u64) -> Self {
-        let state =
-            State { way: Way::Ready, holds: BTreeMap::new(), assigned: Vec::new(), unassigned: Vec::new() };
+        let state = State {
+            way: Way::Ready,
+            holds: BTreeMap::new(),
+            assigned: Vec::new(),
+            unassigned: Vec::new(),
+            scripts: VecDeque::new(),
+        };
         let mut managed = Self {
             keys: Arc::new(MachineKeys::generate()),
             name: name.to_owned(),
@@ -85,6 +92,11 @@ impl Managed {
     /// What it makes of assignments from now on.
     pub(crate) fn goes(&self, way: Way) {
         self.state.lock().unwrap().way = way;
+    }
+
+    /// What it does with the next request that has no script yet.
+    pub(crate) fn next(&self, script: Vec<Act>) {
+        self.state.lock().unwrap().scripts.push_back(script);
     }
 
     /// How many assignments and ends it was told.
@@ -107,8 +119,9 @@ impl Managed {
 
     /// Its connection breaks without a word.
     pub(crate) async fn cut(&mut self) {
-        self.task.abort();
-        let _ = (&mut self.task).await;
+        let task = std::mem::replace(&mut self.task, tokio::spawn(async {}));
+        task.abort();
+        let _ = task.await;
     }
 
     /// Its provider dies and starts again.
@@ -319,7 +332,8 @@ impl Work {
         let (encapsulated, ciphertext) = frame::split_sealed_attempt(payload).unwrap();
         let (plain, sealer) = trust::open_attempt(&self.keys, id, encapsulated, ciphertext).unwrap();
         let prompt = Job::decode(&plain).unwrap().prompt.len() as u32;
-        tokio::spawn(perform(id, answer(&["fine"]), sealer, self.raw.clone(), (prompt, Arc::default())));
+        let script = self.state.lock().unwrap().scripts.pop_front().unwrap_or_else(|| answer(&["fine"]));
+        tokio::spawn(perform(id, script, sealer, self.raw.clone(), (prompt, Arc::default())));
     }
 }
 

@@ -71,6 +71,8 @@ pub enum Effect {
         epoch: Epoch,
         /// Who is to blame.
         culprit: Option<u32>,
+        /// Whether it went without a word: its process ended, or its links.
+        is_loss: bool,
         /// For what.
         detail: String,
     },

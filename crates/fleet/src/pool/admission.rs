@@ -109,7 +109,7 @@ impl Pool {
         let allowed = deadline.saturating_sub(now);
         if allowed == Micros::ZERO {
             let retry_after = self.retry_after(enqueue, self.drain_time(ask, 1));
-            return Err(Refusal::Expired { waited: Micros::ZERO, retry_after });
+            return Err(self.overdue(Micros::ZERO, retry_after));
         }
         let place = self.queue.place(enqueue);
         let predicted = self.predicted_start(ask, self.queue.ahead(place));
@@ -149,10 +149,12 @@ impl Pool {
     fn serving_path(&self, enqueue: &Enqueue) -> Result<(), Refusal> {
         let ask = &enqueue.ask;
         if let Owners::Only(account) = ask.owners {
-            return self.own_path(account, ask).map_err(|refusal| match refusal {
-                Refusal::AttemptsFailed { .. } => Refusal::AttemptsFailed { tried: enqueue.tried },
+            return match self.own_path(account, ask) {
+                Err(Refusal::AttemptsFailed { .. }) => Err(Refusal::AttemptsFailed { tried: enqueue.tried }),
+                // Where it is placed next may be one of its own.
+                Err(Refusal::NoOwnMachine) if self.is_unplaced() => Ok(()),
                 other => other,
-            });
+            };
         }
         let (limit, excluded) = self.instances.longest_path(&ask.excluded);
         match limit {
@@ -161,7 +163,22 @@ impl Pool {
             Some(limit) => {
                 Err(Refusal::TooLong { prompt: ask.prompt_tokens, max_tokens: ask.max_tokens, limit })
             }
+            None if self.wanted => Ok(()),
             None => Err(Refusal::NoServingPath),
+        }
+    }
+
+    /// Whether nothing serves the model or is about to, and a deployment wants it: its next place is waited for.
+    pub(super) fn is_unplaced(&self) -> bool {
+        self.wanted && self.instances.longest_path(&[]).0.is_none()
+    }
+
+    /// The refusal of a request whose deadline is over.
+    pub(super) fn overdue(&self, waited: Micros, retry_after: Micros) -> Refusal {
+        if self.is_unplaced() {
+            Refusal::Unplaced { waited, retry_after }
+        } else {
+            Refusal::Expired { waited, retry_after }
         }
     }
 
@@ -207,7 +224,9 @@ impl Pool {
             Refusal::QueueFull { .. } => refused.queue_full += 1,
             Refusal::PredictedLate { .. } => refused.predicted_late += 1,
             Refusal::Expired { .. } => refused.expired += 1,
-            Refusal::NoServingPath | Refusal::NoOwnMachine => refused.no_serving_path += 1,
+            Refusal::NoServingPath | Refusal::NoOwnMachine | Refusal::Unplaced { .. } => {
+                refused.no_serving_path += 1;
+            }
             Refusal::TooLong { .. } => refused.too_long += 1,
             Refusal::AttemptsFailed { .. } => refused.attempts_failed += 1,
         }

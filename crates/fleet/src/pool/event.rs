@@ -63,6 +63,11 @@ pub enum Input {
         /// Which.
         machine: MachineId,
     },
+    /// Whether a deployment wants the model: then what finds nothing that serves it waits for its next place.
+    Wanted {
+        /// It does.
+        wanted: bool,
+    },
     /// A request wants an instance.
     Enqueue(Enqueue),
     /// A request is no longer wanted, wherever it is. Harmless where it is not known.

@@ -85,9 +85,9 @@ impl Pool {
     }
 
     /// The most tokens that one request may have where the model is served or loading, prompt and answer together:
-    /// what `max_tokens` is capped by. Nothing where nothing serves it.
+    /// what `max_tokens` is capped by. What it was last, where its next place is waited for; nothing where nothing serves it.
     pub fn limit(&self) -> Option<Tokens> {
-        self.instances.longest_path(&[]).0
+        self.instances.longest_path(&[]).0.or(self.limit_before.filter(|_| self.wanted))
     }
 
     /// The model as callers see it; nothing where no instance serves it now.

@@ -16,7 +16,7 @@ impl Pool {
         effects: &mut Vec<Effect>,
     ) {
         let id = offer.instance;
-        let known = self.instances.get(id);
+        let (known, unplaced) = (self.instances.get(id), self.is_unplaced());
         let anew = known.is_none();
         let reason = if offer.model.name != self.model {
             Some("it serves another model")
@@ -61,9 +61,16 @@ impl Pool {
         self.instances.insert(instance, &like);
         self.spare(effects);
         self.tell_standing(id, effects);
-        if !anew {
+        self.note_limit();
+        // What waited for the model's first place was not held to its limit.
+        if !anew || unplaced {
             self.prune(effects);
         }
+    }
+
+    /// Remembers what a request may have where the model is served, for as long as it is not.
+    fn note_limit(&mut self) {
+        self.limit_before = self.instances.longest_path(&[]).0.or(self.limit_before);
     }
 
     /// Whether an instance holds what the others of this pool hold. Who came first decides, while it lives.
@@ -110,6 +117,7 @@ impl Pool {
         self.tell_suspects(id, machine, &suspects, effects);
         self.spare(effects);
         self.tell_standing(id, effects);
+        self.note_limit();
         if worse == Some(true) {
             self.prune(effects);
         }

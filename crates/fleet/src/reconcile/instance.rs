@@ -86,6 +86,10 @@ pub struct Instance {
     pub placed: Micros,
     /// Failures in a row on these machines.
     pub failures: u32,
+    /// Lives in a row that computed and lost a rank from outside.
+    pub losses: u32,
+    /// Whether the life before this one was such a life: it counts as a failure where this one does not come to compute.
+    pub excused: bool,
     /// Since when some rank's machine has no connection.
     pub away_since: Option<Micros>,
     /// Whether some rank's machine is away for so long that another place is looked for.

@@ -5,12 +5,31 @@ use base::{Epoch, Incarnation, InstanceId, MachineId, Micros};
 use super::instance::{Phase, RankState};
 use super::known::Known;
 use super::{
-    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOAD_MAX, Mode, PAUSE_MAX, RETRY_FIRST,
-    RankReport, TRIES_IN_PLACE, Withdrawal, World,
+    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOAD_MAX, LOSSES_MAX, Mode, PAUSE_MAX,
+    RETRY_FIRST, RankReport, TRIES_IN_PLACE, Withdrawal, World,
 };
 
 /// Errors of ranks that are kept of a deployment.
 const ERRORS_MAX: usize = 32;
+/// What ended an instance's life.
+pub(super) struct Blame<'a> {
+    /// Whose rank it was, where that is known.
+    machine: Option<MachineId>,
+    why: &'a str,
+    /// It went without a word: killed, or cut off.
+    is_loss: bool,
+}
+
+impl<'a> Blame<'a> {
+    fn failed(machine: Option<MachineId>, why: &'a str) -> Self {
+        Self { machine, why, is_loss: false }
+    }
+
+    fn lost(machine: MachineId, why: &'a str) -> Self {
+        Self { machine: Some(machine), why, is_loss: true }
+    }
+}
+
 /// Longest text of an error that is kept.
 const ERROR_CHARS_MAX: usize = 300;
 
@@ -58,7 +77,7 @@ impl Controller {
                 }
                 Some(_) => self.demote(instance, rank),
                 None if restarted => {
-                    self.fail(instance, Some(machine), "its provider started again", effects);
+                    self.fail(instance, &Blame::lost(machine, "its provider started again"), effects);
                 }
                 // It is on its way.
                 None if !fresh => {}
@@ -122,14 +141,19 @@ impl Controller {
             && let Some(at) = known.leaving.iter().position(|leaving| *leaving == about)
         {
             // It does what it was told, and says how far it is.
-            if matches!(report, RankReport::Gone | RankReport::Failed(_) | RankReport::Refused(_)) {
+            let over = |of: &RankReport| {
+                !matches!(of, RankReport::Draining(_) | RankReport::Loading(_) | RankReport::Ready)
+            };
+            if over(&report) {
                 known.leaving.remove(at);
             }
             return;
         }
+        // The end of a group's rank is told by the others, too, when its machine is away.
+        let of_others = matches!(report, RankReport::Failed(_) | RankReport::Lost(_));
         let what = match self.machines.get(&machine) {
             None => Some("the machine is not known"),
-            Some(known) if known.incarnation.is_none() => Some("the machine is not connected"),
+            Some(known) if known.incarnation.is_none() && !of_others => Some("the machine is not connected"),
             Some(known) if !known.told.contains(&about) => Some("it was told something else"),
             Some(_) => match self.instances.get(&about.0) {
                 None => Some("the instance is not known"),
@@ -146,9 +170,12 @@ impl Controller {
             RankReport::Draining(done) => self.advance(machine, about, RankState::Draining(done.min(100))),
             RankReport::Loading(done) => self.advance(machine, about, RankState::Loading(done.min(100))),
             RankReport::Ready => self.advance(machine, about, RankState::Ready),
-            RankReport::Failed(why) => self.fail(about.0, Some(machine), &why, effects),
+            RankReport::Failed(why) => self.fail(about.0, &Blame::failed(Some(machine), &why), effects),
+            RankReport::Lost(why) => self.fail(about.0, &Blame::lost(machine, &why), effects),
             RankReport::Refused(why) => self.refused(about.0, machine, &why, effects),
-            RankReport::Gone => self.fail(about.0, Some(machine), "it let its assignment go", effects),
+            RankReport::Gone => {
+                self.fail(about.0, &Blame::failed(Some(machine), "it let its assignment go"), effects);
+            }
         }
     }
 
@@ -196,6 +223,7 @@ impl Controller {
         if instance.phase == Phase::Assigned && instance.ranks.iter().all(|rank| *rank == RankState::Ready) {
             instance.phase = Phase::Ready;
             instance.since = now;
+            instance.excused = false;
             let (id, name) = (instance.id, instance.deployment.clone());
             if let Some(deployment) = self.deployments.get_mut(&name) {
                 deployment.note(now, format!("{id} is ready"));
@@ -204,31 +232,32 @@ impl Controller {
     }
 
     /// An instance's life ended in a fault: every rank is freed; it is tried again here, or elsewhere.
-    pub(super) fn fail(
-        &mut self,
-        id: InstanceId,
-        by: Option<MachineId>,
-        why: &str,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn fail(&mut self, id: InstanceId, blame: &Blame<'_>, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some(instance) = self.instances.get_mut(&id) else { return };
         if instance.phase == Phase::Ready && now.saturating_sub(instance.since) >= HEALTHY {
-            instance.failures = 0;
+            (instance.failures, instance.losses) = (0, 0);
             if let Some(deployment) = self.deployments.get_mut(&instance.deployment) {
                 deployment.crashes = 0;
             }
         }
-        instance.failures += 1;
-        let (failures, name, places) =
-            (instance.failures, instance.deployment.clone(), instance.places.clone());
-        let error = self.error(id, by, why);
+        if blame.is_loss && instance.is_ready() && instance.losses < LOSSES_MAX {
+            (instance.losses, instance.excused) = (instance.losses + 1, true);
+        } else {
+            instance.failures += 1 + u32::from(std::mem::take(&mut instance.excused));
+        }
+        let (failures, losses) = (instance.failures, instance.losses);
+        let (name, places) = (instance.deployment.clone(), instance.places.clone());
+        let error = self.error(id, blame.machine, blame.why);
         if let Some(deployment) = self.deployments.get_mut(&name) {
-            deployment.note(now, format!("{id} failed ({failures} in a row): {error}"));
+            deployment.note(now, format!("{id} failed ({} in a row): {error}", failures + losses));
         }
         if failures > TRIES_IN_PLACE {
-            if let Some(machine) = by {
-                self.rest((machine, id), &format!("instances failed on it, the last with: {}", said(why)));
+            if let Some(machine) = blame.machine {
+                self.rest(
+                    (machine, id),
+                    &format!("instances failed on it, the last with: {}", said(blame.why)),
+                );
             }
             self.crash(&name);
             let reason = format!("it failed {failures} times in a row, the last time: {error}");
@@ -239,7 +268,7 @@ impl Controller {
         for (machine, _) in &places {
             self.untell(*machine, id, &error, effects);
         }
-        let at = now + self.pause(RETRY_FIRST, failures - 1);
+        let at = now + self.pause(RETRY_FIRST, (failures + losses).saturating_sub(1));
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.phase = Phase::Retrying(at);
             instance.ranks.fill(RankState::Told);
@@ -274,7 +303,10 @@ impl Controller {
         };
         let mut cut = Vec::new();
         let formed = |state: &RankState| matches!(state, RankState::Loading(_) | RankState::Ready);
-        let groups = self.instances.values().filter(|instance| instance.places.len() > 1);
+        // A machine that is away is dialled by nobody, and that says nothing of the links that it will have.
+        let here =
+            |instance: &&super::Instance| instance.places.iter().all(|(machine, _)| self.is_here(*machine));
+        let groups = self.instances.values().filter(|instance| instance.places.len() > 1).filter(here);
         for instance in groups.filter(|group| !group.ranks.iter().all(formed)) {
             let seats: Vec<Option<u32>> = instance.places.iter().map(|(m, _)| number(*m)).collect();
             // Whoever has the higher rank dials.
@@ -325,7 +357,7 @@ impl Controller {
                     self.tell(id, effects);
                 }
                 Phase::Assigned if late && since.is_none() => {
-                    self.fail(id, behind, "not ready in time", effects);
+                    self.fail(id, &Blame::failed(behind, "not ready in time"), effects);
                 }
                 _ => {}
             }

@@ -65,10 +65,10 @@ impl Known {
         self.incarnation.is_none() && now >= self.away_since + patience
     }
 
-    /// When time alone makes it doubtful, or lost.
+    /// When time alone makes it doubtful, or lost: one on which instances have places.
     pub(super) fn next_deadline(&self, now: Micros) -> Option<Micros> {
         let (doubt, lost) = if self.adopted { (DOUBT_ADOPTED, AWAY_MAX_ADOPTED) } else { (DOUBT, AWAY_MAX) };
-        let away = self.incarnation.is_none() && !self.told.is_empty();
+        let away = self.incarnation.is_none();
         let next = if self.is_doubtful(now) { self.away_since + lost } else { self.away_since + doubt };
         away.then_some(next)
     }

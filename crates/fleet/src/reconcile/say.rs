@@ -32,7 +32,7 @@ impl Controller {
             let outdated = spec.is_some_and(|spec| instance.terms.differ(spec));
             counts.have += 1;
             counts.outdated += usize::from(outdated);
-            counts.failing |= instance.failures > 0;
+            counts.failing |= instance.failures + instance.losses > 0;
             counts.away += usize::from(instance.away_since.is_some());
             counts.serve += usize::from(instance.serves());
             counts.current += usize::from(instance.serves() && !outdated);
@@ -81,7 +81,7 @@ impl Controller {
         let now = self.now;
         for instance in self.instances.values_mut() {
             if instance.phase == Phase::Ready && now.saturating_sub(instance.since) >= HEALTHY {
-                instance.failures = 0;
+                (instance.failures, instance.losses) = (0, 0);
                 if let Some(deployment) = self.deployments.get_mut(&instance.deployment) {
                     deployment.crashes = 0;
                 }

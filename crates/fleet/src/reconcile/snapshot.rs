@@ -59,12 +59,13 @@ impl Controller {
     fn fleet(&self, world: &World) -> Fleet {
         let mut fleet =
             Fleet { machines: Vec::with_capacity(world.machines.len()), links: world.links.clone() };
+        let seats = self.seats();
         for (id, machine) in &world.machines {
             let mut machine = machine.clone();
             let known = self.machines.get(id);
             // One that is away for a moment keeps what it has, and gets nothing new.
             let here = known.is_some_and(|known| known.incarnation.is_some());
-            let soon = known.is_some_and(|known| !known.told.is_empty() && !known.is_doubtful(self.now));
+            let soon = known.is_some_and(|known| seats.contains(id) && !known.is_doubtful(self.now));
             machine.online &= here || soon;
             if machine.online && !here {
                 machine.resting = Some("it is not connected at the moment".to_owned());

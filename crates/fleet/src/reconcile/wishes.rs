@@ -221,6 +221,8 @@ impl Controller {
             since: self.now,
             placed: self.now,
             failures: 0,
+            losses: 0,
+            excused: false,
             away_since: None,
             doubted: false,
         };

@@ -90,3 +90,137 @@ fn new_terms_are_told_one_instance_after_the_other_under_larger_epochs() {
         assert!(instance.epoch > before[&instance.id] && instance.terms.context == Some(4096));
     }
 }
+
+/// Kills the provider of `machine`, and starts it again.
+fn restarts(play: &mut super::Play, machine: base::MachineId) {
+    play.disconnect(machine, true);
+    play.connect(machine);
+}
+
+#[test]
+fn a_rank_that_is_killed_while_it_computes_is_no_failure_of_the_model() {
+    let mut play = ready(2, Spec::new("d", "a"));
+    let first = play.controller.instances().next().expect("it was placed").clone();
+    let machine = first.places[0].0;
+    // More often in a minute than a failing model is tried in place.
+    for _ in 0..6 {
+        restarts(&mut play, machine);
+        for _ in 0..30 {
+            play.tick(1);
+            play.everybody_reports();
+            if play.controller.instance(first.id).is_some_and(|i| i.is_ready()) {
+                break;
+            }
+        }
+        let now = play.controller.instance(first.id).expect("it stays where it is");
+        assert!(now.is_ready() && now.failures == 0, "{now:?}");
+        assert!(play.controller.resting(machine).is_none());
+    }
+    let lost = play.controller.instance(first.id).expect("it is there").losses;
+    assert_eq!(lost, 6, "and it is counted for what it is");
+    let said = &play.controller.deployment("d").expect("it is there").history;
+    assert!(said.iter().any(|line| line.what.contains("failed (6 in a row): m")), "{said:?}");
+}
+
+#[test]
+fn what_is_lost_again_and_again_or_does_not_come_back_is_a_failure() {
+    // Each life computes, and is lost: in the end it is placed elsewhere.
+    let mut play = ready(2, Spec::new("d", "a"));
+    let first = play.controller.instances().next().expect("it was placed").clone();
+    let machine = first.places[0].0;
+    for _ in 0..fleet::reconcile::LOSSES_MAX + fleet::reconcile::TRIES_IN_PLACE + 1 {
+        assert!(play.controller.instance(first.id).is_some(), "not yet");
+        restarts(&mut play, machine);
+        // Pauses grow; it is lost again as soon as it computes.
+        for _ in 0..900 {
+            play.tick(1);
+            play.everybody_reports();
+            if play.controller.instance(first.id).is_none_or(|i| i.is_ready()) {
+                break;
+            }
+        }
+    }
+    let now = play.controller.instances().next().expect("it was placed elsewhere");
+    assert!(now.id != first.id && now.places[0].0 != machine, "{now:?}");
+    assert!(play.controller.resting(machine).is_some());
+
+    // Lost once, and then it does not load any more: the loss was the first of these failures.
+    let mut play = ready(2, Spec::new("d", "a"));
+    let first = play.controller.instances().next().expect("it was placed").clone();
+    let machine = first.places[0].0;
+    restarts(&mut play, machine);
+    let mut epochs = std::collections::BTreeSet::new();
+    for _ in 0..60 {
+        play.tick(1);
+        let told = play.controller.told(machine).first().copied();
+        let Some((instance, epoch, rank)) = told.filter(|told| told.0 == first.id) else { continue };
+        epochs.insert(epoch);
+        let report = RankReport::Failed("out of memory".to_owned());
+        play.input(Input::Report { machine, instance, epoch, rank, report });
+    }
+    assert_eq!(epochs.len(), 3, "{epochs:?}");
+    assert!(play.controller.instance(first.id).is_none());
+}
+
+#[test]
+fn the_others_word_that_a_rank_is_lost_counts_though_its_machine_is_away() {
+    let mut spec = Spec::new("d", "a");
+    spec.shape = fleet::deployment::Division::Tensor(2);
+    let mut play = ready(2, spec);
+    play.everybody_reports();
+    let group = play.controller.instances().next().expect("it was placed").clone();
+    let (machine, epoch) = (group.places[1].0, group.epoch);
+    play.disconnect(machine, true);
+    let strays = play.controller.strays();
+    let of = |report| Input::Report { machine, instance: group.id, epoch, rank: 1, report };
+    play.input(of(RankReport::Lost("its links ended".to_owned())));
+    assert_eq!(play.controller.strays(), strays);
+    let said = &play.controller.deployment("d").expect("it is there").errors;
+    assert!(said.last().is_some_and(|error| error.contains("its links ended")), "{said:?}");
+    // Anything else that it is said to say while it is away is not so.
+    play.input(of(RankReport::Ready));
+    assert_eq!(play.controller.strays(), strays + 1);
+    play.connect(machine);
+    for _ in 0..10 {
+        play.tick(1);
+        play.everybody_reports();
+    }
+    let now = play.controller.instance(group.id).expect("it goes on where it was");
+    assert!(now.is_ready() && now.losses == 1 && now.failures == 0, "{now:?}");
+}
+
+#[test]
+fn links_to_a_machine_that_is_away_are_not_judged() {
+    let mut spec = Spec::new("d", "a");
+    spec.shape = fleet::deployment::Division::Tensor(2);
+    let mut play = ready(2, spec);
+    play.everybody_reports();
+    let group = play.controller.instances().next().expect("it was placed").clone();
+    let machine = group.places[1].0;
+    restarts(&mut play, machine);
+    // Gone once more while it forms: of course nobody reaches it.
+    play.disconnect(machine, true);
+    let links = play.world.links.clone();
+    let down = fleet::topology::Link {
+        kind: fleet::topology::LinkKind::Ethernet,
+        state: fleet::topology::LinkState::Down,
+        rtt_s: 0.0,
+        bandwidth: 0.0,
+        rdma: false,
+        private: true,
+    };
+    let mut cut = fleet::topology::Links::new(2);
+    cut.add(0, 1, down);
+    cut.add(1, 0, down);
+    play.world.links = cut;
+    play.tick(0);
+    let said = &play.controller.deployment("d").expect("it is there").history;
+    assert!(play.controller.instance(group.id).is_some(), "it is waited for: {said:#?}");
+    play.world.links = links;
+    play.connect(machine);
+    for _ in 0..10 {
+        play.tick(1);
+        play.everybody_reports();
+    }
+    assert!(play.controller.instance(group.id).is_some_and(|i| i.is_ready()));
+}
