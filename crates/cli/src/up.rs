@@ -81,7 +81,8 @@ const READY_MAX: Duration = Duration::from_secs(600);
 pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let config: coordinator::Config = options.settings.read()?;
     let division = Division::of(options.mode.as_deref(), options.ranks, options.providers)?;
-    let declared = Declared::of(&models(&options), division.as_ref(), options.providers, &options.engine)?;
+    let mut declared =
+        Declared::of(&models(&options), division.as_ref(), options.providers, &options.engine)?;
     let ending = shutdown::on_signals()?;
     let folder = options.data.make()?;
     let listener = serving::listen(options.listen).await?;

@@ -32,3 +32,5 @@ mod script;
 mod shapes;
 #[path = "serving/strangers.rs"]
 mod strangers;
+#[path = "serving/unplaced.rs"]
+mod unplaced;

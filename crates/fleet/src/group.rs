@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 use base::{Epoch, Incarnation, MachineId, Micros};
 use wire::control::{GroupPhase, GroupReport, GroupTelemetry};
 
+use event::Blame;
 pub use event::{Effect, Input};
 pub use rank::{RankPhase, Seat};
 
@@ -105,19 +106,6 @@ pub struct Group {
     once: bool,
     /// It stood before anybody here knew of it, and its machines have not come back yet.
     adopted: bool,
-}
-
-/// Who ended a life.
-#[derive(Debug, Clone, Copy)]
-struct Blame {
-    culprit: Option<u32>,
-    is_loss: bool,
-}
-
-impl Blame {
-    fn lost(rank: u32) -> Self {
-        Self { culprit: Some(rank), is_loss: true }
-    }
 }
 
 /// How long machines of a group that stood before the coordinator started may take to come back: they dial again every

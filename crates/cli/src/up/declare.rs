@@ -93,16 +93,35 @@ impl Declared {
     }
 
     /// What the start before this one declared, and remembers what this one does. What it placed ended with it; what is not
-    /// wanted any more is deleted.
-    pub(super) async fn replace_last(&self, folder: &Path, store: &dyn store::Store) -> anyhow::Result<()> {
+    /// wanted any more is deleted. What operators declared stays as it is: where one has the name of a model, its deployment
+    /// gets another.
+    pub(super) async fn replace_last(
+        &mut self,
+        folder: &Path,
+        store: &dyn store::Store,
+    ) -> anyhow::Result<()> {
         let path = folder.join(FILE);
         let last =
             std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Vec<String>>(&bytes).ok());
+        let last = last.unwrap_or_default();
         let wanted = |name: &str| self.specs.iter().any(|spec| spec.name == name);
-        let forgotten = coordinator::forget_placements(store, &last.unwrap_or_default(), wanted).await;
-        forgotten.context("forgetting what the last start placed")?;
+        let others = coordinator::forget_placements(store, &last, wanted).await;
+        self.avoid(&others.context("forgetting what the last start placed")?);
         let names: Vec<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
         write_private(&path, &serde_json::to_vec(&names)?)
+    }
+
+    /// Gives every deployment a name that is none of `others`.
+    fn avoid(&mut self, others: &[String]) {
+        for all in [Some(&mut self.specs), self.alone.as_mut()].into_iter().flatten() {
+            for at in 0..all.len() {
+                let taken = |name: &str| {
+                    others.iter().any(|of| of == name)
+                        || all.iter().enumerate().any(|(n, of)| n != at && of.name == name)
+                };
+                all[at].name = free_name(all[at].name.clone(), taken);
+            }
+        }
     }
 
     /// Declares everything, and waits until it takes requests, until `deadline` at most.
@@ -244,7 +263,11 @@ fn sized(
 fn name_of(model: &str, before: &[Spec]) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
     let name: String = model.chars().map(plain).take(NAME_BYTES_MAX - 3).collect();
-    let taken = |name: &str| before.iter().any(|spec| spec.name == name);
+    free_name(name, |name| before.iter().any(|spec| spec.name == name))
+}
+
+/// `name`, or the first number after it that is not taken.
+fn free_name(name: String, taken: impl Fn(&str) -> bool) -> String {
     let numbered = (2..).map(|number| format!("{name}-{number}"));
     std::iter::once(name.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(name)
 }
@@ -289,6 +312,9 @@ mod tests {
         assert_eq!(name_of("org/model:7b", &[]), "org-model-7b");
         let before = [Spec::new("a-b", "a/b")];
         assert_eq!(name_of("a:b", &before), "a-b-2");
+        let mut declared = Declared { specs: before.to_vec(), alone: Some(before.to_vec()), providers: 1 };
+        declared.avoid(&["a-b".to_owned(), "a-b-2".to_owned()]);
+        assert_eq!((&*declared.specs[0].name, &*declared.alone.unwrap()[0].name), ("a-b-3", "a-b-3"));
         let long = name_of(&"x".repeat(128), &[]);
         assert!(Spec::new(long, "x").check().is_ok());
     }

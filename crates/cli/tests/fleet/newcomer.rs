@@ -6,6 +6,7 @@ use std::process::Command;
 use testkit::Program;
 
 use crate::api::{Api, PHALANX, events, text_of, turn};
+use crate::deployments::{answers, ask, deploy, machines, ready, synth};
 
 #[tokio::test]
 async fn up_prints_a_curl_line_that_streams_an_answer_and_ends_without_a_trace() {
@@ -87,6 +88,56 @@ async fn a_second_start_keeps_machines_and_key_and_a_second_up_beside_it_is_told
     assert_eq!(api_again.key, api.key);
     api_again.await_eligible(1).await;
     assert_eq!(machines(&api_again.get("/api/status").await), before);
+}
+
+#[tokio::test]
+async fn a_start_with_another_model_leaves_nothing_of_the_last_and_what_operators_declared_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = ["alpha", "beta"].map(|name| {
+        synth(folder.path(), name, 5);
+        format!("{name}={}", folder.path().join(name).display())
+    });
+    let start = |model: &str| {
+        let sizes = ["--mode", "single", "--threads", "1", "--kv-memory", "8MiB", "--listen", "127.0.0.1:0"];
+        Program::new(PHALANX, ["up", "--model", model].iter().chain(&sizes).copied())
+    };
+    let up = start(&models[0]).start();
+    let api = Api::of(&up);
+    assert_eq!(machines(&ready(&api, "alpha").await).len(), 2);
+    answers(&api, "alpha").await;
+    // One of an operator's has the name that the next start would give its own.
+    for (name, model) in [("mine", "alpha"), ("beta", "gamma")] {
+        deploy(&api, &["apply", "--name", name, "--model", model, "--replicas", "0", "--context", "128"]);
+    }
+    let again = start(&models[1]).in_folder_of(up.stop()).start();
+    let api = Api::of(&again);
+    answers(&api, "beta").await;
+    let listed = api.get("/api/deployments").await;
+    let all = listed["deployments"].as_array().unwrap();
+    let mut names: Vec<_> = all.iter().map(|of| of["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["beta", "beta-2", "mine"], "{listed:#}");
+    let of = |name: &str| all.iter().find(|of| of["name"] == name).unwrap();
+    for name in ["mine", "beta"] {
+        assert_eq!(
+            (of(name)["generation"].as_u64(), of(name)["spec"]["context"].as_u64()),
+            (Some(1), Some(128))
+        );
+    }
+    assert_eq!(of("beta-2")["spec"]["model"], "beta");
+    let status = api.get("/api/status").await;
+    assert!(!status["machines"].to_string().contains("\"alpha\""), "{status:#}");
+    assert_ne!(ask(&api, "alpha").await, 200);
+    let history = deploy(&api, &["history", "alpha"]);
+    let history = String::from_utf8(history.stdout).unwrap();
+    assert!(history.contains("whoever declared it was started without it"), "{history}");
+
+    // The same again: what is declared is what was, and nothing is deleted.
+    let third = start(&models[1]).in_folder_of(again.stop()).start();
+    let api = Api::of(&third);
+    answers(&api, "beta").await;
+    let now = ready(&api, "beta-2").await;
+    assert_eq!((now["generation"].as_u64(), machines(&now).len()), (Some(1), 2), "{now:#}");
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Record {
 }
 
 /// Before a coordinator starts whose own machines ended with it: what was placed of the deployments `of` is nowhere, and of
-/// these, those that are not `wanted` any more are deleted.
+/// these, those that are not `wanted` any more are deleted. Gives the names of all other deployments.
 ///
 /// # Errors
 /// The store fails.
@@ -72,11 +72,10 @@ pub async fn forget_placements(
     store: &dyn Store,
     of: &[String],
     wanted: impl Fn(&str) -> bool,
-) -> Result<(), StoreError> {
-    if of.is_empty() {
-        return Ok(());
-    }
+) -> Result<Vec<String>, StoreError> {
     let kept = store.deployments().await?;
+    let others = kept.deployments.iter().map(|kept| kept.name.clone()).filter(|name| !of.contains(name));
+    let others = others.collect();
     let mut changes = Vec::new();
     for (instance, record) in &kept.placements {
         let record = serde_json::from_str::<Record>(record);
@@ -94,7 +93,10 @@ pub async fn forget_placements(
         }));
         changes.push(DeploymentChange::Deleted { name: name.clone() });
     }
-    store.keep_deployments(changes).await
+    if !changes.is_empty() {
+        store.keep_deployments(changes).await?;
+    }
+    Ok(others)
 }
 
 /// Gives a controller what was kept. What cannot be read is left out, and said.

@@ -84,3 +84,17 @@ pub enum Effect {
         what: &'static str,
     },
 }
+
+/// Who ended a life.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blame {
+    pub(super) culprit: Option<u32>,
+    /// It went without a word: its process ended, or its links.
+    pub(super) is_loss: bool,
+}
+
+impl Blame {
+    pub(super) fn lost(rank: u32) -> Self {
+        Self { culprit: Some(rank), is_loss: true }
+    }
+}
