@@ -105,6 +105,7 @@ fn job(options: &Options, model: ModelName, prompt: Vec<u32>) -> Job {
             special_tokens: false,
             embed: false,
             trace: None,
+            hold_ms: 0,
         },
         prompt,
         generated: Vec::new(),

@@ -56,10 +56,18 @@ pub struct Ask {
     /// Where the attempt stands in its caller's trace, as a `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// Nobody reads the answer token by token: after the first, its tokens may wait so long where they are computed, in
+    /// milliseconds, to be sent together. 0 is not at all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_ms: u32,
 }
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// How a token is drawn from the logits. The default is greedy.

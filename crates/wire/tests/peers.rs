@@ -304,12 +304,12 @@ prop_compose! {
         stop in proptest::collection::vec(".{0,10}", 0..4),
         ignore_stop_tokens in any::<bool>(),
         logprobs in any::<Option<u8>>(),
-        deadline_us in any::<u64>(),
+        (deadline_us, hold_ms) in any::<(u64, u32)>(),
         (prompt, generated) in (any_tokens(), any_tokens()),
     ) -> Drawn<Job> {
         let (request, model) = (base::RequestId(request), base::ModelName::new(model));
         let ask =
-            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false, embed: false, trace: None };
+            Ask { request, model, max_tokens, sampling, stop, ignore_stop_tokens, logprobs, deadline_us, constraint: None, special_tokens: false, embed: false, trace: None, hold_ms };
         Drawn(Job { ask, prompt, generated }, Job::encode)
     }
 }

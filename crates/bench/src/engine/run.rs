@@ -126,6 +126,7 @@ impl Bench {
             special_tokens: false,
             embed: false,
             trace: None,
+            hold_ms: 0,
         };
         self.attempts += 1;
         let (sender, receiver) = sync_channel(start.max_tokens as usize + 4);

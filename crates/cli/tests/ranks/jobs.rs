@@ -86,6 +86,7 @@ pub(crate) fn submit(engine: &Engine, attempt: u128, prompt: Vec<u32>, max_token
         special_tokens: false,
         embed: false,
         trace: None,
+        hold_ms: 0,
     };
     let (say, hear) = sync_channel(4096);
     let job = Job { ask, prompt, generated: Vec::new() };

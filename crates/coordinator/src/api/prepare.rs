@@ -32,6 +32,11 @@ use crate::streams::{Keep, Named};
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
+/// How long tokens of an answer that goes out in one piece may wait where they are computed: a frame for each would be most of
+/// what such an answer costs here. What is lost with a machine is computed again elsewhere, so that this is also how much
+/// longer a move may take; the first token is never held, since waits and estimates go by it.
+const WHOLE_HOLD_MS: u32 = 100;
+
 /// How long a caller's own name for a request stands for what was paid: a day, as such keys are held elsewhere.
 pub(super) const PAID_FOR_US: u64 = 24 * 3600 * 1_000_000;
 
@@ -60,6 +65,11 @@ impl Prepared {
             ignored: std::mem::take(&mut self.said.ignored),
             more: std::mem::take(&mut self.said.more),
         }
+    }
+
+    /// Others read it while it is written, though its caller does not.
+    pub(super) fn as_it_comes(&mut self) {
+        self.works.iter_mut().for_each(|work| work.ask.hold_ms = 0);
     }
 
     /// Where its one answer is kept: with what its API needs to write it again.
@@ -342,6 +352,7 @@ impl Shared<'_> {
                     special_tokens,
                     embed: false,
                     trace: None,
+                    hold_ms: if self.generation.stream { 0 } else { WHOLE_HOLD_MS },
                 };
                 works.push(self.work(call, ask, prompt.clone()));
             }

@@ -60,6 +60,9 @@ pub(super) async fn create(
         previous_response_id: previous,
         ..ResponseBody::new(repeated)
     };
+    if background {
+        prepared.as_it_comes();
+    }
     let said = prepared.take_said();
     let answering = prepared.begin(&core);
     let kept = Arc::new(Kept::new(account, object::with_ids(id, items), lineage.items));

@@ -163,6 +163,8 @@ where
     let mut faults = 0;
     loop {
         let message = tokio::select! {
+            // What is there is read without a look at the rest.
+            biased;
             message = tokio::time::timeout(silence, stream.next()) => message,
             () = session.lanes.close.cancelled() => return Left::lost("closed from this side"),
         };

@@ -87,7 +87,9 @@ async fn completions_take_texts_and_tokens_and_several_prompts() {
     let body = json!({"model": "small", "prompt": "once upon", "max_tokens": 5});
     let got: Value = house.post("/v1/completions", &body).send().await.unwrap().json().await.unwrap();
     assert_eq!((&got["object"], &got["choices"][0]["text"]), (&json!("text_completion"), &json!("x")));
-    assert_eq!(provider.attempt().await.1.ask.max_tokens, 5);
+    let ask = provider.attempt().await.1.ask;
+    assert_eq!(ask.max_tokens, 5);
+    assert!(ask.hold_ms > 0, "nobody reads it token by token");
 
     provider.next(answer(&["p", "q"]));
     let body = json!({"model": "small", "prompt": [5, 6, 7], "stream": true});
@@ -97,6 +99,7 @@ async fn completions_take_texts_and_tokens_and_several_prompts() {
     assert!(got.events.iter().all(|e| e.get("usage").is_none()), "nobody asked for it");
     let (_, job) = provider.attempt().await;
     assert_eq!((job.prompt, job.ask.max_tokens), (vec![5, 6, 7], 16));
+    assert_eq!(job.ask.hold_ms, 0, "a stream's tokens wait for nothing");
 
     let body = json!({"model": "small", "prompt": ["one", "two"]});
     let got: Value = house.post("/v1/completions", &body).send().await.unwrap().json().await.unwrap();

@@ -139,6 +139,7 @@ fn ask(script: u32) -> Job {
         special_tokens: false,
         embed: false,
         trace: None,
+        hold_ms: 0,
     };
     Job { ask, prompt: vec![script], generated: Vec::new() }
 }

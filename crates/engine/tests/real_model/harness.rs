@@ -48,6 +48,7 @@ pub(crate) fn job(prompt: &[u32], max_tokens: u32, sampling: Sampling) -> Job {
         special_tokens: false,
         embed: false,
         trace: None,
+        hold_ms: 0,
     };
     Job { ask, prompt: prompt.to_vec(), generated: Vec::new() }
 }

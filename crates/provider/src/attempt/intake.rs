@@ -1,6 +1,7 @@
 //! Taking an attempt: from a frame to a job in an engine, or a refusal that says why.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::AttemptId;
 use engine::Sink;
@@ -15,7 +16,7 @@ use wire::trace::Span;
 use super::claim::Claim;
 use super::kept::Kept;
 use super::lane::Lane;
-use super::outbox::Outbox;
+use super::outbox::{HOLD_MAX, Outbox};
 use super::table::{Flight, Standing, Table};
 use crate::instance::{Instances, Serving};
 
@@ -91,7 +92,9 @@ impl Intake<'_> {
             }
         };
         let claim = Claim::new(self.keys, self.spans, attempt, &job);
-        let outbox = Outbox::new(attempt, self.lane, (sealer, claim), Kept::new(self.reoffer, self.credit));
+        let kept = Kept::new(self.reoffer, self.credit);
+        let hold = Duration::from_millis(job.ask.hold_ms.into()).min(HOLD_MAX);
+        let outbox = Outbox::new(attempt, self.lane, (sealer, claim), kept, hold);
         let flight = Flight { instance, engine: engine.clone(), outbox: Arc::clone(&outbox) };
         self.table.insert(attempt, flight);
         let sink = Box::new(AttemptSink { outbox: Arc::clone(&outbox) });

@@ -3,10 +3,11 @@
 //!
 //! The engine's thread appends, the session's writer takes. While the writer is busy (a slow link), what comes in is
 //! joined into fewer, larger chunks; when too much is held, [`Outbox::has_room`] turns false and the engine pauses
-//! this attempt alone.
+//! this attempt alone. Where nobody reads an answer token by token, all but its first and last waits a moment, to be joined.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use base::AttemptId;
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::claim::Claim;
 use super::kept::Kept;
-use super::lane::{Lane, Load, News, Parcel};
+use super::lane::{Haste, Lane, Load, News, Parcel};
 
 /// Tokens held before the engine is asked to pause: at 50 tokens a second, five seconds of a stalled link, and a
 /// kilobyte of memory.
@@ -34,6 +35,11 @@ const OVERRUN: usize = 8;
 /// Chunks are joined up to about this size, so that one frame is short work for the link.
 const JOINED_BYTES: usize = 16 << 10;
 
+/// Tokens that may wait to be sent together with those that come after them, and how long at most: a coordinator that asks
+/// for more would have much computed again where this machine is lost.
+const WAITING_TOKENS: usize = 64;
+pub(crate) const HOLD_MAX: Duration = Duration::from_secs(1);
+
 /// What a chunk takes beside its tokens, text and log-probabilities.
 const HEAD_BYTES: usize = 32;
 
@@ -44,6 +50,8 @@ pub(crate) struct Outbox {
     /// The writer's alone; apart from `inner` so that sealing never makes the engine's thread wait. Taken first.
     sealer: Mutex<ResponseSealer>,
     claim: Claim,
+    /// How long what is neither first nor last waits for more.
+    hold: Duration,
 }
 
 struct Inner {
@@ -54,6 +62,10 @@ struct Inner {
     kept: Kept,
     /// Whether the lane has this outbox in its queue, where it may be once.
     queued: bool,
+    /// Whether the lane looks here again when the hold is over.
+    waits: bool,
+    /// Whether the engine has said anything.
+    spoke: bool,
     held: VecDeque<Chunk>,
     held_tokens: usize,
     held_bytes: usize,
@@ -80,12 +92,14 @@ enum Phase {
 }
 
 impl Outbox {
-    /// `kept` says whether what is sent is kept to be sent again, and how far it may be sent.
+    /// `kept` says whether what is sent is kept to be sent again, and how far it may be sent; `hold` how long tokens after
+    /// the first may wait for more.
     pub(crate) fn new(
         attempt: AttemptId,
         lane: &Arc<Lane>,
         (sealer, claim): (ResponseSealer, Claim),
         kept: Kept,
+        hold: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             attempt,
@@ -94,6 +108,8 @@ impl Outbox {
                 lane: Arc::downgrade(lane),
                 kept,
                 queued: false,
+                waits: false,
+                spoke: false,
                 held: VecDeque::new(),
                 held_tokens: 0,
                 held_bytes: 0,
@@ -101,6 +117,7 @@ impl Outbox {
             }),
             sealer: Mutex::new(sealer),
             claim,
+            hold,
         })
     }
 
@@ -111,7 +128,7 @@ impl Outbox {
             // A short answer may be complete already.
             let ended = inner.failure.is_some() || inner.held.back().is_some_and(|c| c.finish.is_some());
             inner.phase = if ended { Phase::Ended } else { Phase::Open };
-            self.queue(inner);
+            self.queue(inner, Haste::Now);
         }
     }
 
@@ -131,6 +148,7 @@ impl Outbox {
         let mut inner = self.inner.lock();
         inner.lane = Weak::new();
         inner.queued = false;
+        inner.waits = false;
     }
 
     /// What can be offered again on the next session.
@@ -156,7 +174,8 @@ impl Outbox {
         }
         inner.lane = Arc::downgrade(lane);
         inner.queued = false;
-        self.queue(inner);
+        inner.waits = false;
+        self.queue(inner, Haste::Now);
         true
     }
 
@@ -164,7 +183,7 @@ impl Outbox {
     pub(crate) fn grant(self: &Arc<Self>, until: Option<u64>) {
         let mut inner = self.inner.lock();
         inner.kept.grant(until);
-        self.queue(inner);
+        self.queue(inner, Haste::Now);
     }
 
     /// Whether the engine should go on with this attempt.
@@ -187,11 +206,37 @@ impl Outbox {
                 .fail_locked(inner, "the connection is slower than the answer, and its buffer is full");
         }
         let ends = chunk.finish.is_some();
+        let first = !std::mem::replace(&mut inner.spoke, true);
         inner.hold(chunk, size);
         if ends && inner.phase == Phase::Open {
             inner.phase = Phase::Ended;
         }
-        self.queue(inner);
+        let enough = inner.held_tokens >= WAITING_TOKENS || inner.held_bytes >= JOINED_BYTES;
+        if first || ends {
+            self.queue(inner, Haste::Now);
+        } else if self.hold.is_zero() || enough {
+            self.queue(inner, Haste::Soon);
+        } else {
+            self.wait(inner);
+        }
+    }
+
+    /// Has the lane look here again once the hold is over, unless it will already.
+    fn wait(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>) {
+        if inner.waits || inner.queued || inner.phase != Phase::Open {
+            return;
+        }
+        let Some(lane) = inner.lane.upgrade() else { return };
+        inner.waits = true;
+        drop(inner);
+        lane.look_later(Instant::now() + self.hold, self);
+    }
+
+    /// The hold of what was held then is over.
+    pub(crate) fn due(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        inner.waits = false;
+        self.queue(inner, Haste::Soon);
     }
 
     /// Ends the attempt without a finish. What is held is still sent, then `message`.
@@ -219,18 +264,22 @@ impl Outbox {
         if inner.phase == Phase::Open {
             inner.phase = Phase::Ended;
         }
-        self.queue(inner);
+        self.queue(inner, Haste::Now);
     }
 
     /// Puts this outbox into the lane, unless it is there, or may not be.
-    fn queue(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>) {
-        if !inner.sendable() || inner.queued || !matches!(inner.phase, Phase::Open | Phase::Ended) {
+    fn queue(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>, haste: Haste) {
+        if !inner.sendable() || !matches!(inner.phase, Phase::Open | Phase::Ended) {
             return;
         }
         let Some(lane) = inner.lane.upgrade() else { return };
-        inner.queued = true;
+        let there = std::mem::replace(&mut inner.queued, true);
         drop(inner);
-        lane.push(Load::Answer(Arc::clone(self)));
+        match (there, haste) {
+            (false, haste) => lane.push(Load::Answer(Arc::clone(self)), haste),
+            (true, Haste::Now) => lane.hurry(),
+            (true, Haste::Soon) => {}
+        }
     }
 
     /// What to send next, and whether there is more. For the writer alone.

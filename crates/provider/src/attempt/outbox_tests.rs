@@ -16,6 +16,10 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
+        Self::holding(Duration::ZERO)
+    }
+
+    fn holding(hold: Duration) -> Self {
         let keys = MachineKeys::generate();
         let attempt = AttemptId::random(&mut Rng::new(4));
         let (sealed, opener) = trust::seal_attempt(&keys.sealing_key(), attempt, b"job").unwrap();
@@ -36,11 +40,12 @@ impl Stage {
             special_tokens: false,
             embed: false,
             trace: None,
+            hold_ms: 0,
         };
         let job = wire::job::Job { ask, prompt: vec![1, 2, 3], generated: Vec::new() };
         let keys = Arc::new(keys);
         let claim = Claim::new(&keys, None, attempt, &job);
-        let outbox = Outbox::new(attempt, &lane, (sealer, claim), Kept::new(true, None));
+        let outbox = Outbox::new(attempt, &lane, (sealer, claim), Kept::new(true, None), hold);
         Self { lane, outbox, opener, attempt, keys }
     }
 
@@ -126,6 +131,51 @@ fn tokens_that_pile_up_behind_a_slow_link_are_sent_together_and_none_is_lost() {
     };
     assert!(signed(&served));
     assert!(!signed(&wire::receipt::AttemptUsage { generated_tokens: 201, ..served }));
+}
+
+#[test]
+fn what_nobody_reads_token_by_token_waits_for_more_but_for_its_first_and_last() {
+    let mut stage = Stage::holding(Duration::from_secs(3600));
+    stage.outbox.open();
+    stage.outbox.append(token(0));
+    assert_eq!(stage.written().0.len(), 1, "the first goes at once");
+    (1..40).for_each(|i| stage.outbox.append(token(i)));
+    stage.assert_silent();
+    stage.outbox.append(finish(40));
+    let (chunks, _) = stage.written();
+    assert_eq!(chunks.len(), 1, "the end takes along what waited");
+    assert_eq!(chunks[0].tokens, (101..140).collect::<Vec<_>>());
+    assert!(chunks[0].finish.is_some());
+
+    let mut stage = Stage::holding(Duration::from_secs(3600));
+    stage.outbox.open();
+    (0..=WAITING_TOKENS as u32).for_each(|i| stage.outbox.append(token(i)));
+    let (chunks, _) = stage.written();
+    assert_eq!(chunks.iter().map(|c| c.tokens.len()).sum::<usize>(), WAITING_TOKENS + 1, "enough is enough");
+    stage.outbox.append(token(WAITING_TOKENS as u32 + 1));
+    stage.assert_silent();
+    stage.outbox.fail("the engine died");
+    let (chunks, failure) = stage.written();
+    assert_eq!((chunks.len(), failure.as_deref()), (1, Some("the engine died")), "nothing that came is lost");
+
+    // A hold that is over when the writer looks.
+    let mut stage = Stage::holding(Duration::from_nanos(1));
+    stage.outbox.open();
+    stage.outbox.append(token(0));
+    stage.written();
+    for i in 1..4 {
+        stage.outbox.append(token(i));
+        assert_eq!(stage.written().0.len(), 1);
+    }
+    stage.outbox.append(token(4));
+    stage.outbox.detach();
+    stage.assert_silent();
+    let next = Lane::new();
+    next.limit(1 << 20);
+    assert!(stage.outbox.resume(&next, 4, None), "frames 0 to 3 were taken");
+    stage.lane = next;
+    let (chunks, _) = stage.written();
+    assert_eq!(chunks.iter().flat_map(|c| c.tokens.clone()).collect::<Vec<_>>(), [104]);
 }
 
 #[test]

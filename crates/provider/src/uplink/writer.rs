@@ -1,6 +1,7 @@
 //! The session's one writer: control messages before data, several small messages in one write.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::{Sink, SinkExt};
 use tokio::sync::mpsc;
@@ -27,16 +28,19 @@ pub(crate) async fn write(
     lane: Arc<Lane>,
     table: Arc<Table>,
 ) -> Result<(), tungstenite::Error> {
+    let mut wrote = false;
     loop {
         match control.try_recv() {
             Ok(message) => {
                 socket.feed(message.into()).await?;
+                wrote = true;
                 continue;
             }
             Err(mpsc::error::TryRecvError::Empty) => {}
             Err(mpsc::error::TryRecvError::Disconnected) => return socket.close().await,
         }
         if let Some(parcel) = lane.next() {
+            wrote = true;
             let news = match parcel {
                 Parcel::Frame { bytes, news } => {
                     socket.feed(Message::Binary(bytes)).await?;
@@ -57,14 +61,27 @@ pub(crate) async fn write(
             continue;
         }
         socket.flush().await?;
+        let Some(until) = lane.rest(Instant::now(), std::mem::take(&mut wrote)) else { continue };
         tokio::select! {
-            biased;
             message = control.recv() => match message {
-                Some(message) => socket.feed(message.into()).await?,
+                Some(message) => {
+                    socket.feed(message.into()).await?;
+                    wrote = true;
+                }
                 None => return socket.close().await,
             },
             () = lane.woken() => {}
+            () = over(until) => {}
         }
+        lane.begins();
+    }
+}
+
+/// Returns at `until`.
+async fn over(until: Option<Instant>) {
+    match until {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -84,7 +101,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::attempt::lane::{Kit, Load};
+    use crate::attempt::lane::{Haste, Kit, Load};
 
     #[tokio::test]
     async fn control_messages_overtake_data_that_waits_for_a_slow_link() {
@@ -101,12 +118,10 @@ mod tests {
         }));
         let lane = Lane::new();
         lane.limit(1000 + wire::frame::HEADER_BYTES);
-        lane.push(Load::Kit(Kit {
-            sha256: "ab".repeat(32),
-            bytes: vec![7; 8000].into(),
-            sent: 0,
-            counter: 0,
-        }));
+        lane.push(
+            Load::Kit(Kit { sha256: "ab".repeat(32), bytes: vec![7; 8000].into(), sent: 0, counter: 0 }),
+            Haste::Soon,
+        );
         let (control, queue) = mpsc::channel(CONTROL_MAX);
         let writer = tokio::spawn(write(link, queue, lane, Arc::new(Table::default())));
         tokio::task::yield_now().await;

@@ -66,6 +66,25 @@ async fn an_attempt_is_answered_in_sealed_chunks_and_the_same_job_gets_the_same_
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_reads_token_by_token_comes_in_few_pieces_and_is_the_same() {
+    let mut stage = stage().await;
+    let attempt = stage.peer.attempt(&job("tiny", &[5, 6, 7], 40)).await;
+    let one_by_one = stage.peer.answer(attempt).await;
+    let mut held = job("tiny", &[5, 6, 7], 40);
+    // More than may be: it is cut to a second.
+    held.ask.hold_ms = u32::MAX;
+    let began = std::time::Instant::now();
+    let attempt = stage.peer.attempt(&held).await;
+    let together = stage.peer.answer(attempt).await;
+    assert_eq!(together.tokens, one_by_one.tokens);
+    assert_eq!(together.text, one_by_one.text);
+    // The first, the last, and one for each second between them.
+    let most = 2 + began.elapsed().as_secs() as usize;
+    assert!(together.chunks <= most, "{} pieces, expected {most} at most", together.chunks);
+    stage.leave().await;
+}
+
+#[tokio::test]
 async fn an_attempt_that_resumes_goes_on_as_if_it_had_not_been_interrupted() {
     let mut stage = stage().await;
     let attempt = stage.peer.attempt(&job("tiny", &[5, 6, 7], 16)).await;

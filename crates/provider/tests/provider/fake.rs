@@ -111,6 +111,8 @@ pub(crate) struct Answer {
     pub(crate) tokens: Vec<u32>,
     pub(crate) text: String,
     pub(crate) logprobs: usize,
+    /// In how many pieces it came.
+    pub(crate) chunks: usize,
     pub(crate) finish: Finish,
 }
 
@@ -132,6 +134,7 @@ struct Partial {
     tokens: Vec<u32>,
     text: String,
     logprobs: usize,
+    chunks: usize,
 }
 
 impl Peer {
@@ -268,8 +271,8 @@ impl Peer {
             if let Some(chunk) = self.chunk(attempt)
                 && let Some(finish) = chunk.finish
             {
-                let (_, Partial { tokens, text, logprobs }) = self.open.remove(&attempt).unwrap();
-                return Outcome::Finished(Answer { tokens, text, logprobs, finish });
+                let (_, Partial { tokens, text, logprobs, chunks }) = self.open.remove(&attempt).unwrap();
+                return Outcome::Finished(Answer { tokens, text, logprobs, chunks, finish });
             }
             let ended = self.early.iter().position(|message| match message {
                 FromProvider::AttemptRefused { attempt: which, .. }
@@ -308,6 +311,7 @@ impl Peer {
         let chunk = Chunk::decode(&plain).unwrap();
         partial.tokens.extend_from_slice(&chunk.tokens);
         partial.text.push_str(&chunk.text);
+        partial.chunks += 1;
         partial.logprobs += chunk.logprobs.as_ref().map_or(0, Vec::len);
         Some(chunk)
     }
@@ -365,6 +369,7 @@ pub(crate) fn job(model: &str, prompt: &[u32], max_tokens: u32) -> Job {
             special_tokens: false,
             embed: false,
             trace: None,
+            hold_ms: 0,
         },
         prompt: prompt.to_vec(),
         generated: vec![],

@@ -217,6 +217,7 @@ pub(crate) fn job() -> Job {
         special_tokens: false,
         embed: false,
         trace: None,
+        hold_ms: 0,
     };
     Job { ask, prompt: vec![1, 2, 3, 65_536], generated: vec![4, u32::MAX] }
 }
@@ -236,6 +237,7 @@ pub(crate) fn plain_job() -> Job {
         special_tokens: false,
         embed: false,
         trace: None,
+        hold_ms: 0,
     };
     Job { ask, prompt: vec![1], generated: Vec::new() }
 }

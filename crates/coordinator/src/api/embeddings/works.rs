@@ -270,6 +270,7 @@ fn ask(request: RequestId, model: ModelName) -> Ask {
         special_tokens: false,
         embed: true,
         trace: None,
+        hold_ms: 0,
     }
 }
 
