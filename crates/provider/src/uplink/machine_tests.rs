@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use base::Bytes;
+use wire::control::Welcome;
+
 use super::*;
 
 struct Script {
