@@ -1,5 +1,6 @@
 //! Text to tokens and back, by the model's own `tokenizer.json`.
 
+mod automaton;
 mod bytes;
 mod quick;
 mod stream;

@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 
-use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{Model as _, Tokenizer};
 
+use super::automaton::{Automaton, Searching};
 use super::bytes::ByteLetters;
 
 /// How the patterns in use end: all whitespace but the last before a word, which belongs to the word. Nothing else in them
@@ -48,15 +48,15 @@ struct Kind {
 
 /// Added tokens, found before anything else.
 struct Marks {
-    find: Regex,
+    find: Automaton,
     ids: HashMap<String, u32>,
 }
 
 /// How a text is cut.
 struct Cutter {
-    all: Regex,
+    all: Automaton,
     /// What is tried before whitespace.
-    words: Regex,
+    words: Automaton,
 }
 
 /// The quick way of one tokenizer.
@@ -107,10 +107,11 @@ impl Quick {
         }
         let mut out = Vec::with_capacity(text.len() / 3 + 8);
         let mut spelled = String::new();
+        let mut search = self.cutter.all.begin();
         self.unmarked(0, text, &mut out, &mut |text, out| {
             let mut at = 0;
             while at < text.len() {
-                let end = self.cutter.end(text, at);
+                let end = self.cutter.end(&mut search, text, at);
                 spelled.clear();
                 spelled.extend(text.as_bytes()[at..end].iter().map(|byte| self.letters[usize::from(*byte)]));
                 out.extend(inner.get_model().tokenize(&spelled)?.iter().map(|token| token.id));
@@ -131,10 +132,11 @@ impl Quick {
     ) -> tokenizers::Result<()> {
         let Some(marks) = self.marks.get(depth) else { return each(text, out) };
         let mut from = 0;
-        for found in marks.find.find_iter(text) {
-            self.unmarked(depth + 1, &text[from..found.start()], out, each)?;
-            out.push(marks.ids[found.as_str()]);
-            from = found.end();
+        let mut search = marks.find.begin();
+        while let Some(found) = search.find_at(text, from) {
+            self.unmarked(depth + 1, &text[from..found.start], out, each)?;
+            from = found.end;
+            out.push(marks.ids[&text[found]]);
         }
         self.unmarked(depth + 1, &text[from..], out, each)
     }
@@ -150,7 +152,7 @@ impl Marks {
         texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
         let find = texts.iter().map(|text| regex::escape(text)).collect::<Vec<_>>().join("|");
         let ids = texts.iter().map(|text| Some(((*text).to_owned(), inner.token_to_id(text)?)));
-        Some(Some(Self { find: Regex::new(&find).ok()?, ids: ids.collect::<Option<_>>()? }))
+        Some(Some(Self { find: Automaton::new(&find)?, ids: ids.collect::<Option<_>>()? }))
     }
 }
 
@@ -174,20 +176,21 @@ impl Cutter {
     fn new(pattern: &str) -> Option<Self> {
         let words = pattern.strip_suffix(WHITESPACE)?.strip_suffix('|')?;
         // A group around it all would make the end another's.
-        let words = Regex::new(words).ok()?;
-        let all = Regex::new(&format!(r"{}|\s+", words.as_str())).ok()?;
+        let all = Automaton::new(&format!(r"{words}|\s+"))?;
+        let words = Automaton::new(words)?;
         // What may take nothing is cut in the library's own way.
-        (!all.is_match("")).then_some(Self { all, words })
+        let takes_nothing = all.begin().find_at("", 0).is_some();
+        (!takes_nothing).then_some(Self { all, words })
     }
 
-    /// Where the piece ends that begins at `at`.
-    fn end(&self, text: &str, at: usize) -> usize {
-        let Some(found) = self.all.find_at(text, at) else { return text.len() };
-        if found.start() > at {
+    /// Where the piece ends that begins at `at`; `all` is a search of [`Cutter::all`].
+    fn end(&self, all: &mut Searching<'_>, text: &str, at: usize) -> usize {
+        let Some(found) = all.find_at(text, at) else { return text.len() };
+        if found.start > at {
             // What no alternative takes is a piece too.
-            return found.start();
+            return found.start;
         }
-        let (end, piece) = (found.end(), found.as_str());
+        let (end, piece) = (found.end, &text[found]);
         let mut backwards = piece.char_indices().rev();
         let Some((last, _)) = backwards.next().filter(|(last, _)| *last > 0) else { return end };
         let before_word = text[end..].chars().next().is_some_and(|next| !next.is_whitespace());
@@ -195,7 +198,7 @@ impl Cutter {
             return end;
         }
         // Patterns may take line ends for themselves, and those whole.
-        let taken = self.words.find_at(text, at).is_some_and(|word| word.start() == at && word.end() == end);
+        let taken = self.words.begin().find_at(text, at).is_some_and(|word| word == (at..end));
         if taken { end } else { at + last }
     }
 }
