@@ -28,6 +28,9 @@ pub(crate) enum Verb {
 pub(crate) struct Show {
     /// A request's identity, as in the `x-request-id` header of its answer, or an answer's id.
     request: String,
+    /// Which of its answer's choices, or vectors, counted from 0.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    index: u32,
     #[command(flatten)]
     client: ClientOptions,
 }
@@ -49,8 +52,9 @@ pub(crate) struct Verify {
 
 pub(crate) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Show(Show { request, client }) => {
-            let receipt: Receipt = client.client()?.get(&format!("/v1/receipts/{request}")).await?;
+        Verb::Show(Show { request, index, client }) => {
+            let path = format!("/v1/receipts/{request}?index={index}");
+            let receipt: Receipt = client.client()?.get(&path).await?;
             say_json(&receipt)?;
         }
         Verb::Key(Key { client }) => {

@@ -34,7 +34,7 @@ use event::Interrupt;
 pub(crate) use event::{Delta, Event, Finished, Stop};
 use ledger::Open;
 use out::{Out, Unsent};
-pub(crate) use work::Work;
+pub(crate) use work::{Delivery, Work};
 
 /// Events that may wait for the connection. Small: what waits for a slow client waits in its attempt's channel,
 /// whose bound is a knob.
@@ -203,7 +203,10 @@ impl Serving {
             // The caller has its answer before the ledger: what follows is the ledger's time alone.
             Ok(finished) => {
                 self.settling = Some(Settling::begin(&self.core));
-                self.send(Event::Finished(finished)).await
+                match self.send(Event::Finished(finished)).await {
+                    Ok(()) => self.delivered().await,
+                    Err(stop) => Err(stop),
+                }
             }
             Err(stop) => Err(stop),
         };
@@ -213,8 +216,9 @@ impl Serving {
             Err(Stop::Failed(_, outcome)) => *outcome,
         };
         let start = Instant::now();
-        // An answer that never began cost its caller nothing.
-        let free = !self.started || self.work.paid;
+        // An answer that never began cost its caller nothing, nor does a part of what it got nothing of.
+        let undelivered = self.work.dimensions.is_some() && outcome != Outcome::Completed;
+        let free = !self.started || self.work.paid || undelivered;
         let prompt_tokens = if free { 0 } else { self.prompt_tokens() };
         let generated = if self.work.paid { 0 } else { self.generated() };
         if let Some(open) = self.open.take() {
@@ -231,6 +235,12 @@ impl Serving {
             let _ = self.send(Event::Settled(Box::new(self.work.timings.clone()))).await;
         }
         ended
+    }
+
+    /// Of several texts' vectors the caller gets all or none: what is not delivered is not settled as if it were.
+    async fn delivered(&mut self) -> Result<(), Stop> {
+        let Some(delivery) = self.work.delivery.take() else { return Ok(()) };
+        if delivery.known().await { Ok(()) } else { Err(Stop::CallerGone) }
     }
 
     /// Waits for the reservation, before anything of the answer leaves.

@@ -92,7 +92,7 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
         }
     };
     let terms = handshake::welcome(&core, &admitted.hello);
-    let (session, ends) = Session::new(&admitted, &terms);
+    let (session, ends) = Session::new(&admitted, &terms, core.machines.connected());
     let session = Arc::new(session);
     // First on its lane: from the moment that the machine is known, pools may have things to tell it.
     session.lanes.control(FromCoordinator::Welcome(terms));
@@ -139,11 +139,7 @@ impl Core {
     pub(crate) fn end_joined(&self, key: KeyId) {
         for session in self.machines.sessions().into_iter().filter(|s| s.joined_with == Some(key)) {
             tracing::info!(machine = %session.machine, name = session.name, %key, "a machine's key was revoked");
-            session.lanes.control(FromCoordinator::Refused(Refused {
-                code: RefusalCode::BadToken,
-                reason: "the key that this machine joined with was revoked".to_owned(),
-                remedy: "give it another key with the scope join, with --token".to_owned(),
-            }));
+            session.lanes.control(FromCoordinator::Refused(session::no_more("was revoked")));
             session.lanes.close.cancel();
         }
     }

@@ -6,6 +6,8 @@
 mod answers;
 #[path = "serving/deployments.rs"]
 mod deployments;
+#[path = "serving/embedding.rs"]
+mod embedding;
 #[path = "serving/explained.rs"]
 mod explained;
 #[path = "serving/failover.rs"]

@@ -145,14 +145,14 @@ impl Call {
         })
     }
 
-    /// The same call's place for one of several prompts.
-    pub(super) fn another(&self, core: &Arc<Core>) -> Result<Self, Problem> {
+    /// The same call's place for its `index`-th choice or prompt.
+    pub(super) fn another(&self, core: &Arc<Core>, index: u64) -> Result<Self, Problem> {
         let place = Arc::clone(&core.places).try_acquire_owned().map_err(|_| {
             let max = core.config.requests.running_max;
             Problem::Busy { running: max, max }
         })?;
         Ok(Self {
-            request: core.request_id(),
+            request: beside(self.request, index),
             api: self.api,
             key: self.key.clone(),
             deadline: self.deadline,
@@ -186,6 +186,13 @@ impl Call {
         self.timings.since(Segment::Parse, start);
         parsed
     }
+}
+
+/// The request of a call's `index`-th choice, prompt or text, counted from 0. Whoever has the call's identity has those of
+/// all: each is settled by itself, and has a receipt of its own. They are drawn from 128 bits, so that those behind one
+/// another are as good as random.
+pub(super) fn beside(first: RequestId, index: u64) -> RequestId {
+    RequestId(first.0.wrapping_add(index.into()))
 }
 
 /// Whose machines the call's requests go to: as it says, else as its key does.

@@ -330,8 +330,8 @@ impl Shared<'_> {
             return Err(Problem::Header { name: RESUME, detail });
         }
         let mut calls = Vec::with_capacity(count);
-        for _ in 1..count {
-            calls.push(first.another(self.core)?);
+        for index in 1..count as u64 {
+            calls.push(first.another(self.core, index)?);
         }
         calls.insert(0, first);
         let mut calls = calls.into_iter();
@@ -375,6 +375,7 @@ impl Shared<'_> {
             paid: false,
             price: self.core.prices.of(&self.served.name),
             allowance: None,
+            delivery: None,
             deadline: call.deadline,
             failover: call.failover,
             owners: call.owners,

@@ -1,14 +1,17 @@
-//! `GET /v1/receipts/{request}`: what a request used, signed by its machines and by this coordinator.
+//! `GET /v1/receipts/{request}`: what a request used, signed by its machines and by this coordinator. A call with several
+//! answers (`n`, several prompts, several texts to embed) is a request for each: `?index=` says which.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Uri};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
+use serde::Deserialize;
 use store::Kept;
+use wire::RequestError;
 use wire::receipt::{Evidence, Receipt, ReceiptKey, VERSION};
 
 use super::auth::{Caller, caller, is_reader};
@@ -21,18 +24,33 @@ pub(super) async fn key(State(core): State<Arc<Core>>) -> Json<ReceiptKey> {
     Json(ReceiptKey { algorithm: "ed25519".to_owned(), signing_key })
 }
 
+/// Which of a call's answers.
+#[derive(Deserialize)]
+pub(super) struct Which {
+    /// As the answer counts its choices, or its vectors.
+    #[serde(default)]
+    index: u32,
+}
+
 /// The receipt of one settled request, for who paid for it and for who reads what operators see.
 pub(super) async fn show(
     State(core): State<Arc<Core>>,
     headers: HeaderMap,
     uri: Uri,
     path: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Receipt>, Problem> {
     let by = caller(&core, Caller::of_headers(&headers)).await?;
     let part = super::part(path, &uri)?;
     let missing =
         || Problem::Missing { what: "settled request of yours", id: part.chars().take(100).collect() };
-    let request = super::call::answer_id(&part).ok_or_else(missing)?;
+    let Query(Which { index }) = which.map_err(|_| {
+        let message = "'index' must be the number of one of the answer's choices, counted from 0".to_owned();
+        let param = Some("index".to_owned());
+        Problem::Request(RequestError { message, param, code: "invalid_value" })
+    })?;
+    let first = super::call::answer_id(&part).ok_or_else(missing)?;
+    let request = super::call::beside(first, index.into());
     core.settled().await;
     let kept = core.store.settled(request).await.map_err(|error| super::accounts::failed(&error))?;
     let kept = kept.filter(|kept| kept.entry.account == by.account || is_reader(&by)).ok_or_else(missing)?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use base::{Micros, RequestId};
 use store::{KeyInfo, Name, Price};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use wire::job;
 
 use crate::limits::Allowance;
@@ -13,6 +13,23 @@ use crate::pools::Served;
 use crate::segments::Timings;
 use crate::streams::Keep;
 use crate::tracing_of::Tracing;
+
+/// Whether a call's caller got what was computed for it, where one request alone does not know.
+#[derive(Clone)]
+pub(crate) struct Delivery(watch::Receiver<bool>);
+
+impl Delivery {
+    /// Told through the sender: true once all is there. Dropped before, nothing was delivered.
+    pub(crate) fn new() -> (watch::Sender<bool>, Self) {
+        let (tell, told) = watch::channel(false);
+        (tell, Self(told))
+    }
+
+    /// Waits until it is known; bounded by the call, whose requests all have their bounds.
+    pub(super) async fn known(mut self) -> bool {
+        self.0.wait_for(|delivered| *delivered).await.is_ok()
+    }
+}
 
 /// A request that is ready to be served. Not `Debug`: it holds a prompt.
 pub(crate) struct Work {
@@ -46,6 +63,8 @@ pub(crate) struct Work {
     pub(crate) price: Price,
     /// What it took of its key.
     pub(crate) allowance: Option<Allowance>,
+    /// Of a call whose caller gets all or nothing: whether it got all.
+    pub(crate) delivery: Option<Delivery>,
     pub(crate) timings: Timings,
     pub(crate) arrived: Instant,
     /// Its place among the requests that may be here.

@@ -19,8 +19,19 @@ const CAPABILITIES: [&str; 4] = [REOFFER, CREDIT, GROUPS, ASSIGNMENTS];
 pub(crate) struct Admitted {
     pub(crate) hello: Hello,
     pub(crate) sealing_key: Vec<u8>,
-    /// Whose machine it is, where it came with an account's own key; and that key.
-    pub(crate) lent: Option<(AccountId, KeyId)>,
+    /// Whose machine it is, where it came with an account's own key.
+    pub(crate) lent: Option<Lent>,
+}
+
+/// What an account's key says of a machine that came with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lent {
+    /// Whose it is.
+    pub(crate) account: AccountId,
+    /// By which key.
+    pub(crate) key: KeyId,
+    /// When that key's time is over, in seconds since 1970; 0 is never. A key's terms do not change.
+    pub(crate) ends_unix: u64,
 }
 
 /// Why there is no session.
@@ -89,7 +100,7 @@ pub(crate) async fn handshake(core: &Core, socket: &mut WebSocket) -> Result<Adm
 }
 
 /// What a machine may come with: the coordinator's own token, or a key that may join machines, which are then its account's.
-pub(super) async fn admitted_by(core: &Core, token: &str) -> Result<Option<(AccountId, KeyId)>, Failed> {
+pub(super) async fn admitted_by(core: &Core, token: &str) -> Result<Option<Lent>, Failed> {
     let hash = trust::hash_secret(token);
     if trust::secrets_equal(&hash, &core.join_hash) {
         return Ok(None);
@@ -100,7 +111,7 @@ pub(super) async fn admitted_by(core: &Core, token: &str) -> Result<Option<(Acco
     };
     match core.store.key_by_hash(hash).await.map_err(unavailable)? {
         Some(key) if crate::api::is_good(&key) && key.terms.scopes.contains(&Scope::Join) => {
-            Ok(Some((key.account, key.id)))
+            Ok(Some(Lent { account: key.account, key: key.id, ends_unix: key.terms.expires_unix }))
         }
         _ => Err(refused(
             RefusalCode::BadToken,

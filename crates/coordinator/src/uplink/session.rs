@@ -19,15 +19,22 @@ use super::handshake::Admitted;
 use super::keymaker::KeyMaker;
 use super::kit::Pieces;
 use super::lanes::{LaneEnds, Lanes};
+use crate::clock::unix_s;
 use crate::core::{Core, span};
 use crate::metrics::Metrics;
 
-/// Key agreements made ahead for a machine, by a thread of their own. A burst of so many attempts
-/// waits for none; each takes some hundred bytes.
-const PREPARED_MAX: usize = 16;
+/// Key agreements made ahead for a machine, by a thread of their own: a burst of so many attempts waits for none. Each takes
+/// some hundred bytes and 40 us, which is nothing for a few machines.
+const PREPARED_FOR_FEW: usize = 64;
+const FEW_MACHINES: usize = 256;
 
-/// As many for a machine that was not sent anything yet: thousands may be connected and idle.
+/// As many where there are more machines, and for one of those that was not sent anything yet: thousands may be connected
+/// and idle.
+const PREPARED_MAX: usize = 16;
 const PREPARED_FIRST: usize = 2;
+
+/// How soon a clock that jumped is noticed.
+const CLOCK_LOOKED_AT: Duration = Duration::from_secs(30);
 
 /// A connected provider.
 pub(crate) struct Session {
@@ -37,6 +44,8 @@ pub(crate) struct Session {
     pub(crate) owner: Option<AccountId>,
     /// That key.
     pub(crate) joined_with: Option<KeyId>,
+    /// When its time is over, in seconds since 1970; 0 is never.
+    key_ends_unix: u64,
     pub(crate) lanes: Lanes,
     pub(crate) attempts: Attempts,
     /// Whether attempts outlive this connection.
@@ -51,6 +60,8 @@ pub(crate) struct Session {
     pub(crate) forms_groups: bool,
     sealing_key: Vec<u8>,
     prepared: Mutex<Vec<PreparedAttempt>>,
+    /// Whether it joined as one of few.
+    one_of_few: bool,
     /// Whether any of them was used.
     used: AtomicBool,
     /// Whether somebody is about to make more of them.
@@ -76,14 +87,16 @@ impl Left {
 }
 
 impl Session {
-    pub(crate) fn new(admitted: &Admitted, terms: &Welcome) -> (Self, LaneEnds) {
+    /// `connected` machines are here already.
+    pub(crate) fn new(admitted: &Admitted, terms: &Welcome, connected: usize) -> (Self, LaneEnds) {
         let (lanes, ends) = Lanes::new();
         let has = |capability: &str| terms.capabilities.iter().any(|c| c == capability);
         let session = Self {
             machine: admitted.hello.machine,
             name: admitted.hello.name.clone(),
-            owner: admitted.lent.map(|(account, _)| account),
-            joined_with: admitted.lent.map(|(_, key)| key),
+            owner: admitted.lent.map(|lent| lent.account),
+            joined_with: admitted.lent.map(|lent| lent.key),
+            key_ends_unix: admitted.lent.map_or(0, |lent| lent.ends_unix),
             lanes,
             attempts: Attempts::default(),
             reoffers: has(REOFFER),
@@ -93,6 +106,7 @@ impl Session {
             forms_groups: has(GROUPS),
             sealing_key: admitted.sealing_key.clone(),
             prepared: Mutex::default(),
+            one_of_few: connected < FEW_MACHINES,
             used: AtomicBool::new(false),
             restocking: AtomicBool::new(false),
             kits: Mutex::default(),
@@ -106,7 +120,7 @@ impl Session {
         let ready = {
             let mut prepared = self.prepared.lock();
             let ready = prepared.pop();
-            let few = prepared.len() < PREPARED_MAX / 2;
+            let few = prepared.len() < self.ahead() / 2;
             drop(prepared);
             if few {
                 self.stock(makers);
@@ -114,6 +128,15 @@ impl Session {
             ready
         };
         ready.map_or_else(|| PreparedAttempt::new(&self.sealing_key), Ok)
+    }
+
+    /// How many there should be.
+    fn ahead(&self) -> usize {
+        match (self.one_of_few, self.used.load(Ordering::Relaxed)) {
+            (true, _) => PREPARED_FOR_FEW,
+            (false, true) => PREPARED_MAX,
+            (false, false) => PREPARED_FIRST,
+        }
     }
 
     /// Has attempts' keys made ahead.
@@ -126,8 +149,7 @@ impl Session {
     /// Makes attempts' keys ahead, until there are enough.
     pub(crate) fn restock(&self) {
         self.restocking.store(false, Ordering::Relaxed);
-        let most = if self.used.load(Ordering::Relaxed) { PREPARED_MAX } else { PREPARED_FIRST };
-        while self.prepared.lock().len() < most {
+        while self.prepared.lock().len() < self.ahead() {
             // A key that cannot be used is found out, and told, when an attempt needs it.
             let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return };
             self.prepared.lock().push(fresh);
@@ -167,6 +189,10 @@ where
             biased;
             message = tokio::time::timeout(silence, stream.next()) => message,
             () = session.lanes.close.cancelled() => return Left::lost("closed from this side"),
+            () = over(session.key_ends_unix) => {
+                let (lost, reason) = (true, "its key's time is over");
+                return Left { lost, reason, refused: Some(no_more("expired")) };
+            }
         };
         let step = match message {
             Err(_) => return Left::lost("silent for too long"),
@@ -193,6 +219,25 @@ where
                 return garbage(kind);
             }
         }
+    }
+}
+
+/// What a machine is told whose key is no more.
+pub(super) fn no_more(why: &str) -> Refused {
+    Refused {
+        code: RefusalCode::BadToken,
+        reason: format!("the key that this machine joined with {why}"),
+        remedy: "give it another key with the scope join, with --token".to_owned(),
+    }
+}
+
+/// Returns at a time of the wall clock, which may jump: looked at every so often.
+async fn over(at_unix: u64) {
+    if at_unix == 0 {
+        return std::future::pending().await;
+    }
+    while let left @ 1.. = at_unix.saturating_sub(unix_s()) {
+        tokio::time::sleep(Duration::from_secs(left).min(CLOCK_LOOKED_AT)).await;
     }
 }
 

@@ -203,3 +203,28 @@ async fn tokens_arrive_as_they_are_made() {
     }
     assert!(text.contains("late") && text.ends_with("data: [DONE]\n\n"));
 }
+
+#[tokio::test]
+async fn each_of_several_choices_has_a_receipt_of_its_own() {
+    let house = House::open().await;
+    let provider = Provider::join(&house).await;
+    provider.next(answer(&["a"]));
+    provider.next(answer(&["b", "c"]));
+    let got: Value = house.chat(json!({"n": 2})).await.json().await.unwrap();
+    let receipt = async |index: &str| {
+        let id = got["id"].as_str().unwrap();
+        house.get(&format!("/v1/receipts/{id}{index}")).await
+    };
+    let mut generated = Vec::new();
+    for index in ["?index=0", "?index=1"] {
+        let one: wire::receipt::Receipt = receipt(index).await.json().await.unwrap();
+        assert_eq!((one.prompt_tokens > 0, one.served.len()), (true, 1));
+        generated.push(one.generated_tokens);
+    }
+    let first: wire::receipt::Receipt = receipt("").await.json().await.unwrap();
+    assert_eq!(first.generated_tokens, generated[0]);
+    assert_eq!(got["usage"]["completion_tokens"], generated.iter().sum::<u32>());
+    for (index, status) in [("?index=2", 404), ("?index=x", 400), ("?index=-1", 400)] {
+        assert_eq!(receipt(index).await.status(), status, "{index}");
+    }
+}

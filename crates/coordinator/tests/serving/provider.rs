@@ -45,6 +45,8 @@ pub(crate) struct Offer {
     pub(crate) context: u32,
     pub(crate) kv_tokens: u64,
     pub(crate) capabilities: Vec<String>,
+    /// Whether its model gives vectors, and no text.
+    pub(crate) pools: bool,
 }
 
 impl Default for Offer {
@@ -57,6 +59,7 @@ impl Default for Offer {
             context: 512,
             kv_tokens: 4096,
             capabilities: vec!["juggling".to_owned()],
+            pools: false,
         }
     }
 }
@@ -103,7 +106,9 @@ impl Provider {
         let first = if known { welcome.credit_chunks } else { 0 };
         let credit = Arc::new(Credit::new(first));
         let request = SynthRequest { context: offer.context as usize, ..SynthRequest::default() };
-        let kit = Synth::new(&request).unwrap().kit().to_bytes();
+        let mut kit = Synth::new(&request).unwrap().kit();
+        kit.pooling = offer.pools.then(|| br#"{"pooling_type": 1}"#.to_vec());
+        let kit = kit.to_bytes();
         let instance = InstanceId(u128::from_le_bytes(trust::random_bytes()));
         let report = report(instance, &offer);
         let (machine, model) = (offer.keys.machine(), descriptor(&offer, &kit));
@@ -288,6 +293,11 @@ pub(crate) fn hello(offer: &Offer, token: &str) -> FromProvider {
 /// Answers the challenge.
 pub(crate) async fn prove(socket: &mut Socket, offer: &Offer, token: &str) {
     let Some(FromCoordinator::Challenge { nonce }) = hear(socket).await else { panic!("no challenge") };
+    answer_challenge(socket, offer, token, &nonce).await;
+}
+
+/// Signs a nonce.
+pub(crate) async fn answer_challenge(socket: &mut Socket, offer: &Offer, token: &str, nonce: &str) {
     let proof = Registration {
         nonce: &STANDARD.decode(nonce).unwrap(),
         protocol: PROTOCOL,

@@ -8,7 +8,7 @@ use wire::control::{FromCoordinator, FromProvider, Hello, RefusalCode, Refused};
 use futures_util::SinkExt;
 
 use super::house::{House, PATIENCE, eventually};
-use super::provider::{Offer, Provider, Seen, connect, hear, hello, prove, say};
+use super::provider::{Offer, Provider, Seen, answer_challenge, connect, hear, hello, prove, say};
 
 async fn refused(socket: &mut super::provider::Socket) -> Refused {
     match hear(socket).await {
@@ -244,4 +244,33 @@ async fn a_machine_whose_key_is_revoked_or_rotated_is_told_and_sent_away_and_oth
     let status: wire::admin::FleetStatus = house.get("/api/status").await.json().await.unwrap();
     let here = |m: &&wire::admin::MachineStatus| m.machine == offer.keys.machine() && m.connected;
     assert_eq!(status.machines.iter().filter(here).count(), 1, "who came with the coordinator's token stays");
+}
+
+#[tokio::test]
+async fn a_machine_whose_key_expires_is_told_and_sent_away() {
+    let house = House::open().await;
+    // Where joining takes longer than the key lives, one that lives longer is tried.
+    for lives_s in [2, 4, 8, 16, 32] {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let terms = json!({"scopes": ["join"], "expires_unix": now + lives_s});
+        let made = house.post("/api/keys", &json!({"name": "lender", "terms": terms})).send().await.unwrap();
+        let made: wire::admin::CreatedKey = made.json().await.unwrap();
+        let offer = Offer::default();
+        let mut socket = connect(&house).await;
+        say(&mut socket, &hello(&offer, &made.secret)).await;
+        let nonce = match hear(&mut socket).await {
+            Some(FromCoordinator::Challenge { nonce }) => nonce,
+            Some(FromCoordinator::Refused(_)) => continue,
+            other => panic!("{other:?}"),
+        };
+        answer_challenge(&mut socket, &offer, &made.secret, &nonce).await;
+        let welcome = hear(&mut socket).await;
+        assert!(matches!(welcome, Some(FromCoordinator::Welcome(_))), "{welcome:?}");
+        let told = refused(&mut socket).await;
+        assert_eq!(told.code, RefusalCode::BadToken);
+        assert!(told.reason.contains("expired"), "{}", told.reason);
+        assert!(hear(&mut socket).await.is_none(), "the connection closes");
+        return;
+    }
+    panic!("no key lived long enough to join with");
 }

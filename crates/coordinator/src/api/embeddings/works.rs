@@ -8,19 +8,19 @@ use axum::http::{HeaderName, HeaderValue};
 use base::{ModelName, RequestId, Tokens};
 use model::spec::PoolingSpec;
 use store::Name;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use wire::RequestError;
 use wire::job::{Ask, Sampling};
 use wire::openai::embedding::EmbeddingRequest;
 use wire::request::Prompt;
 
 use super::Embedded;
-use crate::api::call::{Call, RESUME, Resume};
+use crate::api::call::{Call, RESUME, Resume, beside};
 use crate::api::prepare::{PAID_FOR_US, kit_of, may_use, served};
 use crate::api::prompt::{Asked, tokens};
 use crate::clock::unix_us;
 use crate::core::Core;
-use crate::dispatch::{Event, Work, serve};
+use crate::dispatch::{Delivery, Event, Work, serve};
 use crate::limits::{Allowance, Wanted};
 use crate::pools::{KitOf, Served};
 use crate::problem::Problem;
@@ -40,6 +40,9 @@ pub(super) struct Embedding {
     texts: VecDeque<Vec<u32>>,
     allowance: Allowance,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// Says that the caller gets all of it. Dropped without that, it gets nothing, and pays nothing.
+    delivered: watch::Sender<bool>,
+    delivery: Delivery,
 }
 
 /// The pooling of a model, or the refusal of one that has none.
@@ -90,6 +93,7 @@ pub(super) async fn prepare(
     let taken = core.limits().take(&call.key, core.clock.now(), &[wanted]).map_err(Problem::Limited)?;
     let (mut allowances, headers) = taken;
     let allowance = allowances.pop().expect("one was asked for, and one is given");
+    let (delivered, delivery) = Delivery::new();
     Ok(Embedding {
         dimensions: of.kit.spec.hidden,
         call,
@@ -98,6 +102,8 @@ pub(super) async fn prepare(
         texts,
         allowance,
         headers,
+        delivered,
+        delivery,
     })
 }
 
@@ -150,7 +156,8 @@ struct Got {
 }
 
 impl Embedding {
-    /// Serves every text, in order, and gives all vectors or the first problem. What was not yet served then is not.
+    /// Serves every text, in order, and gives all vectors or the first problem. What was not yet served then is not, and what
+    /// was is not charged: its caller gets none of it.
     pub(super) async fn serve(mut self, core: &Arc<Core>) -> Result<Embedded, Problem> {
         let (model, count) = (self.served.name.as_str().to_owned(), self.texts.len());
         let mut vectors = Vec::with_capacity(count);
@@ -193,17 +200,21 @@ impl Embedding {
                 }
             }
         }
-        self.allowance.settle(prompt_tokens, charged);
+        // What was computed counts for the key's rate; what it costs, only where it is delivered.
+        self.allowance.settle(prompt_tokens, if failed.is_some() { 0 } else { charged });
         match failed {
             Some(problem) => Err(problem),
-            None => Ok(Embedded { model, vectors, prompt_tokens, timings, headers: self.headers }),
+            None => {
+                self.delivered.send_replace(true);
+                Ok(Embedded { model, vectors, prompt_tokens, timings, headers: self.headers })
+            }
         }
     }
 
     /// The `index`-th text's work.
     async fn work(&self, core: &Arc<Core>, prompt: Vec<u32>, index: u64) -> Result<Work, Problem> {
         let call = &self.call;
-        let request = if index == 0 { call.request } else { core.request_id() };
+        let request = beside(call.request, index);
         let (named, paid) = match &call.idempotency {
             Some((name, body)) => self.named(core, (name, *body), index).await?,
             None => (None, false),
@@ -222,6 +233,7 @@ impl Embedding {
             paid,
             price: core.prices.of(&self.served.name),
             allowance: None,
+            delivery: Some(self.delivery.clone()),
             deadline: call.deadline,
             failover: call.failover,
             owners: call.owners,
