@@ -17,7 +17,7 @@ use crate::place::{ClientFile, DataOption};
 use crate::ready::ReadyOption;
 use crate::settings::{self, SettingsOptions};
 use crate::terminal::{say, say_json};
-use crate::{serving, shutdown};
+use crate::{discovery, serving, shutdown};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -34,6 +34,9 @@ pub(crate) struct Options {
     store: StoreOptions,
     #[command(flatten)]
     otlp: OtlpOption,
+    /// Do not announce this coordinator in its network (by multicast DNS, where it listens beyond the loopback).
+    #[arg(long)]
+    no_announce: bool,
     /// Print all settings with their values as TOML, and end.
     #[arg(long)]
     print_config: bool,
@@ -71,6 +74,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let listener = serving::listen(options.listen).await?;
     let url = url_of(listener.local_addr()?);
     let ground = Ground::open(&folder, &url, options.store).await?;
+    let announced = match options.no_announce {
+        true => None,
+        false => announce(listener.local_addr()?, &ground.join_token),
+    };
     let ready =
         Ready { url: &url, key: &ground.key, join_token: &ground.join_token, pid: std::process::id() };
     let (spans, exporter) = options.otlp.start("phalanx-coordinator")?;
@@ -81,11 +88,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     } else {
         say(format!("The coordinator listens on {url}. Let machines join with:\n"))?;
         say(format!("  phalanx provider --join {url} --token {}\n", ground.join_token))?;
+        if announced.is_some() {
+            say("It is announced in its network: machines there find it without --join.")?;
+        }
         say(format!("API key (kept in {}): {}", folder.display(), ground.key))?;
         warn_beyond_loopback(options.listen.ip());
     }
     options.ready.write(&ready)?;
     let served = serve.await;
+    drop(announced);
     exporter.finish().await;
     served?;
     Ok(ExitCode::SUCCESS)
@@ -144,6 +155,14 @@ pub(crate) fn url_of(address: SocketAddr) -> String {
         IpAddr::V6(ip) => format!("[{ip}]"),
     };
     format!("http://{host}:{}", address.port())
+}
+
+/// Announces the coordinator where other machines could reach it. It serves all the same where that fails.
+pub(crate) fn announce(listens: SocketAddr, token: &str) -> Option<discovery::Announcement> {
+    discovery::announce(listens, token).unwrap_or_else(|error| {
+        eprintln!("not announced in this network ({error:#}): machines join with --join");
+        None
+    })
 }
 
 /// Keys and prompts of clients cross this in the clear.

@@ -10,9 +10,11 @@ mod client;
 mod coordinator;
 mod declared;
 mod deploy;
+mod discovery;
 mod doctor;
 mod explain;
 mod keys;
+mod lending;
 mod logits;
 mod models;
 mod otlp;
@@ -62,6 +64,10 @@ enum Command {
     Coordinator(coordinator::Options),
     /// Offer this machine to a coordinator.
     Provider(provider::Options),
+    /// Take this machine's provider out of service for a time: what runs is finished first.
+    Pause(lending::PauseOptions),
+    /// End this machine's pause.
+    Resume(lending::ResumeOptions),
     /// Talk to a model.
     Chat(chat::Options),
     /// Answer one prompt with the engine alone: no network, no coordinator.
@@ -116,6 +122,8 @@ fn main() -> ExitCode {
         Command::Up(options) => serving::block_on(up::run(options)),
         Command::Coordinator(options) => serving::block_on(coordinator::run(options)),
         Command::Provider(options) => serving::block_on(provider::run(options)),
+        Command::Pause(options) => lending::pause(&options),
+        Command::Resume(options) => lending::resume(&options),
         Command::Chat(options) => serving::block_on(chat::run(options)),
         Command::Run(options) => run::run(&options),
         Command::Logits(options) => logits::run(&options),

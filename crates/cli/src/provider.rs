@@ -1,23 +1,30 @@
 //! `phalanx provider`: offers this machine to a coordinator.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use provider::{Config, Event, ManagedConfig, ModelConfig, Pace, UpstreamConfig, UpstreamKey};
+use parking_lot::Mutex;
+use provider::{Config, Event, ManagedConfig, ModelConfig, Pace, RunError, UpstreamConfig, UpstreamKey};
 use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use wire::trace::Span;
 
+use crate::lending::{self, Lending};
 use crate::otlp::OtlpOption;
 use crate::place::DataOption;
 use crate::ready::ReadyOption;
 use crate::serving::{self, EngineOptions, ServedModel};
-use crate::shutdown;
 use crate::terminal::{say, say_json};
+use crate::{discovery, shutdown};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The coordinator's address, as `phalanx coordinator` printed it.
+    /// The coordinator's address, as `phalanx coordinator` printed it [default: the one in this network that announces
+    /// itself and knows the token].
     #[arg(long, value_name = "URL", env = "PHALANX_JOIN")]
-    join: String,
+    join: Option<String>,
     /// The token that the coordinator printed.
     #[arg(long, env = "PHALANX_JOIN_TOKEN", hide_env_values = true)]
     token: String,
@@ -53,6 +60,10 @@ pub(crate) struct Options {
     group_listen: Vec<std::net::IpAddr>,
     #[command(flatten)]
     managed: ManagedOptions,
+    /// Serve only in these hours of local time, as in 22:00-07:00 or "sat-sun 00:00-24:00": outside of them the machine
+    /// leaves, as with `phalanx pause`. May be repeated.
+    #[arg(long, value_name = "HOURS", value_parser = lending::parse_window)]
+    serve_between: Vec<lending::Window>,
     /// Compute nothing, and give tokens at this pace, in milliseconds to the first and between two: for benches.
     #[arg(long, value_name = "FIRST,EACH", value_parser = parse_pace, conflicts_with = "upstream", hide = true)]
     stand_in: Option<Pace>,
@@ -140,7 +151,26 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let ending = shutdown::on_signals()?;
     let folder = options.data.make()?;
     let managed = options.managed.config(&options.engine, &folder);
-    let mut config = Config::new(options.join, options.token, folder);
+    let teller = Teller {
+        quiet: options.quiet || options.json,
+        json: options.json,
+        ready: options.ready,
+        machine: None,
+        joined: false,
+        served: false,
+    };
+    let join = match options.join {
+        Some(join) => join,
+        None => {
+            teller.print("Looking for a coordinator in this network ...".to_owned());
+            match discovery::find(&options.token, &ending, |line| eprintln!("{line}")).await? {
+                Some(join) => join,
+                None => return Ok(ExitCode::SUCCESS),
+            }
+        }
+    };
+    let lending = Lending::new(options.serve_between, &folder);
+    let mut config = Config::new(join, options.token, folder);
     config.name = options.name;
     config.ca_file = options.ca_file;
     config.managed = managed;
@@ -161,20 +191,39 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         }
         config.models.push(served);
     }
-    let mut teller = Teller {
-        quiet: options.quiet || options.json,
-        json: options.json,
-        ready: options.ready,
-        machine: None,
-        joined: false,
-        served: false,
-    };
     let (spans, exporter) = options.otlp.start("phalanx-provider")?;
-    let ended =
-        provider::run_traced(config, ending.cancelled_owned(), move |event| teller.tell(&event), spans).await;
+    let ended = lend(config, &lending, &ending, (teller, spans)).await;
     exporter.finish().await;
     ended?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves whenever its owner lends this machine, until the program ends.
+async fn lend(
+    config: Config,
+    lending: &Lending,
+    ending: &CancellationToken,
+    (teller, spans): (Teller, Option<mpsc::Sender<Span>>),
+) -> Result<(), RunError> {
+    let teller = Arc::new(Mutex::new(teller));
+    loop {
+        let told = Arc::clone(&teller);
+        let waits = |why: &str| told.lock().print(format!("This machine does not serve: it is {why}."));
+        tokio::select! {
+            biased;
+            () = ending.cancelled() => return Ok(()),
+            () = lending.begins(waits) => {}
+        }
+        let shutdown = async {
+            tokio::select! {
+                () = ending.cancelled() => "left by its owner".to_owned(),
+                why = lending.ends() => why,
+            }
+        };
+        let told = Arc::clone(&teller);
+        let tell = move |event| told.lock().tell(&event);
+        provider::run_traced(config.clone(), shutdown, tell, spans.clone()).await?;
+    }
 }
 
 fn parse_pace(text: &str) -> Result<Pace, String> {

@@ -109,7 +109,8 @@ fn machine_rows(machine: &MachineStatus, now_us: u64) -> Vec<Vec<String>> {
         machine.hardware.memory_total.to_string(),
     ];
     if machine.instances.is_empty() {
-        return vec![[head.to_vec(), vec!["none".into()], vec![String::new(); 4]].concat()];
+        let why = machine.left.clone().unwrap_or_default();
+        return vec![[head.to_vec(), vec!["none".into()], vec![String::new(); 3], vec![why]].concat()];
     }
     let rows = machine.instances.iter().enumerate();
     rows.map(|(index, instance)| {
@@ -153,8 +154,10 @@ mod tests {
             agent: String::new(),
             hardware: wire::control::Hardware::default(),
             instances: Vec::new(),
+            left: Some("paused by its owner".into()),
         };
-        assert_eq!(machine_rows(&away, 63_000_000)[0][1], "away 3 s");
+        let row = &machine_rows(&away, 63_000_000)[0];
+        assert_eq!((row[1].as_str(), row[8].as_str()), ("away 3 s", "paused by its owner"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use self::children::{Children, Plan};
 use self::declare::Declared;
 use self::division::Division;
 use crate::client::Client;
-use crate::coordinator::{Ground, StoreOptions, url_of, warn_beyond_loopback};
+use crate::coordinator::{Ground, StoreOptions, announce, url_of, warn_beyond_loopback};
 use crate::otlp::OtlpOption;
 use crate::place::DataOption;
 use crate::ready::ReadyOption;
@@ -89,6 +89,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let url = url_of(listener.local_addr()?);
     let ground = Ground::open(&folder, &url, options.store).await?;
     declared.replace_last(&folder, &*ground.store).await?;
+    let _announced = announce(listener.local_addr()?, &ground.join_token);
 
     let closing = CancellationToken::new();
     let (spans, exporter) = options.otlp.start("phalanx-coordinator")?;

@@ -25,7 +25,11 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         say_json(&reasons)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let state = if reasons.connected { "connected" } else { "not connected: is its provider running?" };
+    let state = match (reasons.connected, &reasons.left) {
+        (true, _) => "connected".to_owned(),
+        (false, Some(why)) => format!("away ({why})"),
+        (false, None) => "not connected: is its provider running?".to_owned(),
+    };
     say(format!("{} ({}): {state}", reasons.name, reasons.machine))?;
     if reasons.instances.is_empty() {
         say("It holds no instance of any model.")?;

@@ -22,6 +22,8 @@ mod group_faults;
 mod groups;
 #[path = "fleet/ledger.rs"]
 mod ledger;
+#[path = "fleet/lending.rs"]
+mod lending;
 #[path = "fleet/losses.rs"]
 mod losses;
 #[path = "fleet/memory.rs"]

@@ -42,6 +42,8 @@ struct Machine {
     /// Who lends it.
     owner: Option<AccountId>,
     session: Option<Arc<Session>>,
+    /// Why it is away.
+    left: Option<String>,
     offers: Vec<Offer>,
 }
 
@@ -106,7 +108,7 @@ impl Machines {
                 }
                 older.lanes.control(FromCoordinator::Refused(superseded()));
                 older.lanes.close.cancel();
-                self.leave(&mut table, &older, true, &mut after);
+                self.leave(&mut table, &older, (true, "a newer connection of it"), &mut after);
             }
         } else if connected >= self.machines_max {
             return Err(Refused {
@@ -124,6 +126,7 @@ impl Machines {
             draining: false,
             owner: session.owner,
             session: Some(Arc::clone(session)),
+            left: None,
             offers: Vec::new(),
         };
         table.machines.insert(hello.machine, machine);
@@ -142,19 +145,20 @@ impl Machines {
     }
 
     /// A connection ended. Changes nothing where a newer one has taken its place.
-    pub(crate) fn disconnect(&self, session: &Arc<Session>, lost: bool) -> After {
+    pub(crate) fn disconnect(&self, session: &Arc<Session>, lost: bool, why: &str) -> After {
         let mut after = After::default();
         let mut table = self.table.lock();
-        self.leave(&mut table, session, lost, &mut after);
+        self.leave(&mut table, session, (lost, why), &mut after);
         after
     }
 
-    fn leave(&self, table: &mut Table, session: &Arc<Session>, lost: bool, after: &mut After) {
+    fn leave(&self, table: &mut Table, session: &Arc<Session>, (lost, why): (bool, &str), after: &mut After) {
         let Some(machine) = table.machines.get_mut(&session.machine) else { return };
         if !machine.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
             return;
         }
         machine.session = None;
+        machine.left = Some(why.to_owned());
         machine.since = self.clock.now();
         table.connected -= 1;
         // Pools first: what is in flight there counts as one fault of the machine, not as one for each request.
@@ -429,6 +433,7 @@ impl Machines {
                 held.extend(machine.offers.iter().filter(|o| !o.admitted).map(|o| waiting_status(&o.offer)));
                 MachineStatus {
                     owner: machine.owner,
+                    left: machine.left.clone(),
                     machine: *id,
                     name: machine.name.clone(),
                     connected: machine.session.is_some(),

@@ -109,14 +109,14 @@ async fn run(core: Arc<Core>, mut socket: WebSocket) {
     let (ping, silence) = (span(uplink.heartbeat_us), span(uplink.silence_us_max));
     let writer = core.tasks.spawn(lanes::write(sink, ends, ping, silence));
     let left = session::read(&core, &session, stream).await;
-    let after = core.machines.disconnect(&session, left.lost);
+    let after = core.machines.disconnect(&session, left.lost, &left.reason);
     core.carry_out(None, after);
     if core.machines.session(session.machine).is_none() {
         core.group_input(None, &fleet::group::Input::MachineGone { machine: session.machine });
         core.deployments.inbox.gone(&session, core.clock.now());
         core.deployments.look_soon();
     }
-    tracing::info!(machine = %session.machine, name = session.name, reason = left.reason, "a machine left");
+    tracing::info!(machine = %session.machine, name = session.name, reason = %left.reason, "a machine left");
     if let Some(refused) = left.refused {
         session.lanes.control(FromCoordinator::Refused(refused));
     }

@@ -30,7 +30,7 @@ pub(crate) fn probe() -> Hardware {
 }
 
 /// The name that people know this machine by, where nobody gave another.
-pub(crate) fn machine_name() -> String {
+pub fn machine_name() -> String {
     let name = sysinfo::System::host_name().unwrap_or_default();
     let name: String =
         name.trim().chars().filter(char::is_ascii_graphic).take(crate::NAME_BYTES_MAX).collect();

@@ -31,6 +31,7 @@ mod weights;
 pub use cadence::Pace;
 pub use config::{Config, ConfigError, JoinToken, ManagedConfig, ModelConfig, NAME_BYTES_MAX};
 pub use event::Event;
+pub use hardware::machine_name;
 pub use identity::{IdentityError, KEY_FILE};
 pub use provider::{Farewell, RunError, run, run_traced};
 pub use shelf::hugging_face_cache;

@@ -79,16 +79,21 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     on_event: impl FnMut(Event) + Send + 'static,
 ) -> Result<Farewell, RunError> {
+    let shutdown = async {
+        shutdown.await;
+        "left by its owner".to_owned()
+    };
     run_traced(config, shutdown, on_event, None).await
 }
 
-/// As [`run`], and tells `spans` what was computed for requests that stand in a trace. Spans that find no room are gone.
+/// As [`run`], and `shutdown` says why, which the coordinator is told; and tells `spans` what was computed for requests that
+/// stand in a trace. Spans that find no room are gone.
 ///
 /// # Errors
 /// As [`run`].
 pub async fn run_traced(
     config: Config,
-    shutdown: impl Future<Output = ()> + Send,
+    shutdown: impl Future<Output = String> + Send,
     on_event: impl FnMut(Event) + Send + 'static,
     spans: Option<mpsc::Sender<Span>>,
 ) -> Result<Farewell, RunError> {
@@ -123,7 +128,7 @@ const KEPT_FOR: Micros = Micros::from_secs(60);
 
 /// What the provider's task waits for.
 enum Occurrence {
-    Shutdown,
+    Shutdown(String),
     Step(Step),
     Rank(GroupNews),
     Assign(AssignNews),
@@ -245,7 +250,7 @@ impl Provider {
     }
 
     /// Until it is over.
-    async fn live(&mut self, shutdown: impl Future<Output = ()> + Send) -> Ending {
+    async fn live(&mut self, shutdown: impl Future<Output = String> + Send) -> Ending {
         let mut shutdown = pin!(shutdown);
         let mut inputs = VecDeque::from([Input::Start]);
         loop {
@@ -266,7 +271,7 @@ impl Provider {
             let probe_deadline = self.probes.as_ref().and_then(|probes| probes.desk.next_deadline());
             let occurrence = tokio::select! {
                 biased;
-                () = &mut shutdown, if !self.leaving => Occurrence::Shutdown,
+                why = &mut shutdown, if !self.leaving => Occurrence::Shutdown(why),
                 () = sleep_until(self.uplink.next_deadline(), self.origin) => Occurrence::Due,
                 () = sleep_until(self.kept_until, self.origin) => Occurrence::KeptTooLong,
                 Some(step) = self.steps.recv() => Occurrence::Step(step),
@@ -297,7 +302,7 @@ impl Provider {
     /// What an occurrence means to the uplink.
     fn digest(&mut self, occurrence: Occurrence) -> Option<Input> {
         match occurrence {
-            Occurrence::Shutdown => Some(self.leave()),
+            Occurrence::Shutdown(why) => Some(self.leave(why)),
             Occurrence::Due => Some(Input::Tick),
             Occurrence::KeptTooLong => {
                 self.kept_until = None;
@@ -330,14 +335,14 @@ impl Provider {
         }
     }
 
-    fn leave(&mut self) -> Input {
+    fn leave(&mut self, why: String) -> Input {
         self.leaving = true;
         self.instances.drain();
         self.decide(Desk::Leave);
         if self.uplink.is_up() {
             self.tell(Event::Draining { in_flight: self.table.len() });
         }
-        Input::Leave
+        Input::Leave { why }
     }
 
     /// Does what the uplink decided; returns what came of it at once.

@@ -29,7 +29,8 @@ pub use link::{
 pub use machine::{KeyFileError, MachineKeys, SECRET_BYTES, machine_of, verify};
 pub use registration::{NONCE_BYTES, Registration};
 pub use secret::{
-    API_KEY_PREFIX, JOIN_TOKEN_PREFIX, hash_secret, new_api_key, new_join_token, random_bytes, secrets_equal,
+    API_KEY_PREFIX, JOIN_TOKEN_PREFIX, announced, hash_secret, new_api_key, new_join_token, random_bytes,
+    secrets_equal,
 };
 
 /// Bytes or text that are wiped when dropped: what secrets, prompts and answers are held in.

@@ -1,6 +1,7 @@
 //! Secrets that people and programs hold: API keys and join tokens, drawn, hashed and compared.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
 use crate::sha256;
@@ -46,6 +47,17 @@ pub fn hash_secret(secret: &str) -> [u8; 32] {
 /// Whether two secrets are the same, in a time that does not tell where they differ (only whether their lengths do).
 pub fn secrets_equal(one: &[u8], other: &[u8]) -> bool {
     verify_slices_are_equal(one, other).is_ok()
+}
+
+/// What proves of an announcement that whoever made it knows this join token, and meant these places: an HMAC-SHA256.
+pub fn announced(token: &str, places: &str) -> [u8; 32] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
+    let mut context = hmac::Context::with_key(&key);
+    context.update(b"phalanx announcement 1\n");
+    context.update(places.as_bytes());
+    let mut out = [0; 32];
+    out.copy_from_slice(context.sign().as_ref());
+    out
 }
 
 fn draw(prefix: &str) -> Zeroizing<String> {

@@ -47,6 +47,9 @@ pub struct MachineStatus {
     /// Whose it is: the account whose key it joined with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<AccountId>,
+    /// Why it is away: what its provider said when it left, or what became of the connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
 }
 
 /// One instance, and whether it takes requests.

@@ -196,7 +196,7 @@ pub(super) async fn machine(
             });
         }
     }
-    let (id, connected) = (machine.machine, machine.connected);
+    let (id, connected, left) = (machine.machine, machine.connected, machine.left);
     let managed = core.deployments.inbox.is_managed(id);
     let deployments = if managed {
         let name = machine.name.clone();
@@ -204,7 +204,15 @@ pub(super) async fn machine(
     } else {
         Vec::new()
     };
-    Ok(Json(MachineReasons { machine: id, name: machine.name, connected, instances, managed, deployments }))
+    Ok(Json(MachineReasons {
+        machine: id,
+        name: machine.name,
+        connected,
+        left,
+        instances,
+        managed,
+        deployments,
+    }))
 }
 
 fn sentence(of: &InstanceReasons) -> String {

@@ -1,5 +1,6 @@
 //! One provider's session: what it says is brought to pools and requests; what makes no sense is counted.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,15 +75,15 @@ pub(crate) struct Session {
 pub(crate) struct Left {
     /// Whether the machine may be back by itself.
     pub(crate) lost: bool,
-    /// For the log.
-    pub(crate) reason: &'static str,
+    /// For the log and for `status`.
+    pub(crate) reason: Cow<'static, str>,
     /// What it is told.
     pub(crate) refused: Option<Refused>,
 }
 
 impl Left {
     fn lost(reason: &'static str) -> Self {
-        Self { lost: true, reason, refused: None }
+        Self { lost: true, reason: reason.into(), refused: None }
     }
 }
 
@@ -247,7 +248,7 @@ fn garbage(kind: &'static str) -> Left {
         reason: format!("the connection cannot go on: {kind}"),
         remedy: "update Phalanx on the provider's machine, or look at what changes its traffic".to_owned(),
     };
-    Left { lost: true, reason: kind, refused: Some(refused) }
+    Left { lost: true, reason: kind.into(), refused: Some(refused) }
 }
 
 /// A WebSocket that broke: by the network's fault, or by what came over it.
@@ -315,8 +316,9 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
             core.deployments.inbox.leaves(session.machine);
             core.deployments.look_soon();
         }
-        FromProvider::Goodbye { .. } => {
-            return Step::Leave(Left { lost: false, reason: "it said goodbye", refused: None });
+        FromProvider::Goodbye { reason } => {
+            let said: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();
+            return Step::Leave(Left { lost: false, reason: said.into(), refused: None });
         }
         FromProvider::AssignmentReport(report) => {
             core.deployments.inbox.reported(session.machine, report);

@@ -43,13 +43,15 @@ pub(crate) struct Uplink {
     timing: Timing,
     rng: Rng,
     state: State,
+    /// Why it leaves, once it does.
+    farewell: String,
     /// Failures in a row, for the pause.
     failures: u32,
 }
 
 impl Uplink {
     pub(crate) fn new(timing: Timing, rng: Rng) -> Self {
-        Self { timing, rng, state: State::Fresh, failures: 0 }
+        Self { timing, rng, state: State::Fresh, farewell: String::new(), failures: 0 }
     }
 
     /// When `Tick` is due at the latest.
@@ -112,10 +114,14 @@ impl Uplink {
                 }
                 State::Fresh | State::Connecting { .. } | State::Waiting { .. } | State::Ended => {}
             },
-            Input::Leave => self.leave(now, effects),
+            Input::Leave { why } => {
+                self.farewell = why;
+                self.leave(now, effects);
+            }
             Input::Idle => {
                 if self.is_draining() {
-                    self.goodbye(now, "left by its owner", effects);
+                    let why = self.farewell.clone();
+                    self.goodbye(now, why, effects);
                 }
             }
             Input::Tick => self.tick(now, effects),
@@ -252,8 +258,8 @@ impl Uplink {
         }
     }
 
-    fn goodbye(&mut self, now: Micros, reason: &str, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Say(FromProvider::Goodbye { reason: reason.to_owned() }));
+    fn goodbye(&mut self, now: Micros, reason: String, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Say(FromProvider::Goodbye { reason }));
         effects.push(Effect::Finish);
         self.state = State::Leaving { until: now.saturating_add(self.timing.goodbye_max) };
     }
@@ -307,7 +313,8 @@ impl Uplink {
                 }
                 if session.drain_until.as_ref().is_some_and(late) {
                     effects.push(Effect::Abandon);
-                    self.goodbye(now, "left by its owner before everything was finished", effects);
+                    let why = format!("{} before everything was finished", self.farewell);
+                    self.goodbye(now, why, effects);
                 }
             }
         }

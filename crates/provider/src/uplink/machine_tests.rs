@@ -246,12 +246,12 @@ fn messages_out_of_place_end_a_handshake_and_are_forgiven_sixteen_times_in_a_ses
 fn leaving_drains_first_and_says_goodbye_once_nothing_is_in_flight() {
     let mut script = Script::new(6);
     script.join();
-    assert_eq!(script.give(Input::Leave), [Effect::Say(FromProvider::Draining)]);
+    assert_eq!(script.give(Input::Leave { why: "paused".into() }), [Effect::Say(FromProvider::Draining)]);
     assert!(script.uplink.is_draining());
     assert!(script.wait().contains(&Effect::Heartbeat { sequence: 0 }), "a draining provider still beats");
     let effects = script.give(Input::Idle);
     assert!(
-        matches!(&effects[..], [Effect::Say(FromProvider::Goodbye { .. }), Effect::Finish]),
+        matches!(&effects[..], [Effect::Say(FromProvider::Goodbye { reason }), Effect::Finish] if reason == "paused"),
         "{effects:?}"
     );
     assert_eq!(script.give(Input::Closed { detail: "done".into() }), [Effect::End(Ending::Left)]);
@@ -261,7 +261,7 @@ fn leaving_drains_first_and_says_goodbye_once_nothing_is_in_flight() {
 fn a_drain_that_takes_too_long_is_cut_and_a_goodbye_that_cannot_leave_too() {
     let mut script = Script::new(7);
     script.join();
-    script.give(Input::Leave);
+    script.give(Input::Leave { why: "paused".into() });
     let began = script.now;
     loop {
         let effects = script.wait();
@@ -279,11 +279,11 @@ fn a_drain_that_takes_too_long_is_cut_and_a_goodbye_that_cannot_leave_too() {
 fn leaving_without_a_session_ends_at_once_and_losing_it_while_draining_does_not_reconnect() {
     let mut script = Script::new(8);
     script.give(Input::Start);
-    assert_eq!(script.give(Input::Leave), [Effect::Drop, Effect::End(Ending::Left)]);
+    assert_eq!(script.give(Input::Leave { why: "paused".into() }), [Effect::Drop, Effect::End(Ending::Left)]);
 
     let mut script = Script::new(8);
     script.join();
-    script.give(Input::Leave);
+    script.give(Input::Leave { why: "paused".into() });
     let effects = script.give(Input::Closed { detail: "reset".into() });
     assert_eq!(effects, [Effect::Drop, Effect::End(Ending::Left)]);
 }
@@ -317,7 +317,7 @@ fn no_order_of_inputs_makes_the_machine_panic_dial_twice_or_act_after_its_end() 
                 5 | 6 => Input::Message(FromCoordinator::Welcome(welcome())),
                 7 => Input::Message(refused(RefusalCode::Unavailable)),
                 8 => Input::Closed { detail: String::new() },
-                9 if rng.below(10) == 0 => Input::Leave,
+                9 if rng.below(10) == 0 => Input::Leave { why: String::new() },
                 10 => Input::Idle,
                 _ => {
                     script.now += Micros(rng.below(4_000_000));

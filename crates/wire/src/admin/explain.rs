@@ -74,6 +74,9 @@ pub struct MachineReasons {
     pub name: String,
     /// Whether its provider is connected now.
     pub connected: bool,
+    /// Why it is away: what its provider said when it left, or what became of the connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
     /// One for each instance that it holds.
     pub instances: Vec<InstanceReasons>,
     /// Whether deployments decide what it holds.

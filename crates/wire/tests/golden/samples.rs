@@ -355,6 +355,7 @@ pub(crate) fn fleet_status() -> FleetStatus {
         agent: "phalanx/0.1.0".to_owned(),
         hardware: hardware(),
         instances: vec![instance],
+        left: None,
     };
     let pool = PoolStatus {
         model: ModelName::new("phalanx-mini"),

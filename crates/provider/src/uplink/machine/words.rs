@@ -55,8 +55,8 @@ pub(crate) enum Input {
     Misread { detail: String },
     /// The socket is gone.
     Closed { detail: String },
-    /// The provider is to leave.
-    Leave,
+    /// The provider is to leave; the coordinator is told why.
+    Leave { why: String },
     /// Nothing is in flight, and the last of it has left this machine.
     Idle,
     /// Time passed.
