@@ -9,6 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use base::{MachineId, Micros, RequestId};
 use fleet::{Ask, Happening, Outcome, Verdict, eligible};
+use wire::admin::MachineStatus;
 use wire::admin::explain::{Candidate, ExplainedEvent, Explanation, InstanceReasons, MachineReasons};
 
 use crate::core::Core;
@@ -196,23 +197,15 @@ pub(super) async fn machine(
             });
         }
     }
-    let (id, connected, left) = (machine.machine, machine.connected, machine.left);
-    let managed = core.deployments.inbox.is_managed(id);
+    let MachineStatus { machine, connected, left, name, .. } = machine;
+    let managed = core.deployments.inbox.is_managed(machine);
     let deployments = if managed {
-        let name = machine.name.clone();
-        core.deployments.look(move |sight| sight.why(id, &name)).await?
+        let called = name.clone();
+        core.deployments.look(move |sight| sight.why(machine, &called)).await?
     } else {
         Vec::new()
     };
-    Ok(Json(MachineReasons {
-        machine: id,
-        name: machine.name,
-        connected,
-        left,
-        instances,
-        managed,
-        deployments,
-    }))
+    Ok(Json(MachineReasons { machine, name, connected, left, instances, managed, deployments }))
 }
 
 fn sentence(of: &InstanceReasons) -> String {

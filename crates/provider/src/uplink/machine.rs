@@ -114,14 +114,10 @@ impl Uplink {
                 }
                 State::Fresh | State::Connecting { .. } | State::Waiting { .. } | State::Ended => {}
             },
-            Input::Leave { why } => {
-                self.farewell = why;
-                self.leave(now, effects);
-            }
+            Input::Leave { why } => self.leave(now, why, effects),
             Input::Idle => {
                 if self.is_draining() {
-                    let why = self.farewell.clone();
-                    self.goodbye(now, why, effects);
+                    self.goodbye(now, "", effects);
                 }
             }
             Input::Tick => self.tick(now, effects),
@@ -242,7 +238,8 @@ impl Uplink {
         Micros(self.rng.below(doubled.min(self.timing.pause_max.0)))
     }
 
-    fn leave(&mut self, now: Micros, effects: &mut Vec<Effect>) {
+    fn leave(&mut self, now: Micros, why: String, effects: &mut Vec<Effect>) {
+        self.farewell = why;
         match &mut self.state {
             State::Up(session) => {
                 if session.drain_until.is_none() {
@@ -258,7 +255,8 @@ impl Uplink {
         }
     }
 
-    fn goodbye(&mut self, now: Micros, reason: String, effects: &mut Vec<Effect>) {
+    fn goodbye(&mut self, now: Micros, and: &str, effects: &mut Vec<Effect>) {
+        let reason = format!("{}{and}", self.farewell);
         effects.push(Effect::Say(FromProvider::Goodbye { reason }));
         effects.push(Effect::Finish);
         self.state = State::Leaving { until: now.saturating_add(self.timing.goodbye_max) };
@@ -313,8 +311,7 @@ impl Uplink {
                 }
                 if session.drain_until.as_ref().is_some_and(late) {
                     effects.push(Effect::Abandon);
-                    let why = format!("{} before everything was finished", self.farewell);
-                    self.goodbye(now, why, effects);
+                    self.goodbye(now, " before everything was finished", effects);
                 }
             }
         }
