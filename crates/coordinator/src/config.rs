@@ -22,12 +22,20 @@ pub struct Config {
 }
 
 /// What decides where deployments run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeploymentConfig {
     /// Whether all managed machines are taken to reach each other over a network of one gigabit, though nobody has proved
     /// it. Without it machines are made into groups only over links that are proved.
     pub trust_network: bool,
+    /// How long requests may run on where a deployment's instance is to end; what takes longer goes on elsewhere.
+    pub drain_us: Micros,
+}
+
+impl Default for DeploymentConfig {
+    fn default() -> Self {
+        Self { trust_network: false, drain_us: Micros::from_secs(30) }
+    }
 }
 
 /// The front door.

@@ -311,6 +311,31 @@ async fn stream(api: &Api, model: &str, tokens: u32) -> reqwest::Response {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_takes_longer_than_its_machine_may_go_on_goes_on_elsewhere_and_nothing_of_it_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    synth_slow(folder.path(), "slow");
+    let coordinator = coordinator(&["--set", "deployments.drain_us=0"]);
+    let api = Api::of(&coordinator);
+    let token = coordinator.ready("join_token");
+    let _fleet = ["one", "two"].map(|name| managed(&api, token, name, folder.path(), "512MiB").start());
+    let apply = ["apply", "--name", "s", "--model", "slow", "--context", "2048", "--max-batch", "1"];
+    deploy(&api, &[&apply[..], &["--replicas", "2", "--wait"]].concat());
+    let (undisturbed, _) = crate::api::events(stream(&api, "slow", 400).await).await;
+    let undisturbed = crate::api::text_of(&undisturbed);
+    // One on each machine; one of these is to go, and waits for nobody.
+    let both = [stream(&api, "slow", 400).await, stream(&api, "slow", 400).await];
+    deploy(&api, &["scale", "s", "1"]);
+    for answer in both {
+        let (events, done) = crate::api::events(answer).await;
+        assert!(done && !events.iter().any(|event| event.get("error").is_some()), "{:?}", events.last());
+        assert_eq!(crate::api::text_of(&events), undisturbed);
+    }
+    let metrics = api.http.get(format!("{}/metrics", api.url)).bearer_auth(&api.key).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains("phalanx_attempts_total{kind=\"moved\"} 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_runs_is_finished_before_its_machine_unloads_and_ends_with_an_error_where_it_is_deleted() {
     let folder = tempfile::tempdir().unwrap();
     synth_slow(folder.path(), "slow");

@@ -16,8 +16,6 @@ use crate::metrics::Metrics;
 const LEASE_US: u64 = 600_000_000;
 /// How often leases are renewed.
 const RENEW_EVERY: Micros = Micros::from_secs(120);
-/// How long what is in flight may take to finish where an instance is only moved; then it goes on elsewhere (A5).
-const DRAIN_US: u64 = 30_000_000;
 /// The longest context that is held where a spec says none, as plans count it.
 const CONTEXT_DEFAULT: u32 = 8192;
 
@@ -59,7 +57,8 @@ impl Writer {
                     self.say(machine, FromCoordinator::Unassign(unassignment));
                 }
                 Effect::Withdraw { instance, how } => {
-                    let drains_for = if how == Withdrawal::Drains { DRAIN_US } else { 0 };
+                    let drain_us = self.core.config.deployments.drain_us.0;
+                    let drains_for = if how == Withdrawal::Drains { drain_us } else { 0 };
                     drains.insert(instance, drains_for);
                     let after = match how {
                         Withdrawal::Over => self.core.machines.withdraw(instance, false),

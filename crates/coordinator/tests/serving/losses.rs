@@ -208,6 +208,22 @@ async fn a_machine_that_says_it_is_full_is_asked_again_and_harms_nobody() {
 }
 
 #[tokio::test]
+async fn a_machine_that_does_not_hold_the_model_any_more_is_passed_over_and_harms_nobody() {
+    let house = House::open().await;
+    let (astray, _right) = (Provider::join(&house).await, Provider::join(&house).await);
+    for _ in 0..12 {
+        astray.next(vec![Act::Refuse(AttemptRefusal::WrongModel)]);
+    }
+    for _ in 0..12 {
+        assert_eq!(house.chat(json!({})).await.status(), 200);
+    }
+    assert!(house.metric("phalanx_attempts_total{kind=\"refused\"}").await >= 1.0, "it was asked");
+    // Nobody counts it as a fault of the machine's, however often: it takes requests as before.
+    let status: Value = house.get("/api/status").await.json().await.unwrap();
+    assert_eq!(status["models"][0]["eligible"], json!([2, 2]), "{status:#}");
+}
+
+#[tokio::test]
 async fn a_draining_machine_finishes_what_it_has_and_gets_nothing_new() {
     let house = House::open().await;
     let mut old = Provider::join(&house).await;
