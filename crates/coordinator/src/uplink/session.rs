@@ -191,7 +191,7 @@ where
             message = tokio::time::timeout(silence, stream.next()) => message,
             () = session.lanes.close.cancelled() => return Left::lost("closed from this side"),
             () = over(session.key_ends_unix) => {
-                let (lost, reason) = (true, "its key's time is over");
+                let (lost, reason) = (true, "its key's time is over".into());
                 return Left { lost, reason, refused: Some(no_more("expired")) };
             }
         };
