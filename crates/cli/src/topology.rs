@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use provider::topology::{sysfs, thunderbolt};
 use wire::admin::topology::Topology;
+use wire::admin::{FleetStatus, MachineStatus};
+use wire::control::hardware::Connections;
 
 use crate::client::ClientOptions;
 use crate::serving;
@@ -13,7 +15,7 @@ use crate::terminal::{say, say_json, say_table};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Verb {
-    /// Show what this machine (Linux) is connected with.
+    /// Show what this machine (Linux) is connected with, or what another told its coordinator.
     Show(Show),
     /// Show what the parser makes of a recording.
     Parse(Parse),
@@ -26,6 +28,11 @@ pub(crate) struct Show {
     /// Where the system's tree is mounted, or recorded.
     #[arg(long, default_value = "/sys", value_name = "FOLDER")]
     sysfs: PathBuf,
+    /// A machine's name or identity: what it told its coordinator when it joined.
+    #[arg(long, value_name = "NAME", conflicts_with = "sysfs")]
+    machine: Option<String>,
+    #[command(flatten)]
+    client: ClientOptions,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -52,7 +59,10 @@ pub(crate) struct Links {
 
 pub(crate) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Show(options) => show(&options)?,
+        Verb::Show(options) => match options.machine.clone() {
+            Some(machine) => serving::block_on(told(options, machine)).map(drop)?,
+            None => show(&options)?,
+        },
         Verb::Parse(options) => parse(&options)?,
         Verb::Links(options) => serving::block_on(links(options)).map(drop)?,
     }
@@ -79,6 +89,42 @@ fn show(options: &Show) -> anyhow::Result<()> {
         say(format!("RDMA {}: {}", device.name, if device.active { "active" } else { "not active" }))?;
     }
     Ok(())
+}
+
+async fn told(options: Show, asked: String) -> anyhow::Result<ExitCode> {
+    let status: FleetStatus = options.client.client()?.get("/api/status").await?;
+    let is_it = |m: &&MachineStatus| m.name == asked || m.machine.to_string() == asked;
+    let Some(machine) = status.machines.iter().find(is_it) else {
+        bail!("no machine is called {asked:?}: `phalanx status` lists all");
+    };
+    let Connections { disks, interfaces, thunderbolt, rdma } = &machine.hardware.connections;
+    if options.json {
+        say_json(&machine.hardware)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = interfaces.iter().map(|i| {
+        let state = if i.up { "up" } else { "down" };
+        let speed = i.speed_mbps.map_or_else(|| "-".to_owned(), |mbps| format!("{mbps} Mbit/s"));
+        let addresses = i.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        vec![i.name.clone(), i.kind.clone(), state.to_owned(), speed, addresses]
+    });
+    say_table(&["INTERFACE", "KIND", "STATE", "SPEED", "ADDRESSES"], rows.collect())?;
+    for port in thunderbolt {
+        let generation = if port.thunderbolt_5 { ", Thunderbolt 5" } else { "" };
+        let peers = match port.peers.is_empty() {
+            true => String::new(),
+            false => format!(": {}", port.peers.join(", ")),
+        };
+        let state = if port.connected { format!("{} Gb/s", port.speed_gbps) } else { "idle".to_owned() };
+        say(format!("Thunderbolt {} ({state}{generation}){peers}", port.name))?;
+    }
+    for device in rdma {
+        say(format!("RDMA {}: {}", device.name, if device.active { "active" } else { "not active" }))?;
+    }
+    for disk in disks {
+        say(format!("Disk at {}: {} of {} free", disk.mount, disk.available, disk.total))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn links(options: Links) -> anyhow::Result<ExitCode> {

@@ -61,7 +61,7 @@ fn a_recording_of_thunderbolt_is_told_with_hubs_between_speeds_and_what_made_no_
         (port["connected"] == true, port["speed_gbps"].as_f64(), port["capable_gbps"].as_f64())
     };
     let ports: Vec<_> = said["ports"].as_array().unwrap().iter().map(of).collect();
-    assert_eq!(ports[0].0, true);
+    assert_eq!((ports[0].0, ports[1].0), (true, true));
     assert_eq!((ports[0].1, ports[1].1), (Some(80.0), Some(40.0)));
     assert_eq!((ports[2].0, ports[2].1, ports[2].2), (false, None, Some(120.0)));
     // Thunderbolt 5 by what was agreed on or by what a port could do, and not what is only as fast as 4.

@@ -26,6 +26,7 @@ pub(crate) fn probe() -> Hardware {
         memory_total: memory.total,
         memory_available: memory.available.min(memory.total),
         os: format!("{os} ({})", std::env::consts::ARCH),
+        connections: crate::topology::connections::look(),
     }
 }
 

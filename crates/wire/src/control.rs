@@ -17,6 +17,7 @@
 
 mod assignment;
 mod group;
+pub mod hardware;
 mod probe;
 
 use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, MachineId, ModelName, Tokens};
@@ -31,6 +32,7 @@ pub use group::{
     AssignGroup, GROUPS, GroupAddress, GroupLink, GroupMember, GroupPhase, GroupPorts, GroupReport,
     GroupRoster, GroupStanding, GroupTelemetry, RANKS_MAX,
 };
+pub use hardware::Hardware;
 pub use probe::{
     LINK_ERROR_BYTES_MAX, LINKS_MAX, LinkOver, LinkReport, LinkReports, PEER_ADDRESSES_MAX, PEERS_MAX, Peer,
     Peers,
@@ -307,23 +309,6 @@ pub struct Register {
 
 fn is_false(is: &bool) -> bool {
     !*is
-}
-
-/// What a machine is made of.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Hardware {
-    /// For people.
-    pub cpu: String,
-    /// Physical or virtual cores that this provider may use.
-    pub cores: u32,
-    /// Instruction sets that the kernels found, best first (`amx_int8`, `avx512_vnni`, `avx512`, `avx2`, `neon`).
-    pub isa: Vec<String>,
-    /// Physical memory.
-    pub memory_total: Bytes,
-    /// Free when the provider started, control-group limits included.
-    pub memory_available: Bytes,
-    /// For people.
-    pub os: String,
 }
 
 /// An instance that a provider holds.

@@ -121,6 +121,17 @@ async fn a_machine_finds_the_coordinator_of_its_network_that_knows_its_token() {
     let _one = provider(0, "one", ours.ready("join_token")).start();
     api.await_eligible(1).await;
     assert_eq!(api.ask("What is Phalanx?", 8).await.0, 200);
+    // What it is made of and connected with is told.
+    let status = api.get("/api/status").await;
+    let hardware = &machine(&status, "one")["hardware"];
+    let interface = &hardware["connections"]["interfaces"][0];
+    assert_eq!((&interface["name"], &interface["up"]), (&"eth0".into(), &true.into()), "{hardware:#}");
+    assert!(interface["addresses"].to_string().contains(&format!("{}.10", network.subnet)), "{hardware:#}");
+    assert!(hardware["connections"]["disks"][0]["total"].as_u64().unwrap() > 0, "{hardware:#}");
+    assert!(hardware["cores"].as_u64().unwrap() > 0 && hardware["memory_total"].as_u64().unwrap() > 0);
+    let show = ["topology", "show", "--machine", "one", "--url", &api.url, "--key", &api.key];
+    let shown = String::from_utf8(Command::new(PHALANX).args(show).output().unwrap().stdout).unwrap();
+    assert!(shown.contains("eth0") && shown.contains("Disk at /"), "{shown}");
     let _two = provider(1, "two", theirs.ready("join_token")).start();
     other.await_eligible(1).await;
     api.await_eligible(1).await;

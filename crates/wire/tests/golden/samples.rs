@@ -12,6 +12,7 @@ use wire::admin::{
     PoolStatus, SegmentReport, SegmentStats,
 };
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
+use wire::control::hardware::{Connections, Disk, Interface, RdmaDevice, ThunderboltPort};
 use wire::control::{
     AttemptRefusal, FromCoordinator, FromProvider, Hardware, Heartbeat, Hello, InstanceOffer, InstancePhase,
     InstanceReport, KeptAttempt, ModelDescriptor, RefusalCode, Refused, Register, Welcome,
@@ -51,6 +52,28 @@ pub(crate) fn hardware() -> Hardware {
         memory_total: Bytes(16 << 30),
         memory_available: Bytes(9 << 30),
         os: "Linux 6.1".to_owned(),
+        connections: connections(),
+    }
+}
+
+fn connections() -> Connections {
+    Connections {
+        disks: vec![Disk { mount: "/".to_owned(), total: Bytes(1 << 40), available: Bytes(1 << 39) }],
+        interfaces: vec![Interface {
+            name: "eth0".to_owned(),
+            kind: "ethernet".to_owned(),
+            up: true,
+            speed_mbps: Some(10_000),
+            addresses: vec!["10.0.0.5".parse().expect("an address")],
+        }],
+        thunderbolt: vec![ThunderboltPort {
+            name: "0-1".to_owned(),
+            connected: true,
+            speed_gbps: 80,
+            thunderbolt_5: true,
+            peers: vec!["laptop".to_owned()],
+        }],
+        rdma: vec![RdmaDevice { name: "mlx5_0".to_owned(), active: true }],
     }
 }
 
