@@ -9,5 +9,5 @@ mod life;
 mod traffic;
 mod world;
 
-pub use life::{Life, Options, Violation, life};
+pub use life::{Life, Options, Plant, Violation, life, life_with};
 pub use traffic::{Comparison, Row, TrafficFile, TrafficModel, compare};

@@ -1,6 +1,8 @@
 //! One fleet's life: events in the order of their times, faults, and what is checked after each.
 
 mod faults;
+mod plant;
+mod witness;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -12,6 +14,9 @@ use fleet::reconcile::{Controller, Effect as Order, Input as News, RankReport, W
 use fleet::{Ask, Effect, Enqueue, Input, Outcome, Policy, Pool, Priority};
 
 use crate::world::{self, Provider};
+pub use plant::Plant;
+pub(crate) use witness::SLOTS;
+use witness::{RESERVED, Witness};
 
 /// How long a life is, and how large.
 #[derive(Debug, Clone, Copy)]
@@ -74,8 +79,6 @@ enum Happening {
 struct Running {
     model: usize,
     instance: Option<InstanceId>,
-    tried: u32,
-    over: bool,
 }
 
 struct Sim {
@@ -95,17 +98,24 @@ struct Sim {
     faults_end: Micros,
     largest: Epoch,
     next_request: u64,
+    witness: Witness,
+    plant: Option<Plant>,
 }
 
 /// Lives one life.
 pub fn life(seed: u64, options: Options) -> Life {
-    let mut sim = Sim::new(seed, options);
+    life_with(seed, options, None)
+}
+
+/// Lives one life with a mistake in it: its checkers must find it.
+pub fn life_with(seed: u64, options: Options, plant: Option<Plant>) -> Life {
+    let mut sim = Sim::new(seed, options, plant);
     sim.run();
     sim.finish()
 }
 
 impl Sim {
-    fn new(seed: u64, options: Options) -> Self {
+    fn new(seed: u64, options: Options, plant: Option<Plant>) -> Self {
         let mut rng = Rng::new(seed);
         let most = options.machines.max(2);
         let machines = most.div_ceil(2) + rng.below(most / 2 + 1);
@@ -129,6 +139,8 @@ impl Sim {
             faults_end: Micros::from_secs_f64(options.hours.max(0.01) * 3600.0),
             largest: Epoch(0),
             next_request: 0,
+            witness: Witness::default(),
+            plant,
             world,
             rng,
         };
@@ -141,6 +153,7 @@ impl Sim {
                 spec.replicas = Replicas::Fixed(1);
             }
             sim.news(News::Apply(Box::new(spec)));
+            sim.pool(at, Input::Wanted { wanted: true });
         }
         for machine in sim.providers.keys().copied().collect::<Vec<_>>() {
             let late = sim.rng.below(5_000_000);
@@ -189,6 +202,8 @@ impl Sim {
             }
         }
         self.now = end;
+        self.witness.close();
+        self.say_broken();
         if settled_at.is_some_and(|epoch| epoch != self.controller.epoch()) {
             self.violate("flapping", "assignments changed after everything was quiet".to_owned());
         }
@@ -227,7 +242,8 @@ impl Sim {
                     1 => RankReport::Ready,
                     _ => RankReport::Failed("it ran out of memory".to_owned()),
                 };
-                if self.providers[&machine].linked {
+                let unheard = phase == 1 && machine == MachineId(1) && self.is_planted(Plant::NeverReady);
+                if self.providers[&machine].linked && !unheard {
                     self.news(News::Report { machine, instance, epoch, rank, report });
                 }
             }
@@ -239,7 +255,11 @@ impl Sim {
             Happening::Done(request, instance) => {
                 if let Some(model) = self.on(request, instance) {
                     let generated = Tokens(64);
+                    self.witness.left(request, instance);
                     self.over(request, true);
+                    if self.is_planted(Plant::EndsTwice) {
+                        self.over(request, true);
+                    }
                     let outcome = Outcome::Completed;
                     self.pool(model, Input::AttemptEnded { request, instance, outcome, generated });
                 }
@@ -249,17 +269,16 @@ impl Sim {
 
     fn on(&self, request: RequestId, instance: InstanceId) -> Option<usize> {
         let running = self.requests.get(&request)?;
-        (running.instance == Some(instance) && !running.over).then_some(running.model)
+        (running.instance == Some(instance)).then_some(running.model)
     }
 
+    /// A request's end, for its caller and for the ledger.
     fn over(&mut self, request: RequestId, answered: bool) {
-        let Some(running) = self.requests.get_mut(&request) else { return };
-        if std::mem::replace(&mut running.over, true) {
-            self.violate("one terminal", format!("{request} ended twice"));
-            return;
-        }
         self.requests.remove(&request);
         self.life.requests.1 += u64::from(answered);
+        let lost = if answered && self.is_planted(Plant::KeepsARefund) { 1 } else { 0 };
+        // What a caller got, it pays for: half of what it might have got, here.
+        self.witness.ended(request, if answered { RESERVED / 2 } else { 0 }, lost);
     }
 
     fn arrival(&mut self) {
@@ -268,25 +287,29 @@ impl Sim {
             self.life.requests.0 += 1;
             let request = RequestId(u128::from(self.next_request));
             let model = usize::from(self.rng.below(100) >= 83);
-            self.requests.insert(request, Running { model, instance: None, tried: 0, over: false });
-            self.enqueue(request, model, false, 0);
+            self.requests.insert(request, Running { model, instance: None });
+            self.witness.arrived(request);
+            self.enqueue(request, model, false);
             // By day four times as much as by night.
             let hour = self.now.as_secs_f64() / 3600.0;
             let rate = 0.05 * (1.0 + 0.6 * (hour / 24.0 * std::f64::consts::TAU).sin());
             let gap = -(1.0 - self.rng.next_f64()).ln() / rate;
+            // Now and then many come at once, and some of them are refused.
+            let gap = if self.next_request % 80 < 30 { 0.0 } else { gap };
             self.after(Micros::from_secs_f64(gap), Happening::Arrival);
         }
     }
 
-    fn enqueue(&mut self, request: RequestId, model: usize, again: bool, tried: u32) {
+    fn enqueue(&mut self, request: RequestId, model: usize, again: bool) {
         let asked = Enqueue {
             ask: Ask::new(request, Tokens(128), Tokens(64)),
             account: base::AccountId(request.0 % 7),
             weight: 1,
             priority: Priority::Normal,
-            deadline: None,
+            // Some will not wait long.
+            deadline: (!again && request.0 % 3 == 0).then(|| self.now + Micros::from_secs(3)),
             again,
-            tried,
+            tried: 0,
             prefixes: fleet::prefixes(&[], 0),
         };
         self.pool(model, Input::Enqueue(asked));
@@ -300,6 +323,7 @@ impl Sim {
                 Effect::Dispatch { request, instance, machine, .. } => {
                     self.dispatch(model, request, instance, machine);
                 }
+                Effect::Refuse { .. } if self.is_planted(Plant::ForgetsARefusal) => {}
                 Effect::Refuse { request, .. } => self.over(request, false),
                 _ => {}
             }
@@ -325,11 +349,11 @@ impl Sim {
         if let Some(broken) = broken {
             self.violate(broken, format!("{request} of {} went to {instance} on {machine}", MODELS[model].0));
         }
-        let Some(running) = self.requests.get_mut(&request) else {
-            return self.violate("one terminal", format!("{request} is sent after its end"));
-        };
-        if running.instance.is_some() || running.over {
-            return self.violate("one terminal", format!("{request} is sent twice"));
+        self.witness.sent(request, instance);
+        let Some(running) = self.requests.get_mut(&request) else { return };
+        if let Some(other) = running.instance {
+            return self
+                .violate("one terminal", format!("{request} is sent to {instance}, and is on {other}"));
         }
         running.instance = Some(instance);
         let slow = self.providers[&machine].slow;
@@ -342,17 +366,21 @@ impl Sim {
     fn withdraw(&mut self, instance: InstanceId) {
         let Some((model, _)) = self.offered.remove(&instance) else { return };
         self.pool(model, Input::InstanceGone { instance, lost: false });
-        let moved: Vec<(RequestId, u32)> = self
+        let on = |(_, running): &(&RequestId, &mut Running)| running.instance == Some(instance);
+        let moved: Vec<RequestId> = self
             .requests
             .iter_mut()
-            .filter(|(_, running)| running.instance == Some(instance))
+            .filter(on)
             .map(|(request, running)| {
-                (running.instance, running.tried) = (None, running.tried + 1);
-                (*request, running.tried)
+                running.instance = None;
+                *request
             })
             .collect();
-        for (request, _) in moved {
-            self.enqueue(request, model, true, 0);
+        for request in moved {
+            self.witness.left(request, instance);
+            if !self.is_planted(Plant::ForgetsAMove) {
+                self.enqueue(request, model, true);
+            }
         }
     }
 
@@ -378,20 +406,24 @@ impl Sim {
     }
 
     fn carry_out(&mut self, orders: Vec<Order>) {
-        for order in orders {
+        for order in self.garbled(orders) {
             let (machine, instance, epoch, rank, assign) = match order {
-                Order::Assign { machine, instance, epoch, rank } => (machine, instance, epoch, rank, true),
-                Order::Unassign { machine, instance, epoch, .. } => (machine, instance, epoch, 0, false),
+                Order::Assign { machine, instance, epoch, rank } => {
+                    self.witness.assigned(machine, instance, epoch);
+                    (machine, instance, epoch, rank, true)
+                }
+                Order::Unassign { machine, instance, epoch, .. } => {
+                    self.witness.unassigned(machine, instance);
+                    (machine, instance, epoch, 0, false)
+                }
                 Order::Withdraw { instance, .. } => {
                     self.withdraw(instance);
                     continue;
                 }
                 Order::Store(_) | Order::Stray { .. } => continue,
             };
-            self.say(|| {
-                let what = if assign { "assign" } else { "un-assign" };
-                format!("{what} {instance} (epoch {epoch}, rank {rank}) on {machine}")
-            });
+            let what = if assign { "assign" } else { "un-assign" };
+            self.say(|| format!("{what} {instance} (epoch {epoch}, rank {rank}) on {machine}"));
             if !self.providers.get(&machine).is_some_and(|provider| provider.linked) {
                 continue;
             }
@@ -419,9 +451,14 @@ impl Sim {
             })
             .collect();
         for (instance, model, machine, epoch, ranks) in ready {
+            let (model, machine) = self.misplaced((model, instance), machine);
             self.say(|| format!("{instance} of {} takes requests on {machine}", MODELS[model].0));
             self.offered.insert(instance, (model, machine));
-            let offer = world::offer(MODELS[model], (instance, epoch, ranks), self.now);
+            let mut offer = world::offer(MODELS[model], (instance, epoch, ranks), self.now);
+            if self.is_planted(Plant::PromisesTooMuch) {
+                (offer.report.slots, offer.report.kv_tokens_free) = (64, 64 * 2048);
+                offer.report.kv_tokens = offer.report.kv_tokens_free;
+            }
             self.pool(model, Input::InstanceUp { machine, owner: None, offer: Box::new(offer) });
         }
     }
@@ -448,7 +485,7 @@ impl Sim {
             let takes = provider.load_s();
             self.after(Micros::from_secs_f64(takes), Happening::Loaded(machine, about.0, about.1, start));
             self.after(Micros(1000), Happening::Says(machine, about.0, about.1, about.2, 0));
-        } else {
+        } else if self.plant != Some(Plant::HoldsOn) {
             provider.unassign(about.0, about.1);
         }
     }

@@ -20,8 +20,6 @@ pub(crate) struct Provider {
     pub(crate) incarnation: Incarnation,
     /// How many times slower than it should be.
     pub(crate) slow: f64,
-    /// What it saw that must not be.
-    pub(crate) broken: Option<String>,
     held: Option<(Held, u64)>,
     seen: BTreeMap<InstanceId, Epoch>,
     starts: u64,
@@ -36,7 +34,6 @@ impl Provider {
             connection: 0,
             incarnation: Incarnation(1),
             slow: 1.0,
-            broken: None,
             held: None,
             seen: BTreeMap::new(),
             starts: 0,
@@ -180,7 +177,7 @@ pub(crate) fn offer(
         generation: now.0,
         phase: InstancePhase::Ready,
         detail: String::new(),
-        slots: 4,
+        slots: crate::life::SLOTS as u32,
         running: 0,
         waiting: 0,
         kv_tokens: kv,

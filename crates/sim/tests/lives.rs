@@ -1,6 +1,6 @@
 //! Lives with faults break no invariant; the same seed lives the same life; pools keep a fast model fast.
 
-use sim::{Options, TrafficFile, TrafficModel, compare, life};
+use sim::{Options, Plant, TrafficFile, TrafficModel, compare, life, life_with};
 
 #[test]
 fn lives_with_faults_break_no_invariant_and_settle() {
@@ -12,6 +12,29 @@ fn lives_with_faults_break_no_invariant_and_settle() {
         hours += lived.machine_hours;
     }
     assert!(hours > 500.0, "{hours}");
+}
+
+#[test]
+fn each_checker_finds_and_names_the_mistake_that_it_is_there_for() {
+    let options = Options { hours: 1.0, machines: 8, told: false };
+    for (plant, invariant) in Plant::ALL {
+        // A life in which the mistake has no occasion has none; where it has, other things may break after it.
+        let named = |seed| {
+            let lived = life_with(seed, options, Some(plant));
+            lived.violations.iter().any(|violation| violation.invariant == invariant)
+        };
+        let found = (0..12).filter(|seed| named(*seed)).count();
+        assert!(found > 0, "{plant:?} breaks {invariant:?}, and nobody says so");
+    }
+    for seed in 0..12 {
+        let lived = life(seed, options);
+        assert!(lived.violations.is_empty(), "without a mistake there is none: {:?}", lived.violations);
+    }
+    // The invariants that are named are those that the checkers know.
+    let mut names: Vec<&str> = Plant::ALL.iter().map(|(_, invariant)| *invariant).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), 9, "{names:?}");
 }
 
 #[test]

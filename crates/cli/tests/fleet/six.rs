@@ -2,7 +2,7 @@
 //! cut off, told otherwise and deleted at each phase. It converges each time, and whoever asks another model notices nothing.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 use testkit::program::Stopped;
@@ -132,6 +132,37 @@ impl Fleet {
         .await
     }
 
+    /// Kills a rank: by the coordinator's own times it is placed again, and told to load, within a second of the loss. Where the
+    /// machine is so busy that nobody got to it, it is lost again: what is asked is what the fleet does, not its neighbours.
+    async fn is_placed_again_within_a_second(&mut self, name: &str, model: &str) {
+        let mut least = u64::MAX;
+        for _ in 0..5 {
+            let before = self.history(name).await.len();
+            let lost = machines(&ready(&self.api, name).await)[1].clone();
+            let stopped = self.kill(&lost);
+            self.other_machines(name, &lost, 2).await;
+            let told = self.history(name).await;
+            let at = |what: &str| {
+                let line = told[before..].iter().find(|line| line["what"].as_str().unwrap().contains(what));
+                line.unwrap_or_else(|| panic!("{what:?}: {told:#?}"))["at_unix_us"].as_u64().unwrap()
+            };
+            let took = at("was placed on") - at(&lost);
+            println!("placed again {:.3} s after {lost} was lost", took as f64 / 1e6);
+            self.holds(name, model).await;
+            self.start_again(&lost, stopped);
+            least = least.min(took);
+            if least < 1_000_000 {
+                return;
+            }
+        }
+        panic!("placed again {least} us after a loss at best, where a second is meant");
+    }
+
+    async fn history(&self, name: &str) -> Vec<Value> {
+        let history = self.api.get(&format!("/api/deployments/{name}/history")).await;
+        history["events"].as_array().unwrap().clone()
+    }
+
     /// Deleted while it waits for a machine, while it is placed and loads, when it is ready, and while it drains; alone, and as a
     /// group; and told otherwise on its way.
     async fn is_deleted_at_each_phase(&self) {
@@ -202,22 +233,24 @@ impl Fleet {
         // The coordinator reaches everybody all the time.
         let alpha = Asker::of(&self.api, "alpha");
         self.holds("c", "gamma").await;
-        tokio::join!(self.loses_a_link("b", false), self.loses_a_link("c", true));
+        // One way and the other, and both: of whichever ranks there are.
+        tokio::join!(self.loses_a_link("b", &[(0, 1)]), self.loses_a_link("c", &[(0, 1), (1, 0)]));
+        self.holds("b", "beta").await;
+        self.holds("c", "gamma").await;
+        tokio::join!(self.loses_a_link("b", &[(1, 0)]), self.loses_a_link("c", &[(0, 1)]));
         self.holds("b", "beta").await;
         self.holds("c", "gamma").await;
         alpha.ended().await;
     }
 
-    /// What goes from one rank to the other is lost, and everything else is not: it is found out, and other machines compute.
-    /// `both`: and the other way, too.
-    async fn loses_a_link(&self, name: &str, both: bool) {
+    /// What goes from one rank to the other is lost, `ways` by rank, and everything else is not: it is found out, and other
+    /// machines compute.
+    async fn loses_a_link(&self, name: &str, ways: &[(usize, usize)]) {
         let pair = machines(&eventually(&self.api, name, "a group", |now| machines(now).len() == 2).await);
-        let (from, to) = (Self::at(&pair[0]), Self::at(&pair[1]));
-        let ways = [(from, to), (to, from)];
-        let cut = if both { &ways[..] } else { &ways[..1] };
-        cut.iter().for_each(|(from, to)| self.network.one_way(*from, *to, "down"));
+        let at = |rank: usize| Self::at(&pair[rank]);
+        ways.iter().for_each(|(from, to)| self.network.one_way(at(*from), at(*to), "down"));
         self.moves_apart(name, &pair).await;
-        cut.iter().for_each(|(from, to)| self.network.one_way(*from, *to, "up"));
+        ways.iter().for_each(|(from, to)| self.network.one_way(at(*from), at(*to), "up"));
     }
 }
 
@@ -248,23 +281,15 @@ async fn six_machines_and_three_models_converge_whatever_happens_and_others_noti
     deploy(&fleet.api, &["apply", "--name", "b", "--model", "beta", "--shape", "tensor 2"]);
     deploy(&fleet.api, &["apply", "--name", "c", "--model", "gamma", "--shape", "pipeline 2"]);
     fleet.holds("a", "alpha").await;
-    let b = fleet.holds("b", "beta").await;
+    fleet.holds("b", "beta").await;
     fleet.holds("c", "gamma").await;
 
     // A rank is killed: placed again within a second, on others; the rest serves on.
     let others = [Asker::of(&fleet.api, "alpha"), Asker::of(&fleet.api, "gamma")];
-    let lost = machines(&b)[1].clone();
-    let killed = Instant::now();
-    let stopped = fleet.kill(&lost);
-    let now = fleet.other_machines("b", &lost, 2).await;
-    let took = killed.elapsed();
-    println!("placed again {took:?} after the kill: {}", condition(&now, "Progressing")["message"]);
-    assert!(took < Duration::from_secs(5), "a second, and what a busy machine adds: {took:?}");
-    fleet.holds("b", "beta").await;
+    fleet.is_placed_again_within_a_second("b", "beta").await;
     for other in others {
         other.ended().await;
     }
-    fleet.start_again(&lost, stopped);
 
     fleet.is_cut().await;
 

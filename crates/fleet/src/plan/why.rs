@@ -27,7 +27,7 @@ impl Why {
             Self::NotSelected => "do not have the selector's labels",
             Self::NotPinned => "are not pinned",
             Self::Taken { .. } => "hold another deployment",
-            Self::Busy { .. } => "hold an instance of it already",
+            Self::Busy { .. } => "hold an instance of its model already",
             Self::Memory { .. } => "have too little memory",
             Self::NoFiles => "have no way to the model's files",
             Self::Slower { .. } => "are slower, or ready later",
@@ -48,7 +48,12 @@ impl Why {
             Self::Taken { by } => {
                 format!("it holds {:?}, and a machine holds one model unless both may share", name(by))
             }
-            Self::Busy { .. } => "its device holds an instance of this deployment already".to_owned(),
+            Self::Busy { by } if by == board.looking_at => {
+                "its device holds an instance of this deployment already".to_owned()
+            }
+            Self::Busy { by } => {
+                format!("its device holds an instance of the same model already, that of {:?}", name(by))
+            }
             Self::Memory { needed, room } => super::divide::short(needed, room),
             Self::NoFiles => {
                 format!(

@@ -124,9 +124,20 @@ impl Controller {
     pub(super) fn machine_gone(&mut self, machine: MachineId) {
         let now = self.now;
         let Some(known) = self.machines.get_mut(&machine) else { return };
-        if known.incarnation.take().is_some() {
-            known.away_since = now;
-            self.changed = true;
+        if known.incarnation.take().is_none() {
+            return;
+        }
+        known.away_since = now;
+        self.changed = true;
+        let what = format!("{} is not connected", known.name);
+        let seated = |i: &&super::Instance| i.places.iter().any(|(seat, _)| *seat == machine);
+        let mut of: Vec<&str> =
+            self.instances.values().filter(seated).map(|instance| instance.deployment.as_str()).collect();
+        of.dedup();
+        for name in of {
+            if let Some(deployment) = self.deployments.get_mut(name) {
+                deployment.note(now, what.clone());
+            }
         }
     }
 

@@ -224,3 +224,20 @@ fn links_to_a_machine_that_is_away_are_not_judged() {
     }
     assert!(play.controller.instance(group.id).is_some_and(|i| i.is_ready()));
 }
+
+#[test]
+fn what_keeps_a_machine_is_named_as_what_it_is() {
+    let play = ready(1, Spec::new("d", "a"));
+    let why = |name: &str, model: &str, replicas| {
+        let mut spec = Spec::new(name, model);
+        spec.replicas = Replicas::Fixed(replicas);
+        let (_, plan) = play.controller.preview(play.now, &play.world, Some(spec));
+        plan.short.iter().map(|short| short.reason.clone()).collect::<Vec<_>>().join("; ")
+    };
+    let same = why("e", "a", 1);
+    assert!(same.contains("an instance of the same model already, that of \"d\""), "{same}");
+    let own = why("d", "a", 2);
+    assert!(own.contains("an instance of this deployment already"), "{own}");
+    let other = why("e", "b", 1);
+    assert!(other.contains("it holds \"d\""), "{other}");
+}

@@ -2,12 +2,13 @@
 
 use base::{Epoch, InstanceId, MachineId, Micros};
 
-use super::{Happening, Life, Sim};
+use super::{Happening, Life, Plant, Sim};
 
 impl Sim {
     pub(super) fn fault(&mut self) {
         if self.now >= self.faults_end {
-            return self.heal();
+            self.heal();
+            return self.goes_on_failing();
         }
         let machines: Vec<MachineId> = self.providers.keys().copied().collect();
         let machine = machines[self.rng.below(machines.len() as u64) as usize];
@@ -44,6 +45,18 @@ impl Sim {
         self.after(Micros::from_secs_f64(gap.clamp(1.0, 3600.0)), Happening::Fault);
     }
 
+    /// Faults are over, and yet what stands fails every ten minutes.
+    fn goes_on_failing(&mut self) {
+        if !self.is_planted(Plant::Restless) {
+            return;
+        }
+        let ready = self.controller.instances().filter(|instance| instance.is_ready());
+        for of in ready.map(|i| (i.places[0].0, i.id, i.epoch)).collect::<Vec<_>>() {
+            self.after(Micros(1), Happening::Says(of.0, of.1, of.2, 0, 2));
+        }
+        self.after(Micros::from_secs(600), Happening::Fault);
+    }
+
     /// Faults are over: everybody comes back, as fast as before.
     fn heal(&mut self) {
         self.say(|| "faults are over".to_owned());
@@ -56,23 +69,28 @@ impl Sim {
     }
 
     pub(super) fn check(&mut self) {
-        if self.controller.epoch() < self.largest {
-            self.violate("epochs grow", format!("{} after {}", self.controller.epoch(), self.largest));
+        let mut epoch = self.controller.epoch();
+        if self.is_planted(Plant::EpochsGoBack) && self.life.events % 100 == 99 {
+            epoch = Epoch(epoch.0.saturating_sub(1));
         }
-        self.largest = self.controller.epoch();
-        let mut broken = Vec::new();
-        for (machine, provider) in &self.providers {
-            if self.controller.told(*machine).len() > 1 {
-                broken.push((
-                    "one model per machine",
-                    format!("{machine} is told {:?}", self.controller.told(*machine)),
-                ));
-            }
-            if let Some(what) = &provider.broken {
-                broken.push(("epochs grow", format!("{machine}: {what}")));
+        if epoch < self.largest {
+            self.violate("epochs grow", format!("{epoch} after {}", self.largest));
+        }
+        self.largest = epoch;
+        for machine in self.providers.keys() {
+            let told = self.controller.told(*machine);
+            if told.len() > 1 {
+                self.witness.broken.push(("one model per machine", format!("{machine} is told {told:?}")));
             }
         }
-        for (invariant, what) in broken {
+        let in_pools = self.pools.iter().map(|pool| pool.running() + pool.queued()).sum();
+        self.witness.balance(in_pools);
+        self.say_broken();
+    }
+
+    /// What the witness saw and nobody was told yet.
+    pub(super) fn say_broken(&mut self) {
+        for (invariant, what) in std::mem::take(&mut self.witness.broken) {
             self.violate(invariant, what);
         }
     }
