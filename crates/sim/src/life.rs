@@ -307,7 +307,7 @@ impl Sim {
             weight: 1,
             priority: Priority::Normal,
             // Some will not wait long.
-            deadline: (!again && request.0 % 3 == 0).then(|| self.now + Micros::from_secs(3)),
+            deadline: (!again && request.0.is_multiple_of(3)).then(|| self.now + Micros::from_secs(3)),
             again,
             tried: 0,
             prefixes: fleet::prefixes(&[], 0),
