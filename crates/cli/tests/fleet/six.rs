@@ -134,9 +134,10 @@ impl Fleet {
 
     /// Kills a rank: by the coordinator's own times it is placed again, and told to load, within a second of the loss. Where the
     /// machine is so busy that nobody got to it, it is lost again: what is asked is what the fleet does, not its neighbours.
-    async fn is_placed_again_within_a_second(&mut self, name: &str, model: &str) {
-        let mut least = u64::MAX;
-        for _ in 0..5 {
+    /// Which machines were lost, and how long it took each time, in microseconds.
+    async fn is_placed_again_within_a_second(&mut self, name: &str, model: &str) -> Vec<(String, u64)> {
+        let mut times = Vec::new();
+        while times.len() < 5 && times.iter().all(|(_, took)| *took >= 1_000_000) {
             let before = self.history(name).await.len();
             let lost = machines(&ready(&self.api, name).await)[1].clone();
             let stopped = self.kill(&lost);
@@ -147,15 +148,12 @@ impl Fleet {
                 line.unwrap_or_else(|| panic!("{what:?}: {told:#?}"))["at_unix_us"].as_u64().unwrap()
             };
             let took = at("was placed on") - at(&lost);
-            println!("placed again {:.3} s after {lost} was lost", took as f64 / 1e6);
             self.holds(name, model).await;
             self.start_again(&lost, stopped);
-            least = least.min(took);
-            if least < 1_000_000 {
-                return;
-            }
+            times.push((lost, took));
         }
-        panic!("placed again {least} us after a loss at best, where a second is meant");
+        assert!(times.iter().any(|(_, took)| *took < 1_000_000), "a second is meant: {times:?}");
+        times
     }
 
     async fn history(&self, name: &str) -> Vec<Value> {
@@ -286,7 +284,8 @@ async fn six_machines_and_three_models_converge_whatever_happens_and_others_noti
 
     // A rank is killed: placed again within a second, on others; the rest serves on.
     let others = [Asker::of(&fleet.api, "alpha"), Asker::of(&fleet.api, "gamma")];
-    fleet.is_placed_again_within_a_second("b", "beta").await;
+    let times = fleet.is_placed_again_within_a_second("b", "beta").await;
+    println!("lost, and placed again after so many microseconds: {times:?}");
     for other in others {
         other.ended().await;
     }
