@@ -73,6 +73,8 @@ pub(crate) struct Answer {
     stopped: bool,
     ignore_stop_tokens: bool,
     logprobs: Option<u8>,
+    /// Where it stands in a trace that somebody records.
+    trace: Option<String>,
     /// What it must be.
     guide: Option<Guided>,
     /// The prompt's vector, where it is what is wanted.
@@ -103,6 +105,7 @@ impl Answer {
             stopped: false,
             ignore_stop_tokens: ask.ignore_stop_tokens,
             logprobs: ask.logprobs,
+            trace: ask.trace.clone(),
             guide: None,
             pooled: Pooled::default(),
             generated: generated.len() as u32,
@@ -122,6 +125,11 @@ impl Answer {
     /// Whether a stop text has come.
     pub(crate) fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Where it stands in a trace that somebody records.
+    pub(crate) fn trace(&self) -> Option<&str> {
+        self.trace.as_deref()
     }
 
     pub(crate) fn has_room(&self) -> bool {

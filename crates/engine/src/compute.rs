@@ -53,6 +53,10 @@ pub(crate) trait Compute {
     /// There is nothing to compute for the moment. Called again and again while that lasts.
     fn idle(&mut self) {}
 
+    /// A request that stands `at` in a trace is through; its first step began so long ago. Others that computed it tell their
+    /// parts.
+    fn trace(&mut self, _at: &str, _took: base::Micros) {}
+
     /// Why no step will ever be computed again, if so.
     fn broken(&self) -> Option<String> {
         None

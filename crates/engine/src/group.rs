@@ -22,7 +22,7 @@ use wire::step::{GroupCapacity, GroupSettings, StepError};
 use crate::backend::BackendError;
 use crate::capacity::CapacityError;
 
-pub use follower::{Following, follow};
+pub use follower::{Following, Traced, follow};
 pub use golden::{Golden, GoldenError};
 pub(crate) use leader::lead;
 pub use local::{DivideError, GroupMode, LocalGroup, LocalGroupError, over_memory};

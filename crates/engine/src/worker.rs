@@ -329,7 +329,13 @@ impl<C: Compute> Worker<C> {
         });
         while let Some((_, answer, ending)) = self.endings.pop_front() {
             match ending {
-                Ending::Finished(ended) => answer.finish(&ended),
+                Ending::Finished(ended) => {
+                    if let Some(at) = answer.trace() {
+                        let Account { prefill, decode, .. } = ended.account;
+                        self.compute.trace(at, prefill.saturating_add(decode));
+                    }
+                    answer.finish(&ended);
+                }
                 Ending::Failed(message) => answer.fail(&message),
             }
         }

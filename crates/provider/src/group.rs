@@ -3,12 +3,13 @@
 pub(crate) mod desk;
 mod life;
 mod reference;
+mod spans;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use trust::MachineKeys;
 use wire::control::{
     AssignGroup, FromCoordinator, GroupPhase, GroupPorts, GroupReport, GroupRoster, Held, ModelDescriptor,
 };
+use wire::trace::Span;
 
 use crate::config::ModelConfig;
 use crate::probe::Proved;
@@ -73,6 +75,8 @@ pub(crate) struct Ground {
     /// Which addresses of other machines are known to be reached.
     pub(crate) proved: Arc<Proved>,
     pub(crate) news: mpsc::Sender<GroupNews>,
+    /// Where spans go, where anybody collects them.
+    pub(crate) spans: OnceLock<mpsc::Sender<Span>>,
 }
 
 /// What ends a life from outside.
@@ -128,9 +132,15 @@ impl Groups {
         proved: Arc<Proved>,
     ) -> (Self, mpsc::Receiver<GroupNews>) {
         let (news, heard) = mpsc::channel(NEWS_MAX);
-        let ground = Arc::new(Ground { keys, listen, folder, proved, news });
+        let ground = Arc::new(Ground { keys, listen, folder, proved, news, spans: OnceLock::new() });
         let (lives, ended, last) = (HashMap::new(), Vec::new(), HashMap::new());
         (Self { ground, desk: Desk::default(), lives, ended, last, worked: None }, heard)
+    }
+
+    /// From now on ranks tell `spans` what they computed for requests that stand in a trace.
+    pub(crate) fn tell_spans(&self, spans: &mpsc::Sender<Span>) {
+        // Told once, at the start.
+        let _ = self.ground.spans.set(spans.clone());
     }
 
     /// The models that are computed by this machine's ranks now: its own instances of them stand aside. Not before a

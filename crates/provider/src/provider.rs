@@ -112,6 +112,9 @@ pub async fn run_traced(
         );
     }
     let mut provider = Provider::new(config, target, connector, identity, Box::new(on_event));
+    if let Some(spans) = &spans {
+        provider.groups.tell_spans(spans);
+    }
     provider.spans = spans;
     let ending = provider.live(shutdown).await;
     let farewell = provider.end().await;

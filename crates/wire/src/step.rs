@@ -87,6 +87,13 @@ pub enum StepOrder {
     },
     /// The leader is there and has no work.
     Idle,
+    /// A request that somebody traces is through: each rank tells its part of it.
+    Trace {
+        /// Where the request stands in its trace, as a `traceparent`.
+        at: String,
+        /// How long ago its first step began, in microseconds.
+        took_us: u64,
+    },
     /// The group ends in order.
     Goodbye {
         /// For logs.
@@ -176,6 +183,11 @@ impl StepCommand {
                 out.push(4);
                 put_block(out, reason.as_bytes());
             }
+            StepOrder::Trace { at, took_us } => {
+                out.push(5);
+                put_block(out, at.as_bytes());
+                out.extend_from_slice(&took_us.to_le_bytes());
+            }
         }
     }
 
@@ -199,9 +211,13 @@ impl StepCommand {
             2 => StepOrder::Beside { pages: reader.u32("pages")? },
             3 => StepOrder::Idle,
             4 => StepOrder::Goodbye { reason: reader.text("a reason")?.to_owned() },
+            5 => StepOrder::Trace {
+                at: reader.text("a place in a trace")?.to_owned(),
+                took_us: reader.u64("how long it took")?,
+            },
             kind => {
                 let what = "a command's kind";
-                return Err(DecodeError::Value { what, value: kind.into(), allowed: "1 to 4" });
+                return Err(DecodeError::Value { what, value: kind.into(), allowed: "1 to 5" });
             }
         };
         reader.end("a command")?;
@@ -338,6 +354,10 @@ mod tests {
             (StepOrder::Beside { pages: 7 }, "0105000000000000000207000000"),
             (StepOrder::Idle, "01050000000000000003"),
             (StepOrder::Goodbye { reason: "bye".into() }, "0105000000000000000403000000627965"),
+            (
+                StepOrder::Trace { at: "00-1".into(), took_us: 258 },
+                "010500000000000000050400000030302d310201000000000000",
+            ),
         ];
         for (order, text) in golden {
             let bytes = bytes(5, order.clone());

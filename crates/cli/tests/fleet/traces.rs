@@ -142,6 +142,43 @@ async fn a_request_is_one_trace_from_its_caller_to_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_rank_of_a_group_tells_its_part_of_a_request() {
+    let (collector, url) = Collector::start().await;
+    let front = coordinator(&["--otlp", &url]);
+    let api = Api::of(&front);
+    let token = front.ready("join_token");
+    let _one = provider(&api.url, token, "one", &["--otlp", &url]).start();
+    let _two = provider(&api.url, token, "two", &["--otlp", &url]).start();
+    api.await_eligible(2).await;
+    let asked = serde_json::json!({"model": "phalanx-bundled", "machines": ["one", "two"], "mode": "tensor"});
+    assert_eq!(api.post("/api/groups", &asked).await.status(), 201);
+    crate::groups::await_phase(&api, "ready", 1).await;
+    api.await_eligible(1).await;
+    let request = api.http.post(format!("{}/v1/chat/completions", api.url)).bearer_auth(&api.key);
+    let request = request.header("traceparent", format!("00-{TRACE}-{PARENT}-01"));
+    let mut body = turn("Hello! Who are you?", 16);
+    body["ignore_eos"] = true.into();
+    assert_eq!(request.json(&body).send().await.unwrap().status(), 200);
+    let both =
+        |spans: &[(String, Value)]| ["attempt", "compute", "rank"].iter().all(|n| named(spans, n).is_some());
+    let spans = collector.trace(TRACE, both).await;
+    let (service, rank) = named(&spans, "rank").unwrap();
+    let (_, attempt) = named(&spans, "attempt").unwrap();
+    assert_eq!((service.as_str(), &rank["parentSpanId"]), ("phalanx-provider", &attempt["spanId"]));
+    let attribute = |span: &Value, name: &str| {
+        let all = span["attributes"].as_array().unwrap();
+        all.iter().find(|one| one["key"] == name).unwrap()["value"].clone()
+    };
+    assert_eq!(attribute(rank, "phalanx.rank")["intValue"], "1");
+    let compute = &named(&spans, "compute").unwrap().1;
+    assert_ne!(attribute(rank, "phalanx.machine"), attribute(compute, "phalanx.machine"));
+    let steps: u64 = attribute(rank, "phalanx.steps")["intValue"].as_str().unwrap().parse().unwrap();
+    // One for each token, and those of the prompt.
+    assert!((15..=40).contains(&steps), "{steps} steps of 16 tokens: {rank}");
+    assert_eq!(spans.iter().filter(|(_, span)| span["name"] == "rank").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_not_there_costs_a_request_nothing() {
     // A port that was free a moment ago.
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();

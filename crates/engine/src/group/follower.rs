@@ -1,5 +1,6 @@
 //! The ranks above 0: load their part, and compute what the leader says until it says goodbye.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 use wire::step::{StepCommand, StepOrder};
 
 use super::rank::{self, Rank};
-use super::report::GroupReport;
+use super::report::{GroupReport, StepTimes};
 use super::{GroupEnd, GroupError, GroupSeat, LOAD_WAIT, SILENCE_MAX, pooling_of, settings_of};
 use crate::config::EngineConfig;
 use crate::load::LoadedModel;
@@ -19,6 +20,26 @@ use crate::machine;
 const LOOK: Duration = Duration::from_millis(250);
 /// How often a follower's account is laid out for others to read: every so many commands.
 const REPORT_EVERY: u64 = 16;
+
+/// Steps whose times are remembered, to tell what of them a traced request took: more than the longest answers have.
+const STEPS_KEPT: usize = 8192;
+/// A `traceparent` has 55 bytes.
+const TRACE_BYTES_MAX: usize = 128;
+/// Traced requests that wait for whoever collects them.
+const TRACED_MAX: usize = 64;
+
+/// A rank's part of a request that stands in a trace.
+#[derive(Debug, Clone)]
+pub struct Traced {
+    /// Where it stands, as a `traceparent`. A peer's word.
+    pub at: String,
+    /// When its first step began here.
+    pub began: Instant,
+    /// When its last one was through.
+    pub ended: Instant,
+    /// What this rank did in between, other requests' share of the same steps included.
+    pub times: StepTimes,
+}
 
 /// What others see of a rank that follows, and how they end it.
 #[derive(Clone, Default)]
@@ -31,6 +52,7 @@ struct Shared {
     stop: AtomicBool,
     ready: AtomicBool,
     report: Mutex<GroupReport>,
+    traced: Mutex<Vec<Traced>>,
 }
 
 impl Following {
@@ -52,6 +74,11 @@ impl Following {
     /// Where its time went, as of a moment ago.
     pub fn report(&self) -> GroupReport {
         self.shared.report.lock().clone()
+    }
+
+    /// Its parts of traced requests that were through since this was asked last.
+    pub fn traced(&self) -> Vec<Traced> {
+        std::mem::take(&mut self.shared.traced.lock())
     }
 }
 
@@ -117,7 +144,34 @@ fn receive_settings(
     Ok(settings)
 }
 
+/// When steps began, and all that was done before each.
+#[derive(Default)]
+struct Steps {
+    begun: VecDeque<(Instant, StepTimes)>,
+    ended: Option<Instant>,
+}
+
+impl Steps {
+    fn begin(&mut self, report: &GroupReport) {
+        if self.begun.len() == STEPS_KEPT {
+            self.begun.pop_front();
+        }
+        self.begun.push_back((Instant::now(), report.whole()));
+    }
+
+    /// What was done in the steps of the last `took` before the last one's end; nothing where there were none. By durations
+    /// alone: the leader's clock is another. Its first step began before it was told of here, and so counts.
+    fn of(&self, at: String, took: Duration, report: &GroupReport) -> Option<Traced> {
+        let ended = self.ended.filter(|_| at.len() <= TRACE_BYTES_MAX)?;
+        let since = ended.checked_sub(took);
+        let first = self.begun.partition_point(|(begun, _)| since.is_some_and(|since| *begun < since));
+        let (began, before) = self.begun.get(first).or(self.begun.back())?;
+        Some(Traced { at, began: *began, ended, times: report.whole().since(before) })
+    }
+}
+
 fn serve(rank: &mut Rank, following: &Following) -> Result<(), GroupError> {
+    let mut steps = Steps::default();
     let mut bytes = Vec::new();
     let mut sequence = 0;
     let mut heard = Instant::now();
@@ -146,7 +200,9 @@ fn serve(rank: &mut Rank, following: &Following) -> Result<(), GroupError> {
         match command.order {
             StepOrder::Run(plan) => {
                 plan.check(&rank.bounds_of(&plan))?;
+                steps.begin(&rank.report);
                 rank.run(&plan)?;
+                steps.ended = Some(Instant::now());
             }
             StepOrder::Beside { pages } => {
                 let most = rank.bounds.context.div_ceil(rank.bounds.page_tokens);
@@ -158,6 +214,13 @@ fn serve(rank: &mut Rank, following: &Following) -> Result<(), GroupError> {
                 rank.set_beside(pages)?;
             }
             StepOrder::Idle => *following.shared.report.lock() = rank.report.clone(),
+            StepOrder::Trace { at, took_us } => {
+                let traced = steps.of(at, Duration::from_micros(took_us), &rank.report);
+                let mut waiting = following.shared.traced.lock();
+                if waiting.len() < TRACED_MAX {
+                    waiting.extend(traced);
+                }
+            }
             StepOrder::Goodbye { .. } => return Ok(()),
         }
         if sequence % REPORT_EVERY == 0 {

@@ -242,6 +242,12 @@ impl Compute for Leader {
         }
     }
 
+    fn trace(&mut self, at: &str, took: base::Micros) {
+        // A failure stays in `end`, where the loop looks next.
+        let order = StepOrder::Trace { at: at.to_owned(), took_us: took.0 };
+        let _ = self.attempt(|leader| leader.say(order));
+    }
+
     fn broken(&self) -> Option<String> {
         self.end.as_ref().map(GroupEnd::to_string)
     }

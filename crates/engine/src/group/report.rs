@@ -41,6 +41,15 @@ pub struct StepTimes {
     pub messages_sent: u64,
 }
 
+impl GroupReport {
+    /// All steps.
+    pub fn whole(&self) -> StepTimes {
+        let mut whole = self.decode;
+        whole.add_all(&self.prefill);
+        whole
+    }
+}
+
 impl StepTimes {
     /// What is left of the whole.
     pub fn compute_ns(&self) -> u64 {

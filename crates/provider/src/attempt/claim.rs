@@ -50,6 +50,11 @@ impl Claim {
         }
     }
 
+    /// Whether anybody collects its part of a trace.
+    pub(crate) fn traces(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// Signs for what was computed when it ended. About 25 us, once an attempt, on the writer's task: no engine waits.
     pub(crate) fn sign(&self, finish: &mut Finish) {
         let generated_tokens = finish.generated_tokens.saturating_sub(self.served.first_index);

@@ -80,7 +80,7 @@ impl Intake<'_> {
             wire::frame::split_sealed_attempt(payload).map_err(|e| unreadable(e.to_string()))?;
         let (plain, sealer) = trust::open_attempt(self.keys, attempt, encapsulated, ciphertext)
             .map_err(|e| unreadable(e.to_string()))?;
-        let job = Job::decode(&plain).map_err(|e| unreadable(e.to_string()))?;
+        let mut job = Job::decode(&plain).map_err(|e| unreadable(e.to_string()))?;
         drop(plain);
         let (instance, engine) = match self.instances.serving(&job.ask.model) {
             Serving::Ready(instance, engine) => (instance, engine),
@@ -92,6 +92,8 @@ impl Intake<'_> {
             }
         };
         let claim = Claim::new(self.keys, self.spans, attempt, &job);
+        // Other ranks are told of what somebody collects, and of nothing else.
+        job.ask.trace.take_if(|_| !claim.traces());
         let kept = Kept::new(self.reoffer, self.credit);
         let hold = Duration::from_millis(job.ask.hold_ms.into()).min(HOLD_MAX);
         let outbox = Outbox::new(attempt, self.lane, (sealer, claim), kept, hold);

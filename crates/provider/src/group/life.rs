@@ -342,7 +342,10 @@ impl Work {
             Err(error) => return self.own_fault(format!("no thread for the rank: {error}")),
         };
         let left = || GroupEnd { culprit: None, reason: "rank 0 said goodbye".to_owned() };
-        let account = || following.is_ready().then(|| following.report());
+        let account = || {
+            super::spans::tell(&self.ground, &self.assign, &following);
+            following.is_ready().then(|| following.report())
+        };
         let end = self.watch(stopper, telemetry, account, || match told.try_recv() {
             Ok(ended) => Some(ended.err().unwrap_or_else(left)),
             Err(std::sync::mpsc::TryRecvError::Empty) => None,
