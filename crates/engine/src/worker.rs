@@ -330,9 +330,9 @@ impl<C: Compute> Worker<C> {
         while let Some((_, answer, ending)) = self.endings.pop_front() {
             match ending {
                 Ending::Finished(ended) => {
-                    if let Some(at) = answer.trace() {
-                        let Account { prefill, decode, .. } = ended.account;
-                        self.compute.trace(at, prefill.saturating_add(decode));
+                    let took = ended.account.prefill.saturating_add(ended.account.decode);
+                    if let Some(at) = answer.trace().filter(|_| took > Micros::ZERO) {
+                        self.compute.trace(at, took);
                     }
                     answer.finish(&ended);
                 }

@@ -334,6 +334,9 @@ impl Shared<'_> {
             calls.push(first.another(self.core, index)?);
         }
         calls.insert(0, first);
+        // A machine that holds tokens must not be taken for one that fell silent.
+        let silence_ms = self.core.config.requests.pause_us_max.0 / 1000;
+        let hold_ms = WHOLE_HOLD_MS.min(u32::try_from(silence_ms / 4).unwrap_or(u32::MAX));
         let mut calls = calls.into_iter();
         let mut works = Vec::with_capacity(calls.len());
         for (prompt, max_tokens) in prompts {
@@ -352,7 +355,7 @@ impl Shared<'_> {
                     special_tokens,
                     embed: false,
                     trace: None,
-                    hold_ms: if self.generation.stream { 0 } else { WHOLE_HOLD_MS },
+                    hold_ms: if self.generation.stream { 0 } else { hold_ms },
                 };
                 works.push(self.work(call, ask, prompt.clone()));
             }
