@@ -1,6 +1,6 @@
 //! What a machine is made of and connected with, as its provider tells it.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use base::Bytes;
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "shared by test programs that each use a part")]
 
 pub(crate) mod deployments;
+pub(crate) mod machine;
 
+use self::machine::hardware;
 use base::{
     AccountId, AttemptId, Bytes, Epoch, Incarnation, InstanceId, KeyId, MachineId, ModelName, RequestId,
     Tokens,
@@ -12,9 +14,8 @@ use wire::admin::{
     PoolStatus, SegmentReport, SegmentStats,
 };
 use wire::chunk::{Chunk, Finish, FinishReason, TokenLogprob};
-use wire::control::hardware::{Connections, Disk, Interface, RdmaDevice, ThunderboltPort};
 use wire::control::{
-    AttemptRefusal, FromCoordinator, FromProvider, Hardware, Heartbeat, Hello, InstanceOffer, InstancePhase,
+    AttemptRefusal, FromCoordinator, FromProvider, Heartbeat, Hello, InstanceOffer, InstancePhase,
     InstanceReport, KeptAttempt, ModelDescriptor, RefusalCode, Refused, Register, Welcome,
 };
 use wire::job::{Ask, Constraint, Grammar, Job, Sampling};
@@ -41,39 +42,6 @@ pub(crate) fn report() -> InstanceReport {
         prefill_tokens_waiting: 300,
         prefill_tokens_per_s: 2500.5,
         decode_tokens_per_s: 210.25,
-    }
-}
-
-pub(crate) fn hardware() -> Hardware {
-    Hardware {
-        cpu: "AMD EPYC".to_owned(),
-        cores: 2,
-        isa: vec!["avx512".to_owned(), "avx2".to_owned()],
-        memory_total: Bytes(16 << 30),
-        memory_available: Bytes(9 << 30),
-        os: "Linux 6.1".to_owned(),
-        connections: connections(),
-    }
-}
-
-fn connections() -> Connections {
-    Connections {
-        disks: vec![Disk { mount: "/".to_owned(), total: Bytes(1 << 40), available: Bytes(1 << 39) }],
-        interfaces: vec![Interface {
-            name: "eth0".to_owned(),
-            kind: "ethernet".to_owned(),
-            up: true,
-            speed_mbps: Some(10_000),
-            addresses: vec!["10.0.0.5".parse().expect("an address")],
-        }],
-        thunderbolt: vec![ThunderboltPort {
-            name: "0-1".to_owned(),
-            connected: true,
-            speed_gbps: 80,
-            thunderbolt_5: true,
-            peers: vec!["laptop".to_owned()],
-        }],
-        rdma: vec![RdmaDevice { name: "mlx5_0".to_owned(), active: true }],
     }
 }
 
