@@ -1,5 +1,6 @@
 //! The providers that `phalanx up` starts: kept running, started again when they die, ended with it.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ pub(crate) struct Plan {
 const HEALTHY: Duration = Duration::from_secs(30);
 /// Starts in a row that did not become healthy, after which `up` gives up.
 const STARTS_MAX: u32 = 5;
+/// Signals that come from outside. A process that fails ends by itself, or by others than these.
+const SIGKILL: i32 = Signal::KILL.as_raw();
+const SIGTERM: i32 = Signal::TERM.as_raw();
 /// How long providers may take to finish and end.
 const END_MAX: Duration = Duration::from_secs(35);
 
@@ -66,11 +70,13 @@ impl Children {
             if member.started.elapsed() > HEALTHY {
                 member.starts = 0;
             }
-            if member.starts >= STARTS_MAX {
+            // One that somebody kills is none that fails, and is started as often as that is done.
+            let killed = matches!(status.signal(), Some(SIGKILL | SIGTERM));
+            if member.starts >= STARTS_MAX && !killed {
                 return anyhow!("{} ended {STARTS_MAX} times in a row ({status}): see above", member.name);
             }
             // Short at first: a provider that was killed is wanted back; longer when it keeps dying.
-            let pause = Duration::from_millis(100) * (1 << member.starts);
+            let pause = Duration::from_millis(100) * (1 << member.starts.min(STARTS_MAX));
             eprintln!("{} ended ({status}); starting it again", member.name);
             tokio::time::sleep(pause).await;
             match spawn(&self.plan, &member.name) {

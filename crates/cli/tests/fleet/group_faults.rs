@@ -292,7 +292,7 @@ async fn random_faults_one_after_the_other() {
 }
 
 /// The provider of this name among the children of `up`.
-fn child_named(up: &Started, name: &str) -> Option<Pid> {
+pub(crate) fn child_named(up: &Started, name: &str) -> Option<Pid> {
     let parent = up.pid().as_raw_nonzero().get();
     let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
     let children = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());

@@ -3,10 +3,12 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
+use rustix::process::{Signal, kill_process};
 use testkit::Program;
 
 use crate::api::{Api, PHALANX, events, text_of, turn};
 use crate::deployments::{answers, ask, deploy, machines, ready, synth};
+use crate::group_faults::child_named;
 
 #[tokio::test]
 async fn up_prints_a_curl_line_that_streams_an_answer_and_ends_without_a_trace() {
@@ -138,6 +140,22 @@ async fn a_start_with_another_model_leaves_nothing_of_the_last_and_what_operator
     answers(&api, "beta").await;
     let now = ready(&api, "beta-2").await;
     assert_eq!((now["generation"].as_u64(), machines(&now).len()), (Some(1), 2), "{now:#}");
+}
+
+#[tokio::test]
+async fn a_provider_that_is_killed_as_often_as_one_that_fails_may_end_is_started_again_each_time() {
+    let arguments = ["up", "--listen", "127.0.0.1:0", "--providers", "1", "--threads", "1"];
+    let up = Program::new(PHALANX, arguments).start();
+    let api = Api::of(&up);
+    for kill in 1..=5 {
+        answers(&api, "phalanx-bundled").await;
+        let child = child_named(&up, "machine-1").expect("it runs");
+        kill_process(child, Signal::KILL).unwrap();
+        // Whoever asks meanwhile waits, and is answered.
+        assert_eq!(ask(&api, "phalanx-bundled").await, 200, "after {kill} kills");
+        let now = ready(&api, "phalanx-bundled").await;
+        assert_eq!(now["instances"][0]["failures"], 0, "{now:#}");
+    }
 }
 
 #[test]
