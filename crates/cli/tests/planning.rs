@@ -215,3 +215,20 @@ fn pools_keep_a_fast_model_fast_and_lives_with_faults_break_nothing() {
     let first = life();
     assert!(first.lines().count() > 20 && first == life(), "{first}");
 }
+
+#[test]
+fn doctor_says_what_is_there_what_is_not_and_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().display().to_string();
+    let output = phalanx(&["doctor", "--data", &data]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let line = |what: &str| {
+        text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("nothing of {what}:\n{text}"))
+    };
+    assert!(line("processor").starts_with("good") && line("memory").contains("available"), "{text}");
+    // What this build cannot do is named, with what would build it in.
+    assert!(line("backends").contains("the CPU") && line("backends").contains("features"), "{text}");
+    assert!(line("engine").contains("tokens/s"), "{text}");
+    assert!(line("coordinator").contains("phalanx up"), "it says what to do: {text}");
+}
