@@ -1,7 +1,5 @@
 //! Deployments over managed machines that do as the test says: placed, told, taken on again, replaced; and said truly.
 
-use std::time::Instant;
-
 use serde_json::{Value, json};
 use wire::control::{AssignmentPhase, AssignmentReport, FromProvider};
 
@@ -213,7 +211,7 @@ async fn a_machine_that_refuses_is_no_failure_and_another_takes_it() {
 }
 
 #[tokio::test]
-async fn a_lost_machine_is_replaced_within_a_second_and_told_to_let_go_when_it_is_back() {
+async fn a_lost_machine_is_replaced_and_told_to_let_go_when_it_is_back() {
     let house = House::open().await;
     let mut one = Managed::join(&house, "one", &["small"]).await;
     put(&house, "chat", json!({"model": "small"})).await;
@@ -224,11 +222,9 @@ async fn a_lost_machine_is_replaced_within_a_second_and_told_to_let_go_when_it_i
         why["deployments"].to_string().contains("chat")
     })
     .await;
-    let lost = Instant::now();
     one.cut().await;
+    // How soon is held by `fleet six::`, by the coordinator's own times.
     eventually("the other was told", async || two.told().0 == 1).await;
-    let took = lost.elapsed();
-    assert!(took.as_secs_f64() < 1.0, "placed again after {took:?}");
     let now = is(&house, "chat", "Ready", "True").await;
     assert_eq!(machines(&now), ["two"]);
     one.back(&house).await;
