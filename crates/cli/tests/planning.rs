@@ -131,7 +131,8 @@ fn a_plan_divides_by_memory_and_speed_uses_fast_islands_and_says_why_not_elsewhe
     for shape in ["auto", "2x2", "pipeline 4"] {
         let (_, plan) = planned(fleet.clone(), spec(shape));
         let ranks = plan["placements"][0]["ranks"].as_array().unwrap_or_else(|| panic!("{shape}: {plan:#}"));
-        assert_eq!(ranks.len(), 4, "{shape}: {plan:#}");
+        // Left to itself it takes the fewest that hold it.
+        assert_eq!(ranks.len(), if shape == "auto" { 3 } else { 4 }, "{shape}: {plan:#}");
         let mut layers = 0.0;
         for rank in ranks {
             let (name, memory) = (rank["machine"].as_str().unwrap(), rank["memory_bytes"].as_u64().unwrap());
@@ -207,7 +208,7 @@ fn pools_keep_a_fast_model_fast_and_lives_with_faults_break_nothing() {
     let fast = |arrangement: &str| compared[arrangement][0]["latency_s_p50"].as_f64().unwrap();
     assert!(fast("pools") * 3.0 < fast("co_resident"), "{compared:#}");
     let lived = read(&phalanx(&["simulate", "--seeds", "3", "--hours", "1", "--json"]));
-    assert_eq!((&lived["seeds"], &lived["violations"]), (&json!(3), &json!(0)), "{lived:#}");
+    assert_eq!((&lived["seeds"], &lived["violations"]), (&json!(3), &json!([])), "{lived:#}");
     assert!(lived["machine_hours"].as_f64().unwrap() > 3.0 && lived["events"].as_u64().unwrap() > 1000);
     assert!(lived["wall_s"].as_f64().is_some());
     // A seed is lived again as it was.

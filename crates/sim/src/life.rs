@@ -1,22 +1,24 @@
 //! One fleet's life: events in the order of their times, faults, and what is checked after each.
 
+mod declared;
 mod faults;
 mod plant;
+mod requests;
 mod witness;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use base::{Epoch, InstanceId, MachineId, Micros, ModelName, RequestId, Rng, Tokens};
-use fleet::deployment::{Replicas, Spec};
+use fleet::deployment::Spec;
 use fleet::plan::PlanPolicy;
 use fleet::reconcile::{Controller, Effect as Order, Input as News, RankReport, World};
-use fleet::{Ask, Effect, Enqueue, Input, Outcome, Policy, Pool, Priority};
+use fleet::{Effect, Input, Outcome, Policy, Pool};
 
 use crate::world::{self, Provider};
 pub use plant::Plant;
 pub(crate) use witness::SLOTS;
-use witness::{RESERVED, Witness};
+use witness::Witness;
 
 /// How long a life is, and how large.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +76,7 @@ enum Happening {
     Says(MachineId, InstanceId, Epoch, u32, u8),
     First(RequestId, InstanceId),
     Done(RequestId, InstanceId),
+    Declare(usize),
 }
 
 struct Running {
@@ -98,6 +101,12 @@ struct Sim {
     faults_end: Micros,
     largest: Epoch,
     next_request: u64,
+    /// What should run, by model.
+    specs: Vec<Spec>,
+    /// What is taken back in this look, one after the other: what moves from the first may pass by the next.
+    leaving: Vec<InstanceId>,
+    /// How far the clock of the code that decides is ahead of the world's.
+    skew: Micros,
     witness: Witness,
     plant: Option<Plant>,
 }
@@ -139,21 +148,16 @@ impl Sim {
             faults_end: Micros::from_secs_f64(options.hours.max(0.01) * 3600.0),
             largest: Epoch(0),
             next_request: 0,
+            specs: declared::specs(machines, &mut rng),
+            leaving: Vec::new(),
+            skew: Micros(0),
             witness: Witness::default(),
             plant,
             world,
             rng,
         };
-        for (at, (name, _)) in MODELS.iter().enumerate() {
-            let mut spec = Spec::new(*name, *name);
-            spec.max_batch = 4;
-            spec.replicas = Replicas::Fixed(1 + sim.rng.below(machines.div_ceil(3)) as u32);
-            if at == 1 && sim.rng.below(2) == 0 {
-                spec.shape = fleet::deployment::Division::Pipeline(2);
-                spec.replicas = Replicas::Fixed(1);
-            }
-            sim.news(News::Apply(Box::new(spec)));
-            sim.pool(at, Input::Wanted { wanted: true });
+        for model in 0..MODELS.len() {
+            sim.declare(model);
         }
         for machine in sim.providers.keys().copied().collect::<Vec<_>>() {
             let late = sim.rng.below(5_000_000);
@@ -163,6 +167,11 @@ impl Sim {
         sim.after(Micros::from_secs(60), Happening::Fault);
         sim.after(Micros::from_secs(1), Happening::Tick);
         sim
+    }
+
+    /// What the code that decides takes for now.
+    fn clock(&self) -> Micros {
+        self.now + self.skew
     }
 
     fn after(&mut self, span: Micros, happening: Happening) {
@@ -215,14 +224,15 @@ impl Sim {
             Happening::Fault => self.fault(),
             Happening::Tick => {
                 self.look();
-                let next = self.controller.next_deadline().saturating_sub(self.now);
+                let next = self.controller.next_deadline().saturating_sub(self.clock());
                 self.after(Micros(next.0.clamp(100_000, 1_000_000)), Happening::Tick);
             }
             Happening::Pool(model) => {
-                if self.pools[model].next_deadline().is_some_and(|at| at <= self.now) {
+                if self.pools[model].next_deadline().is_some_and(|at| at <= self.clock()) {
                     self.pool(model, Input::Tick);
                 }
             }
+            Happening::Declare(model) => self.declare(model),
             Happening::Connect(machine, life) => self.connect(machine, life),
             Happening::Silent(machine, life) => {
                 if self.providers.get(&machine).is_some_and(|p| p.connection == life && !p.linked) {
@@ -267,57 +277,10 @@ impl Sim {
         }
     }
 
-    fn on(&self, request: RequestId, instance: InstanceId) -> Option<usize> {
-        let running = self.requests.get(&request)?;
-        (running.instance == Some(instance)).then_some(running.model)
-    }
-
-    /// A request's end, for its caller and for the ledger.
-    fn over(&mut self, request: RequestId, answered: bool) {
-        self.requests.remove(&request);
-        self.life.requests.1 += u64::from(answered);
-        let lost = if answered && self.is_planted(Plant::KeepsARefund) { 1 } else { 0 };
-        // What a caller got, it pays for: half of what it might have got, here.
-        self.witness.ended(request, if answered { RESERVED / 2 } else { 0 }, lost);
-    }
-
-    fn arrival(&mut self) {
-        if self.now < self.faults_end {
-            self.next_request += 1;
-            self.life.requests.0 += 1;
-            let request = RequestId(u128::from(self.next_request));
-            let model = usize::from(self.rng.below(100) >= 83);
-            self.requests.insert(request, Running { model, instance: None });
-            self.witness.arrived(request);
-            self.enqueue(request, model, false);
-            // By day four times as much as by night.
-            let hour = self.now.as_secs_f64() / 3600.0;
-            let rate = 0.05 * (1.0 + 0.6 * (hour / 24.0 * std::f64::consts::TAU).sin());
-            let gap = -(1.0 - self.rng.next_f64()).ln() / rate;
-            // Now and then many come at once, and some of them are refused.
-            let gap = if self.next_request % 80 < 30 { 0.0 } else { gap };
-            self.after(Micros::from_secs_f64(gap), Happening::Arrival);
-        }
-    }
-
-    fn enqueue(&mut self, request: RequestId, model: usize, again: bool) {
-        let asked = Enqueue {
-            ask: Ask::new(request, Tokens(128), Tokens(64)),
-            account: base::AccountId(request.0 % 7),
-            weight: 1,
-            priority: Priority::Normal,
-            // Some will not wait long.
-            deadline: (!again && request.0.is_multiple_of(3)).then(|| self.now + Micros::from_secs(3)),
-            again,
-            tried: 0,
-            prefixes: fleet::prefixes(&[], 0),
-        };
-        self.pool(model, Input::Enqueue(asked));
-    }
-
     fn pool(&mut self, model: usize, input: Input) {
         let mut effects = Vec::new();
-        self.pools[model].handle(self.now, input, &mut effects);
+        let clock = self.clock();
+        self.pools[model].handle(clock, input, &mut effects);
         for effect in effects {
             match effect {
                 Effect::Dispatch { request, instance, machine, .. } => {
@@ -329,12 +292,15 @@ impl Sim {
             }
         }
         if let Some(at) = self.pools[model].next_deadline() {
-            self.after(at.saturating_sub(self.now) + Micros(1), Happening::Pool(model));
+            self.after(at.saturating_sub(clock) + Micros(1), Happening::Pool(model));
         }
     }
 
     fn dispatch(&mut self, model: usize, request: RequestId, instance: InstanceId, machine: MachineId) {
         let Some(of) = self.controller.instance(instance) else {
+            if self.leaving.contains(&instance) {
+                return self.sent(request, instance);
+            }
             return self.violate("capacity truth", format!("{request} went to {instance}, which is no more"));
         };
         let broken = if of.deployment != MODELS[model].0 {
@@ -349,13 +315,7 @@ impl Sim {
         if let Some(broken) = broken {
             self.violate(broken, format!("{request} of {} went to {instance} on {machine}", MODELS[model].0));
         }
-        self.witness.sent(request, instance);
-        let Some(running) = self.requests.get_mut(&request) else { return };
-        if let Some(other) = running.instance {
-            return self
-                .violate("one terminal", format!("{request} is sent to {instance}, and is on {other}"));
-        }
-        running.instance = Some(instance);
+        self.sent(request, instance);
         let slow = self.providers[&machine].slow;
         let seconds = 64.0 / MODELS[model].1 * slow * (0.5 + self.rng.next_f64());
         self.after(Micros::from_secs_f64(seconds / 20.0), Happening::First(request, instance));
@@ -394,19 +354,26 @@ impl Sim {
 
     fn news(&mut self, news: News) {
         let mut orders = Vec::new();
-        self.controller.handle(self.now, news, &mut orders);
-        self.controller.reconcile(self.now, &self.world, &mut orders);
+        let clock = self.clock();
+        self.controller.handle(clock, news, &mut orders);
+        self.controller.reconcile(clock, &self.world, &mut orders);
         self.carry_out(orders);
     }
 
     fn look(&mut self) {
         let mut orders = Vec::new();
-        self.controller.reconcile(self.now, &self.world, &mut orders);
+        self.controller.reconcile(self.clock(), &self.world, &mut orders);
         self.carry_out(orders);
     }
 
     fn carry_out(&mut self, orders: Vec<Order>) {
-        for order in self.garbled(orders) {
+        let orders = self.garbled(orders);
+        let withdrawn = |order: &Order| match order {
+            Order::Withdraw { instance, .. } => Some(*instance),
+            _ => None,
+        };
+        self.leaving = orders.iter().filter_map(withdrawn).collect();
+        for order in orders {
             let (machine, instance, epoch, rank, assign) = match order {
                 Order::Assign { machine, instance, epoch, rank } => {
                     self.witness.assigned(machine, instance, epoch);
@@ -435,6 +402,7 @@ impl Sim {
                 self.after(Micros(2000 + late), told);
             }
         }
+        self.leaving.clear();
         self.offer_what_is_ready();
     }
 
@@ -454,7 +422,7 @@ impl Sim {
             let (model, machine) = self.misplaced((model, instance), machine);
             self.say(|| format!("{instance} of {} takes requests on {machine}", MODELS[model].0));
             self.offered.insert(instance, (model, machine));
-            let mut offer = world::offer(MODELS[model], (instance, epoch, ranks), self.now);
+            let mut offer = world::offer(MODELS[model], (instance, epoch, ranks), self.clock());
             if self.is_planted(Plant::PromisesTooMuch) {
                 (offer.report.slots, offer.report.kv_tokens_free) = (64, 64 * 2048);
                 offer.report.kv_tokens = offer.report.kv_tokens_free;

@@ -2,7 +2,7 @@
 
 use base::{Epoch, InstanceId, MachineId, Micros};
 
-use super::{Happening, Life, Plant, Sim};
+use super::{Happening, Life, MODELS, Plant, Sim};
 
 impl Sim {
     pub(super) fn fault(&mut self) {
@@ -12,12 +12,12 @@ impl Sim {
         }
         let machines: Vec<MachineId> = self.providers.keys().copied().collect();
         let machine = machines[self.rng.below(machines.len() as u64) as usize];
-        let kind = self.rng.below(6);
+        let kind = self.rng.below(9);
         let away = Micros(self.rng.below(60_000_000));
-        self.say(|| {
-            let names = ["is lost", "freezes", "is cut off", "restarts", "slows down", "lies"];
-            format!("{machine} {} ({:.0} s)", names[kind as usize], away.as_secs_f64())
-        });
+        let names = ["is lost", "freezes", "is cut off", "restarts", "slows down", "lies"];
+        if let Some(name) = names.get(kind as usize) {
+            self.say(|| format!("{machine} {name} ({:.0} s)", away.as_secs_f64()));
+        }
         match kind {
             0..=3 => {
                 let dies = kind == 0 || kind == 3;
@@ -34,13 +34,19 @@ impl Sim {
                 let slow = 1.0 + self.rng.next_f64() * 5.0;
                 self.providers.get_mut(&machine).expect("machines are not forgotten").slow = slow;
             }
+            6 => {
+                self.say(|| format!("the coordinator's clock jumps ({:.0} s)", away.as_secs_f64()));
+                self.skew = self.skew + away;
+            }
+            7 => self.redeclare(away.0 as usize % MODELS.len()),
+            8 => self.delete(away.0 as usize % MODELS.len(), away),
             _ => {
                 let (instance, epoch) = (InstanceId(self.rng.next_u64().into()), Epoch(self.rng.below(100)));
                 let known = self.controller.instances().map(|i| i.id).nth(self.rng.below(3) as usize);
                 self.after(Micros(1), Happening::Says(machine, known.unwrap_or(instance), epoch, 0, 1));
             }
         }
-        // A quarter of an hour on average; the clock of deciding code may jump, too, by a pause.
+        // Five minutes on average.
         let gap = -(1.0 - self.rng.next_f64()).ln() * 300.0;
         self.after(Micros::from_secs_f64(gap.clamp(1.0, 3600.0)), Happening::Fault);
     }
