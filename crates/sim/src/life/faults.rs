@@ -36,7 +36,7 @@ impl Sim {
             }
             6 => {
                 self.say(|| format!("the coordinator's clock jumps ({:.0} s)", away.as_secs_f64()));
-                self.skew = self.skew + away;
+                self.skew += away;
             }
             7 => self.redeclare(away.0 as usize % MODELS.len()),
             8 => self.delete(away.0 as usize % MODELS.len(), away),
