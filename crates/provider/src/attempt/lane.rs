@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use base::AttemptId;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Bytes;
 use wire::frame::{FrameHeader, HEADER_BYTES};
@@ -17,14 +17,6 @@ const KIT_PIECE_BYTES: usize = 64 << 10;
 
 /// Until the coordinator names a limit.
 const FRAME_BYTES_FIRST: usize = 16 << 10;
-
-/// So many writes within so long are many: a thousand a second.
-const MANY_WRITES: usize = 8;
-const MANY_WITHIN: Duration = Duration::from_millis(8);
-
-/// How long tokens wait for others then. The runtime's timers make one to two milliseconds of it, a fraction of what any
-/// model takes for a token.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// One message for the socket.
 pub(crate) enum Parcel {
@@ -57,15 +49,6 @@ pub(crate) struct Kit {
     pub(crate) counter: u64,
 }
 
-/// How soon the writer shall look at what is added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Haste {
-    /// At once: somebody waits for it alone, as for a first token or an end.
-    Now,
-    /// With others, where there are many: see [`Lane::rest`].
-    Soon,
-}
-
 /// The lane. Bounded: an attempt is in it once, a kit too, and attempts are bounded by the engines' places.
 pub(crate) struct Lane {
     state: Mutex<State>,
@@ -77,24 +60,10 @@ struct State {
     /// What is looked at again, and when; the number tells apart what is due in the same instant.
     later: BTreeMap<(Instant, u64), Weak<Outbox>>,
     numbered: u64,
-    writer: Writer,
-    /// Whether anything was added in haste since the writer began to look.
-    haste: bool,
-    /// When the writer wrote, the last few times.
-    wrote: VecDeque<Instant>,
+    /// Whether the writer waits to be woken. While it looks, it finds whatever is added.
+    waits: bool,
     frame_bytes_max: usize,
     closed: bool,
-}
-
-/// What the writer does, and so who has to wake it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Writer {
-    /// It looks until nothing is there: nobody.
-    Looks,
-    /// Whoever adds something in haste.
-    Rests,
-    /// Whoever adds anything.
-    Waits,
 }
 
 impl Lane {
@@ -103,9 +72,7 @@ impl Lane {
             queue: VecDeque::new(),
             later: BTreeMap::new(),
             numbered: 0,
-            writer: Writer::Waits,
-            haste: false,
-            wrote: VecDeque::with_capacity(MANY_WRITES),
+            waits: true,
             frame_bytes_max: FRAME_BYTES_FIRST,
             closed: false,
         };
@@ -118,7 +85,7 @@ impl Lane {
     }
 
     /// Adds at the end. After [`Lane::close`], and for a kit that is on its way already, does nothing.
-    pub(crate) fn push(&self, load: Load, haste: Haste) {
+    pub(crate) fn push(&self, load: Load) {
         let mut state = self.state.lock();
         let twice = match &load {
             Load::Answer(_) => false,
@@ -128,21 +95,7 @@ impl Lane {
             return;
         }
         state.queue.push_back(load);
-        self.tell(state, haste);
-    }
-
-    /// Something that is in the lane must not wait any longer.
-    pub(crate) fn hurry(&self) {
-        self.tell(self.state.lock(), Haste::Now);
-    }
-
-    fn tell(&self, mut state: MutexGuard<'_, State>, haste: Haste) {
-        state.haste |= haste == Haste::Now;
-        let wakes = match state.writer {
-            Writer::Looks => false,
-            Writer::Rests => haste == Haste::Now,
-            Writer::Waits => true,
-        };
+        let wakes = state.waits;
         drop(state);
         if wakes {
             self.wake.notify_one();
@@ -160,7 +113,7 @@ impl Lane {
         state.later.insert(key, Arc::downgrade(outbox));
         // A writer that waits does so until what was first before.
         let sooner = state.later.first_key_value().is_some_and(|(first, _)| *first == key);
-        let wakes = sooner && state.writer != Writer::Looks;
+        let wakes = sooner && state.waits;
         drop(state);
         if wakes {
             self.wake.notify_one();
@@ -182,39 +135,18 @@ impl Lane {
 
     /// The writer looks from now on: whatever is added is found.
     pub(crate) fn begins(&self) {
-        self.state.lock().writer = Writer::Looks;
+        self.state.lock().waits = false;
     }
 
-    /// The writer is through, and `wrote` something: until when it may leave the lane alone (for ever, where nothing says
-    /// when); nothing where there is more already.
-    ///
-    /// Each write costs both ends a trip through the kernel, and a token alone is not worth it where hundreds of streams run:
-    /// a writer that wrote [`MANY_WRITES`] times within [`MANY_WITHIN`] leaves tokens alone for [`PAUSE`] after a write. What
-    /// is in haste wakes it all the same, and takes along what is there.
-    pub(crate) fn rest(&self, now: Instant, wrote: bool) -> Option<Option<Instant>> {
+    /// The writer found nothing: until when it may leave the lane alone (for ever, where nothing says when); nothing where
+    /// there is more already.
+    pub(crate) fn rest(&self) -> Option<Option<Instant>> {
         let mut state = self.state.lock();
-        if wrote {
-            if state.wrote.len() == MANY_WRITES {
-                state.wrote.pop_front();
-            }
-            state.wrote.push_back(now);
-        }
-        if std::mem::take(&mut state.haste) && !state.queue.is_empty() {
-            return None;
-        }
-        let many = state.wrote.len() == MANY_WRITES
-            && state.wrote.front().is_some_and(|first| now.duration_since(*first) < MANY_WITHIN);
-        let pause = state.wrote.back().map(|last| *last + PAUSE).filter(|until| many && now < *until);
-        let later = state.later.first_key_value().map(|((at, _), _)| *at);
-        if let Some(until) = pause {
-            state.writer = Writer::Rests;
-            return Some(Some(later.map_or(until, |at| at.min(until))));
-        }
         if !state.queue.is_empty() {
             return None;
         }
-        state.writer = Writer::Waits;
-        Some(later)
+        state.waits = true;
+        Some(state.later.first_key_value().map(|((at, _), _)| *at))
     }
 
     /// The next message: one of each load in turn.
@@ -290,8 +222,8 @@ mod tests {
     fn a_kit_goes_out_in_counted_pieces_within_the_limit_and_is_whole() {
         let lane = Lane::new();
         lane.limit(1000 + HEADER_BYTES);
-        lane.push(kit(2500), Haste::Soon);
-        lane.push(kit(2500), Haste::Soon);
+        lane.push(kit(2500));
+        lane.push(kit(2500));
         let mut whole = Vec::new();
         let mut pieces = 0;
         while let Some(Parcel::Frame { bytes, news }) = lane.next() {
@@ -305,58 +237,24 @@ mod tests {
         assert!(whole.len() == 2500 && whole[2000] == (2000 % 251) as u8);
     }
 
-    #[test]
-    fn a_writer_that_wrote_often_leaves_tokens_alone_for_a_moment_and_haste_never() {
-        let lane = Lane::new();
-        let start = Instant::now();
-        let at = |us: u64| start + Duration::from_micros(us);
-        for write in 0..MANY_WRITES as u64 - 1 {
-            lane.begins();
-            assert_eq!(lane.rest(at(write * 100), true), Some(None), "few writes: it waits for anything");
-        }
-        lane.begins();
-        let last = (MANY_WRITES as u64 - 1) * 100;
-        assert_eq!(lane.rest(at(last), true), Some(Some(at(last) + PAUSE)));
-        lane.push(kit(10), Haste::Soon);
-        assert_eq!(
-            lane.rest(at(last + 10), false),
-            Some(Some(at(last) + PAUSE)),
-            "that is no reason to write"
-        );
-        lane.hurry();
-        assert_eq!(lane.rest(at(last + 20), false), None, "this is");
-        assert_eq!(lane.rest(at(last + 30), false), Some(Some(at(last) + PAUSE)), "once");
-        assert_eq!(lane.rest(at(last) + PAUSE, false), None, "and so is the end of the pause");
-        while lane.next().is_some() {}
-        assert_eq!(lane.rest(at(last) + MANY_WITHIN, false), Some(None));
-        // A lane that writes now and then never pauses.
-        let second = |n: u64| start + Duration::from_secs(1 + n);
-        for n in 0..3 * MANY_WRITES as u64 {
-            assert_eq!(lane.rest(second(n), true), Some(None));
-        }
-    }
-
     #[tokio::test]
-    async fn who_adds_in_haste_wakes_a_writer_that_rests() {
+    async fn a_writer_that_waits_is_woken_by_what_is_added_and_one_that_looks_finds_it() {
         let lane = Lane::new();
-        let now = Instant::now();
-        while lane.rest(now, true) == Some(None) {}
-        lane.push(kit(10), Haste::Now);
+        assert_eq!(lane.rest(), Some(None));
+        lane.push(kit(10));
         lane.woken().await;
         lane.begins();
         assert!(lane.next().is_some());
-        let later = now + MANY_WITHIN;
-        assert_eq!(lane.rest(later, false), Some(None));
-        lane.push(kit(10), Haste::Soon);
-        lane.woken().await;
+        lane.push(kit(10));
+        assert_eq!(lane.rest(), None, "added while it looked");
     }
 
     #[test]
     fn a_closed_lane_takes_and_gives_nothing() {
         let lane = Lane::new();
-        lane.push(kit(10), Haste::Soon);
+        lane.push(kit(10));
         lane.close();
-        lane.push(kit(10), Haste::Soon);
+        lane.push(kit(10));
         assert!(lane.next().is_none());
     }
 }

@@ -19,7 +19,7 @@ use wire::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::claim::Claim;
 use super::kept::Kept;
-use super::lane::{Haste, Lane, Load, News, Parcel};
+use super::lane::{Lane, Load, News, Parcel};
 
 /// Tokens held before the engine is asked to pause: at 50 tokens a second, five seconds of a stalled link, and a
 /// kilobyte of memory.
@@ -128,7 +128,7 @@ impl Outbox {
             // A short answer may be complete already.
             let ended = inner.failure.is_some() || inner.held.back().is_some_and(|c| c.finish.is_some());
             inner.phase = if ended { Phase::Ended } else { Phase::Open };
-            self.queue(inner, Haste::Now);
+            self.queue(inner);
         }
     }
 
@@ -175,7 +175,7 @@ impl Outbox {
         inner.lane = Arc::downgrade(lane);
         inner.queued = false;
         inner.waits = false;
-        self.queue(inner, Haste::Now);
+        self.queue(inner);
         true
     }
 
@@ -183,7 +183,7 @@ impl Outbox {
     pub(crate) fn grant(self: &Arc<Self>, until: Option<u64>) {
         let mut inner = self.inner.lock();
         inner.kept.grant(until);
-        self.queue(inner, Haste::Now);
+        self.queue(inner);
     }
 
     /// Whether the engine should go on with this attempt.
@@ -212,10 +212,8 @@ impl Outbox {
             inner.phase = Phase::Ended;
         }
         let enough = inner.held_tokens >= WAITING_TOKENS || inner.held_bytes >= JOINED_BYTES;
-        if first || ends {
-            self.queue(inner, Haste::Now);
-        } else if self.hold.is_zero() || enough {
-            self.queue(inner, Haste::Soon);
+        if first || ends || enough || self.hold.is_zero() {
+            self.queue(inner);
         } else {
             self.wait(inner);
         }
@@ -236,7 +234,7 @@ impl Outbox {
     pub(crate) fn due(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
         inner.waits = false;
-        self.queue(inner, Haste::Soon);
+        self.queue(inner);
     }
 
     /// Ends the attempt without a finish. What is held is still sent, then `message`.
@@ -264,22 +262,18 @@ impl Outbox {
         if inner.phase == Phase::Open {
             inner.phase = Phase::Ended;
         }
-        self.queue(inner, Haste::Now);
+        self.queue(inner);
     }
 
     /// Puts this outbox into the lane, unless it is there, or may not be.
-    fn queue(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>, haste: Haste) {
-        if !inner.sendable() || !matches!(inner.phase, Phase::Open | Phase::Ended) {
+    fn queue(self: &Arc<Self>, mut inner: parking_lot::MutexGuard<'_, Inner>) {
+        if inner.queued || !inner.sendable() || !matches!(inner.phase, Phase::Open | Phase::Ended) {
             return;
         }
         let Some(lane) = inner.lane.upgrade() else { return };
-        let there = std::mem::replace(&mut inner.queued, true);
+        inner.queued = true;
         drop(inner);
-        match (there, haste) {
-            (false, haste) => lane.push(Load::Answer(Arc::clone(self)), haste),
-            (true, Haste::Now) => lane.hurry(),
-            (true, Haste::Soon) => {}
-        }
+        lane.push(Load::Answer(Arc::clone(self)));
     }
 
     /// What to send next, and whether there is more. For the writer alone.

@@ -6,7 +6,7 @@ use wire::control::{FromCoordinator, FromProvider};
 
 use super::Provider;
 use crate::attempt::intake::{Declined, Intake};
-use crate::attempt::lane::{Haste, Load};
+use crate::attempt::lane::Load;
 use crate::event::Event;
 use crate::session::Session;
 use crate::uplink::machine::{Input, clipped};
@@ -96,7 +96,7 @@ impl Provider {
             }
             FromCoordinator::WantKit { kit_sha256 } => match (self.instances.kit(&kit_sha256), &self.session)
             {
-                (Some(kit), Some(session)) => session.lane().push(Load::Kit(kit), Haste::Now),
+                (Some(kit), Some(session)) => session.lane().push(Load::Kit(kit)),
                 _ => {
                     tracing::warn!(kit = clipped(&kit_sha256), "the coordinator wants a kit that is not here")
                 }

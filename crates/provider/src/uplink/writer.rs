@@ -28,19 +28,16 @@ pub(crate) async fn write(
     lane: Arc<Lane>,
     table: Arc<Table>,
 ) -> Result<(), tungstenite::Error> {
-    let mut wrote = false;
     loop {
         match control.try_recv() {
             Ok(message) => {
                 socket.feed(message.into()).await?;
-                wrote = true;
                 continue;
             }
             Err(mpsc::error::TryRecvError::Empty) => {}
             Err(mpsc::error::TryRecvError::Disconnected) => return socket.close().await,
         }
         if let Some(parcel) = lane.next() {
-            wrote = true;
             let news = match parcel {
                 Parcel::Frame { bytes, news } => {
                     socket.feed(Message::Binary(bytes)).await?;
@@ -61,13 +58,10 @@ pub(crate) async fn write(
             continue;
         }
         socket.flush().await?;
-        let Some(until) = lane.rest(Instant::now(), std::mem::take(&mut wrote)) else { continue };
+        let Some(until) = lane.rest() else { continue };
         tokio::select! {
             message = control.recv() => match message {
-                Some(message) => {
-                    socket.feed(message.into()).await?;
-                    wrote = true;
-                }
+                Some(message) => socket.feed(message.into()).await?,
                 None => return socket.close().await,
             },
             () = lane.woken() => {}
@@ -101,7 +95,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::attempt::lane::{Haste, Kit, Load};
+    use crate::attempt::lane::{Kit, Load};
 
     #[tokio::test]
     async fn control_messages_overtake_data_that_waits_for_a_slow_link() {
@@ -118,10 +112,12 @@ mod tests {
         }));
         let lane = Lane::new();
         lane.limit(1000 + wire::frame::HEADER_BYTES);
-        lane.push(
-            Load::Kit(Kit { sha256: "ab".repeat(32), bytes: vec![7; 8000].into(), sent: 0, counter: 0 }),
-            Haste::Soon,
-        );
+        lane.push(Load::Kit(Kit {
+            sha256: "ab".repeat(32),
+            bytes: vec![7; 8000].into(),
+            sent: 0,
+            counter: 0,
+        }));
         let (control, queue) = mpsc::channel(CONTROL_MAX);
         let writer = tokio::spawn(write(link, queue, lane, Arc::new(Table::default())));
         tokio::task::yield_now().await;
