@@ -119,9 +119,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     terminal::start_log(arguments.log.as_deref());
     let result = match arguments.command {
-        Command::Up(options) => serving::block_on(up::run(options)),
-        Command::Coordinator(options) => serving::block_on(coordinator::run(options)),
-        Command::Provider(options) => serving::block_on(provider::run(options)),
+        Command::Up(options) => serving::serve(up::run(options)),
+        Command::Coordinator(options) => serving::serve(coordinator::run(options)),
+        Command::Provider(options) => serving::serve(provider::run(options)),
         Command::Pause(options) => lending::pause(&options),
         Command::Resume(options) => lending::resume(&options),
         Command::Chat(options) => serving::block_on(chat::run(options)),

@@ -13,13 +13,26 @@ use tokio::net::TcpListener;
 /// The name under which the bundled model is served.
 pub(crate) const BUNDLED_NAME: &str = "phalanx-bundled";
 
-/// Runs a program to its end.
-pub(crate) fn block_on(program: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+/// Runs a verb to its end.
+pub(crate) fn block_on(verb: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(program);
+    let result = runtime.block_on(verb);
     // Nothing that a verb awaited is left; a blocked read of a terminal would be waited for in vain.
     runtime.shutdown_background();
     result
+}
+
+/// Runs a server to its end, as a task like those that it starts: the first task has no thread of its own that each message
+/// would have to wake.
+pub(crate) fn serve(
+    server: impl Future<Output = anyhow::Result<ExitCode>> + Send + 'static,
+) -> anyhow::Result<ExitCode> {
+    block_on(async {
+        match tokio::spawn(server).await {
+            Ok(result) => result,
+            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+        }
+    })
 }
 
 /// Listens on `address`, and says what to do where that fails.
