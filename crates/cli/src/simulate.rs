@@ -21,8 +21,9 @@ FILE (YAML or JSON): traffic on like machines, with pools and with all models on
   - {name: fast, share: 83, decode_tokens_per_s: 57}
   - {name: slow, share: 17, decode_tokens_per_s: 2.6, answer_tokens: 64, machines: 6}
 
-Without FILE: --seeds lives of fleets with faults (loss, freeze, partition, restart, slowness, late and repeated messages,
-lies), each checked after every event; --seed replays one and prints it. Exit code 1: an invariant broke.";
+Without FILE: --seeds lives of fleets with faults (loss, freeze, restart, slowness, late and repeated messages, lies; machines
+cut off from the coordinator and from each other; the coordinator killed and started again), each checked after every event;
+--seed replays one and prints it. Exit code 1: an invariant broke.";
 
 #[derive(clap::Args)]
 #[command(after_long_help = FILES)]

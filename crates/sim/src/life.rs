@@ -2,21 +2,26 @@
 
 mod declared;
 mod faults;
+mod machines;
+mod network;
 mod plant;
 mod requests;
+mod restart;
 mod witness;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use base::{Epoch, InstanceId, MachineId, Micros, ModelName, RequestId, Rng, Tokens};
+use base::{Epoch, InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
 use fleet::deployment::Spec;
 use fleet::plan::PlanPolicy;
-use fleet::reconcile::{Controller, Effect as Order, Input as News, RankReport, World};
-use fleet::{Effect, Input, Outcome, Policy, Pool};
+use fleet::reconcile::{Controller, Effect as Order, Input as News, World};
+use fleet::{Effect, Input, Outcome, Pool};
 
 use crate::world::{self, Provider};
+use network::Network;
 pub use plant::Plant;
+use restart::Coordinator;
 pub(crate) use witness::SLOTS;
 use witness::Witness;
 
@@ -77,6 +82,14 @@ enum Happening {
     First(RequestId, InstanceId),
     Done(RequestId, InstanceId),
     Declare(usize),
+    /// Machines try each other.
+    Tries,
+    /// A cut between machines is over.
+    Mended(u64),
+    /// The coordinator starts again.
+    Starts,
+    /// What ran before its start has had the time to be taken on.
+    TakenOn,
 }
 
 struct Running {
@@ -101,14 +114,17 @@ struct Sim {
     faults_end: Micros,
     largest: Epoch,
     next_request: u64,
-    /// What should run, by model.
+    /// What should run, by model; and whether it was declared and not deleted.
     specs: Vec<Spec>,
+    declared: Vec<bool>,
     /// What is taken back in this look, one after the other: what moves from the first may pass by the next.
     leaving: Vec<InstanceId>,
     /// How far the clock of the code that decides is ahead of the world's.
     skew: Micros,
     witness: Witness,
     plant: Option<Plant>,
+    network: Network,
+    coordinator: Coordinator,
 }
 
 /// Lives one life.
@@ -130,9 +146,7 @@ impl Sim {
         let machines = most.div_ceil(2) + rng.below(most / 2 + 1);
         let world = world::world(machines as usize, &mut rng);
         let providers = world.machines.iter().map(|(id, machine)| (*id, Provider::new(machine))).collect();
-        let policy = Policy { explained_max: 0, ..Policy::default() };
-        let pool = |(name, _): &(&str, f64)| Pool::new(ModelName::new(*name), policy, rng.fork(3));
-        let pools: Vec<Pool> = MODELS.iter().map(pool).collect();
+        let pools = restart::pools(&mut rng);
         let mut sim = Self {
             seed,
             options,
@@ -149,10 +163,13 @@ impl Sim {
             largest: Epoch(0),
             next_request: 0,
             specs: declared::specs(machines, &mut rng),
+            declared: vec![false; MODELS.len()],
             leaving: Vec::new(),
             skew: Micros(0),
             witness: Witness::default(),
             plant,
+            network: Network::of(&world),
+            coordinator: Coordinator::of(&world),
             world,
             rng,
         };
@@ -222,24 +239,29 @@ impl Sim {
         match happening {
             Happening::Arrival => self.arrival(),
             Happening::Fault => self.fault(),
+            // Its start begins to tick again.
+            Happening::Tick if self.is_down() => {}
             Happening::Tick => {
+                self.see_world();
                 self.look();
                 let next = self.controller.next_deadline().saturating_sub(self.clock());
                 self.after(Micros(next.0.clamp(100_000, 1_000_000)), Happening::Tick);
             }
             Happening::Pool(model) => {
-                if self.pools[model].next_deadline().is_some_and(|at| at <= self.clock()) {
+                if !self.is_down() && self.pools[model].next_deadline().is_some_and(|at| at <= self.clock()) {
                     self.pool(model, Input::Tick);
                 }
             }
-            Happening::Declare(model) => self.declare(model),
-            Happening::Connect(machine, life) => self.connect(machine, life),
-            Happening::Silent(machine, life) => {
-                if self.providers.get(&machine).is_some_and(|p| p.connection == life && !p.linked) {
-                    self.news(News::MachineGone(machine));
-                    self.lose(machine);
-                }
+            Happening::Declare(model) if self.is_down() => {
+                self.after(Micros::from_secs(1), Happening::Declare(model));
             }
+            Happening::Declare(model) => self.declare(model),
+            Happening::Tries => self.tries(),
+            Happening::Mended(cut) => self.mended(cut),
+            Happening::Starts => self.starts(),
+            Happening::TakenOn => self.taken_on(),
+            Happening::Connect(machine, life) => self.connect(machine, life),
+            Happening::Silent(machine, life) => self.silent(machine, life),
             Happening::Told(machine, instance, epoch, rank, assign) => {
                 self.told(machine, (instance, epoch, rank), assign);
             }
@@ -247,15 +269,7 @@ impl Sim {
                 self.loaded(machine, instance, epoch, start)
             }
             Happening::Says(machine, instance, epoch, rank, phase) => {
-                let report = match phase {
-                    0 => RankReport::Loading(50),
-                    1 => RankReport::Ready,
-                    _ => RankReport::Failed("it ran out of memory".to_owned()),
-                };
-                let unheard = phase == 1 && machine == MachineId(1) && self.is_planted(Plant::NeverReady);
-                if self.providers[&machine].linked && !unheard {
-                    self.news(News::Report { machine, instance, epoch, rank, report });
-                }
+                self.says(machine, (instance, epoch, rank), phase);
             }
             Happening::First(request, instance) => {
                 if let Some(model) = self.on(request, instance) {
@@ -303,6 +317,7 @@ impl Sim {
             }
             return self.violate("capacity truth", format!("{request} went to {instance}, which is no more"));
         };
+        let places = of.places.clone();
         let broken = if of.deployment != MODELS[model].0 {
             Some("no spill-over")
         } else if of.places[0].0 != machine {
@@ -315,6 +330,7 @@ impl Sim {
         if let Some(broken) = broken {
             self.violate(broken, format!("{request} of {} went to {instance} on {machine}", MODELS[model].0));
         }
+        self.check_links(request, instance, &places);
         self.sent(request, instance);
         let slow = self.providers[&machine].slow;
         let seconds = 64.0 / MODELS[model].1 * slow * (0.5 + self.rng.next_f64());
@@ -373,10 +389,14 @@ impl Sim {
             _ => None,
         };
         self.leaving = orders.iter().filter_map(withdrawn).collect();
+        let mut groups = Vec::new();
         for order in orders {
             let (machine, instance, epoch, rank, assign) = match order {
                 Order::Assign { machine, instance, epoch, rank } => {
                     self.witness.assigned(machine, instance, epoch);
+                    if rank > 0 {
+                        groups.push((instance, epoch));
+                    }
                     (machine, instance, epoch, rank, true)
                 }
                 Order::Unassign { machine, instance, epoch, .. } => {
@@ -403,6 +423,7 @@ impl Sim {
             }
         }
         self.leaving.clear();
+        self.check_groups(&groups);
         self.offer_what_is_ready();
     }
 
@@ -429,40 +450,5 @@ impl Sim {
             }
             self.pool(model, Input::InstanceUp { machine, owner: None, offer: Box::new(offer) });
         }
-    }
-
-    fn connect(&mut self, machine: MachineId, connection: u64) {
-        let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
-        if provider.linked || provider.connection != connection {
-            return;
-        }
-        provider.linked = true;
-        let (name, incarnation, holds) = (provider.name.clone(), provider.incarnation, provider.holds());
-        self.say(|| format!("{machine} ({name}) connects, holding {}", holds.len()));
-        self.news(News::MachineUp { machine, name, incarnation, fresh: true, holds });
-    }
-
-    fn told(&mut self, machine: MachineId, about: (InstanceId, Epoch, u32), assign: bool) {
-        let now = self.now;
-        let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
-        if !provider.linked {
-            return;
-        }
-        if assign {
-            let Some(start) = provider.assign(about, now) else { return };
-            let takes = provider.load_s();
-            self.after(Micros::from_secs_f64(takes), Happening::Loaded(machine, about.0, about.1, start));
-            self.after(Micros(1000), Happening::Says(machine, about.0, about.1, about.2, 0));
-        } else if self.plant != Some(Plant::HoldsOn) {
-            provider.unassign(about.0, about.1);
-        }
-    }
-
-    fn loaded(&mut self, machine: MachineId, instance: InstanceId, epoch: Epoch, start: u64) {
-        let fails = self.now < self.faults_end && self.rng.below(12) == 0;
-        let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
-        let Some(rank) = provider.loaded((instance, epoch), start, fails) else { return };
-        let phase = if fails { 2 } else { 1 };
-        self.after(Micros(1000), Happening::Says(machine, instance, epoch, rank, phase));
     }
 }

@@ -10,6 +10,12 @@ use fleet::reconcile::{Held, World};
 use fleet::topology::{Device, Link, LinkKind, LinkState, Links, Machine};
 use wire::control::{InstanceOffer, InstancePhase, InstanceReport, ModelDescriptor};
 
+/// What a rank says: it loads, it computes, it failed, others went without a word.
+pub(crate) const LOADING: u8 = 0;
+pub(crate) const READY: u8 = 1;
+pub(crate) const FAILED: u8 = 2;
+pub(crate) const LOST: u8 = 3;
+
 /// A provider: what it holds, and whether it is there.
 #[derive(Debug, Clone)]
 pub(crate) struct Provider {
@@ -20,8 +26,12 @@ pub(crate) struct Provider {
     pub(crate) incarnation: Incarnation,
     /// How many times slower than it should be.
     pub(crate) slow: f64,
+    /// Since when it is connected.
+    pub(crate) linked_since: Micros,
     held: Option<(Held, u64)>,
     seen: BTreeMap<InstanceId, Epoch>,
+    /// What ended here at which assignment, and how it said so: said again where it is asked for again.
+    ended: BTreeMap<InstanceId, (Epoch, u8)>,
     starts: u64,
     load_s: f64,
 }
@@ -34,8 +44,10 @@ impl Provider {
             connection: 0,
             incarnation: Incarnation(1),
             slow: 1.0,
+            linked_since: Micros::ZERO,
             held: None,
             seen: BTreeMap::new(),
+            ended: BTreeMap::new(),
             starts: 0,
             load_s: 2.0 + machine.devices[0].memory as f64 / 8e9,
         }
@@ -89,9 +101,28 @@ impl Provider {
         let rank = held.rank;
         held.ready = !fails;
         if fails {
-            self.held = None;
+            self.end(about, FAILED);
         }
         Some(rank)
+    }
+
+    /// Whether it holds this, and whether it is ready.
+    pub(crate) fn has(&self, (instance, epoch): (InstanceId, Epoch)) -> Option<bool> {
+        let (held, _) = self.held?;
+        ((held.instance, held.epoch) == (instance, epoch)).then_some(held.ready)
+    }
+
+    /// What it holds ends by itself.
+    pub(crate) fn end(&mut self, (instance, epoch): (InstanceId, Epoch), how: u8) {
+        if self.has((instance, epoch)).is_some() {
+            self.held = None;
+            self.ended.insert(instance, (epoch, how));
+        }
+    }
+
+    /// How what it is asked for again ended before.
+    pub(crate) fn ended(&self, (instance, epoch): (InstanceId, Epoch)) -> Option<u8> {
+        self.ended.get(&instance).filter(|(at, _)| *at == epoch).map(|(_, how)| *how)
     }
 
     /// Its connection ends; a new life begins where it dies. Which connection the next will be.
@@ -102,6 +133,7 @@ impl Provider {
             self.incarnation = Incarnation(self.incarnation.0 + 1);
             self.held = None;
             self.seen.clear();
+            self.ended.clear();
         }
         self.connection
     }
@@ -109,16 +141,7 @@ impl Provider {
 
 /// Two models, and machines of four sizes on one network.
 pub(crate) fn world(machines: usize, rng: &mut Rng) -> World {
-    let mut links = Links::new(machines);
-    let lan = Link {
-        kind: LinkKind::Ethernet,
-        state: LinkState::Up,
-        rtt_s: 3e-4,
-        bandwidth: 1.25e9,
-        rdma: false,
-        private: true,
-    };
-    links.add_network((0..machines as u32).collect(), lan);
+    let links = lan(machines);
     let machine = |at: usize, rng: &mut Rng| Machine {
         name: format!("m{at}"),
         online: true,
@@ -143,6 +166,24 @@ pub(crate) fn world(machines: usize, rng: &mut Rng) -> World {
     World { machines, links, shapes, demand: BTreeMap::new() }
 }
 
+/// One network in which everybody reaches everybody.
+pub(crate) fn lan(machines: usize) -> Links {
+    let mut links = Links::new(machines);
+    let lan = Link {
+        kind: LinkKind::Ethernet,
+        state: LinkState::Up,
+        rtt_s: LAN_RTT_S,
+        bandwidth: LAN_BYTES_PER_S,
+        rdma: false,
+        private: true,
+    };
+    links.add_network((0..machines as u32).collect(), lan);
+    links
+}
+
+/// Ten gigabits.
+pub(crate) const LAN_BYTES_PER_S: f64 = 1.25e9;
+pub(crate) const LAN_RTT_S: f64 = 3e-4;
 const MODELS_ON_DISK: [&str; 2] = ["fast", "slow"];
 
 fn shape(layers: usize, hidden: usize) -> Arc<Shape> {

@@ -26,6 +26,7 @@ impl Sim {
     /// Says, again, that a model should run.
     pub(super) fn declare(&mut self, model: usize) {
         let spec = self.specs[model].clone();
+        self.declared[model] = true;
         self.news(News::Apply(Box::new(spec)));
         self.pool(model, Input::Wanted { wanted: true });
     }
@@ -53,6 +54,7 @@ impl Sim {
     /// Deleted, in whatever phase it is, and declared again after a while.
     pub(super) fn delete(&mut self, model: usize, until: base::Micros) {
         self.say(|| format!("{} is deleted ({:.0} s)", MODELS[model].0, until.as_secs_f64()));
+        self.declared[model] = false;
         self.news(News::Delete(MODELS[model].0.to_owned()));
         self.pool(model, Input::Wanted { wanted: false });
         self.after(until, Happening::Declare(model));

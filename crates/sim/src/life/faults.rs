@@ -12,7 +12,8 @@ impl Sim {
         }
         let machines: Vec<MachineId> = self.providers.keys().copied().collect();
         let machine = machines[self.rng.below(machines.len() as u64) as usize];
-        let kind = self.rng.below(9);
+        let kind = self.rng.below(11);
+        self.coordinator.disturbed = true;
         let away = Micros(self.rng.below(60_000_000));
         let names = ["is lost", "freezes", "is cut off", "restarts", "slows down", "lies"];
         if let Some(name) = names.get(kind as usize) {
@@ -23,6 +24,9 @@ impl Sim {
                 let dies = kind == 0 || kind == 3;
                 let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
                 let connection = provider.cut(dies);
+                if dies {
+                    self.forget_reach(machine);
+                }
                 let back = if kind == 3 { Micros(away.0 / 20) } else { away };
                 self.after(
                     Micros::from_secs(if dies { 0 } else { 6 }),
@@ -34,6 +38,10 @@ impl Sim {
                 let slow = 1.0 + self.rng.next_f64() * 5.0;
                 self.providers.get_mut(&machine).expect("machines are not forgotten").slow = slow;
             }
+            9 if self.network.can_be_cut() => self.cut(machine, 5 + away.0 / 500_000),
+            // These need a coordinator.
+            _ if self.is_down() => {}
+            10 => self.kill_coordinator(Micros::from_secs(2) + Micros(away.0 / 2)),
             6 => {
                 self.say(|| format!("the coordinator's clock jumps ({:.0} s)", away.as_secs_f64()));
                 self.skew += away;
@@ -66,6 +74,7 @@ impl Sim {
     /// Faults are over: everybody comes back, as fast as before.
     fn heal(&mut self) {
         self.say(|| "faults are over".to_owned());
+        self.mend_all();
         for machine in self.providers.keys().copied().collect::<Vec<_>>() {
             let provider = self.providers.get_mut(&machine).expect("machines are not forgotten");
             provider.slow = 1.0;
@@ -104,6 +113,7 @@ impl Sim {
     pub(super) fn finish(mut self) -> Life {
         let hours = self.now.as_secs_f64() / 3600.0;
         self.life.machine_hours = hours * self.providers.len() as f64;
+        self.check_declared();
         let mut open = Vec::new();
         for (name, deployment) in self.controller.deployments() {
             let of: Vec<_> = self.controller.instances().filter(|i| i.deployment == *name).collect();

@@ -36,11 +36,25 @@ pub enum Plant {
     HoldsOn,
     /// Something fails every ten minutes, in quiet times too.
     Restless,
+    /// A start of the coordinator does not read all that was declared.
+    LosesADeployment,
+    /// A start of the coordinator does not read what was placed.
+    ForgetsPlacements,
+    /// A start of the coordinator neither reads what was placed nor how far epochs were.
+    EpochsStartAgain,
+    /// What was open when the coordinator was killed is neither ended nor settled.
+    KeepsTheOpen,
+    /// A missed try counts as three.
+    BelievesOneMiss,
+    /// Whoever decides is not told which links are down.
+    HidesTheCut,
+    /// Ranks of groups whose machines are cut apart do not notice.
+    CutIsNotSaid,
 }
 
 impl Plant {
     /// All of them, each with the invariant that it breaks.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 21] = [
         (Self::KeepsTheOld, "one model per machine"),
         (Self::WrongPool, "no spill-over"),
         (Self::OldEpoch, "epochs grow"),
@@ -55,6 +69,13 @@ impl Plant {
         (Self::NeverReady, "convergence"),
         (Self::HoldsOn, "convergence"),
         (Self::Restless, "flapping"),
+        (Self::LosesADeployment, "deployments stay"),
+        (Self::ForgetsPlacements, "adoption"),
+        (Self::EpochsStartAgain, "epochs grow"),
+        (Self::KeepsTheOpen, "one terminal"),
+        (Self::BelievesOneMiss, "hysteresis"),
+        (Self::HidesTheCut, "groups form where links are"),
+        (Self::CutIsNotSaid, "cut groups take nothing"),
     ];
 }
 

@@ -34,7 +34,10 @@ impl Sim {
     }
 
     pub(super) fn arrival(&mut self) {
-        if self.now < self.faults_end {
+        if self.is_down() {
+            // Nobody hears it.
+            self.after(Micros::from_secs(1), Happening::Arrival);
+        } else if self.now < self.faults_end {
             self.next_request += 1;
             self.life.requests.0 += 1;
             let request = RequestId(u128::from(self.next_request));
