@@ -101,12 +101,23 @@ fn withheld(windows: &[Window], pause: Option<Pause>, now: &Zoned) -> Option<Str
     if windows.is_empty() || open(now) {
         return None;
     }
-    // Windows repeat each week.
-    let next = (1..=7 * i64::from(DAY_MINUTES))
-        .filter_map(|minutes| now.checked_add(minutes.minutes()).ok())
-        .find(|at| open(at));
-    let until = next.map_or_else(String::new, |at| format!(" until {}", at.strftime("%a %H:%M")));
+    let until =
+        opening(windows, now).map_or_else(String::new, |at| format!(" until {}", at.strftime("%a %H:%M")));
     Some(format!("outside of its owner's hours{until}"))
+}
+
+/// When the next window opens, where none is open. Windows repeat each week.
+fn opening(windows: &[Window], now: &Zoned) -> Option<Zoned> {
+    let begins = |window: &Window, ahead: i64| {
+        let date = now.date().checked_add(ahead.days()).ok()?;
+        let day = date.weekday().to_monday_zero_offset();
+        let (hour, minute) = ((window.from / 60) as i8, (window.from % 60) as i8);
+        // A time that a change of clocks leaves out is the next that there is.
+        let at = || date.at(hour, minute, 0, 0).to_zoned(now.time_zone().clone()).ok();
+        if window.days & (1 << day) != 0 { at() } else { None }
+    };
+    let all = windows.iter().flat_map(|window| (0..=7).filter_map(move |ahead| begins(window, ahead)));
+    all.filter(|at| at > now).min()
 }
 
 /// One machine's hours and pause.
@@ -264,6 +275,43 @@ mod tests {
         let paused = Some(Pause { until: Some(end) });
         assert_eq!(why(&[], paused).as_deref(), Some("paused by its owner until 2026-11-20 13:30"));
         assert_eq!(why(&[], Some(Pause { until: Some(end - 90 * 60) })), None, "it is over by itself");
+    }
+
+    #[test]
+    fn the_next_opening_is_what_a_look_at_each_minute_of_a_week_finds() {
+        let mut state = 5u64;
+        let mut below = |n: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % n
+        };
+        let mut closed = 0;
+        for _ in 0..60 {
+            let count = 1 + below(3);
+            let windows: Vec<Window> = (0..count)
+                .map(|_| {
+                    let (from, span) = (below(1440) as u16, 1 + below(1438) as u16);
+                    Window { days: 1 + below(127) as u8, from, to: (from + span) % 1440 }
+                })
+                .filter(|window| window.from != window.to)
+                .collect();
+            let now =
+                at("2026-11-16T00:00[UTC]").checked_add((below(7 * 1440) as i64).minutes()).expect("a week");
+            let is_open = |at: &Zoned| withheld(&windows, None, at).is_none();
+            if windows.is_empty() || is_open(&now) {
+                continue;
+            }
+            closed += 1;
+            let minute = |ahead: i64| now.checked_add(ahead.minutes()).expect("a week");
+            let expected = (1..=7 * 1440).map(minute).find(is_open);
+            assert_eq!(opening(&windows, &now), expected, "{windows:?} at {now}");
+        }
+        assert!(closed > 5, "{closed}");
+        // By night the clock jumps from two to three: what would open between opens then, or soon after.
+        let spring = at("2026-03-29T01:30[Europe/Berlin]");
+        let next = opening(&windows(&["02:30-06:00"]), &spring).expect("it opens");
+        assert_eq!(next.strftime("%a %H:%M").to_string(), "Sun 03:30");
     }
 
     #[test]

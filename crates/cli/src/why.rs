@@ -32,7 +32,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     say(format!("{} ({}): {state}", reasons.name, reasons.machine))?;
     if reasons.instances.is_empty() {
-        say("It holds no instance of any model.")?;
+        // A rank above 0 of a group computes, and offers nothing itself: its deployment's line says so.
+        say("It offers no instance of any model for requests.")?;
     }
     if reasons.managed {
         say(match reasons.deployments.is_empty() {

@@ -116,7 +116,17 @@ impl Sight<'_> {
                 (Phase::Assigned, RankState::Ready) => "is ready, and waits for the other ranks".to_owned(),
                 (Phase::Ready, RankState::Ready) => "holds it".to_owned(),
             };
-            lines.push(format!("{}: {how} (rank {rank})", instance.deployment));
+            let leads = instance.places.first().and_then(|(leader, _)| self.controller.machine_name(*leader));
+            let place = match (rank, instance.places.len()) {
+                (0, 1) => "rank 0".to_owned(),
+                (0, ranks) => format!("rank 0 of {ranks}, which requests go to"),
+                // It computes them, and offers nothing itself.
+                (_, ranks) => format!(
+                    "rank {rank} of {ranks}; requests go to rank 0, on {}",
+                    leads.unwrap_or("another machine")
+                ),
+            };
+            lines.push(format!("{}: {how} ({place})", instance.deployment));
         }
         if let Some(why) = self.controller.resting(machine) {
             lines.push(format!("gets nothing new: {why}"));
