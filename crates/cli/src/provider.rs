@@ -102,6 +102,10 @@ struct ManagedOptions {
     /// Memory that models may take together, as in 24GiB [default: what is free at the start].
     #[arg(long, value_name = "SIZE", value_parser = serving::parse_bytes, requires = "managed")]
     memory_limit: Option<base::Bytes>,
+    /// What models that are fetched may take of the disk together, as in 200GiB: those that were least recently used are
+    /// removed to make room, never one that a provider of this machine holds [default: what `phalanx models budget` set].
+    #[arg(long, value_name = "SIZE", env = "PHALANX_MODELS_BUDGET", value_parser = serving::parse_bytes)]
+    models_budget: Option<base::Bytes>,
     /// A folder in which providers of one machine share what that machine was measured to do.
     #[arg(long, value_name = "DIR", requires = "managed", hide = true)]
     measured_beside: Option<std::path::PathBuf>,
@@ -125,6 +129,7 @@ impl ManagedOptions {
             labels: self.labels,
             engine: engine.config(),
             measured_beside: self.measured_beside,
+            models_budget: self.models_budget,
             ..ManagedConfig::default()
         })
     }

@@ -46,6 +46,8 @@ mod returns;
 mod sealing;
 #[path = "fleet/six.rs"]
 mod six;
+#[path = "fleet/stock.rs"]
+mod stock;
 #[path = "fleet/traces.rs"]
 mod traces;
 #[path = "fleet/upstream.rs"]

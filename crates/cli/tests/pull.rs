@@ -8,8 +8,10 @@ mod hub;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::Value;
+use testkit::{Program, Started};
 
 use hub::{Hub, Trick};
 
@@ -43,13 +45,18 @@ struct Pulled {
 }
 
 fn pull_into(folder: &Path, hub: &Hub, more: &[&str]) -> Result<Value, String> {
+    pull_named("acme/tiny", folder, hub, more)
+}
+
+fn pull_named(name: &str, folder: &Path, hub: &Hub, more: &[&str]) -> Result<Value, String> {
     let patience: &[&str] = if more.contains(&"--patience") { &[] } else { &["--patience", "20"] };
     let output = Command::new(PHALANX)
-        .args(["models", "pull", "acme/tiny", "--json", "--endpoint", &hub.url, "--dir"])
+        .args(["models", "pull", name, "--json", "--endpoint", &hub.url, "--dir"])
         .arg(folder)
         .args(patience)
         .args(more)
         .env_remove("HF_TOKEN")
+        .env_remove("PHALANX_MODELS_BUDGET")
         .env("NO_PROXY", "*")
         .output()
         .unwrap();
@@ -213,4 +220,112 @@ fn what_does_not_fit_or_is_no_model_is_refused_before_a_byte() {
     let nobody = Hub { url: "http://127.0.0.1:1".to_owned(), ..Hub::start(vec![], vec![]) };
     let error = pull(&nobody, &["--patience", "1"]).said.unwrap_err();
     assert!(error.contains("127.0.0.1:1"), "{error}");
+}
+
+/// `phalanx models VERB ...` in a folder of models; what it said, or why not.
+fn models(folder: &Path, arguments: &[&str]) -> Result<Value, String> {
+    let data = folder.with_extension("data");
+    let output = Command::new(PHALANX)
+        .arg("models")
+        .args(arguments)
+        .args(["--json", "--dir"])
+        .arg(folder)
+        .arg("--data")
+        .arg(data)
+        .output()
+        .unwrap();
+    match output.status.success() {
+        true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// The models that were fetched, by name, and whether each is held.
+fn stocked(folder: &Path) -> Vec<(String, bool)> {
+    let listed = models(folder, &["list"]).unwrap();
+    let all = listed["stocked"].as_array().unwrap().iter();
+    let one = |of: &Value| {
+        (of["model"].as_str().unwrap().to_owned(), !of["held_by"].as_array().unwrap().is_empty())
+    };
+    all.map(one).collect()
+}
+
+fn free(names: &[&str]) -> Vec<(String, bool)> {
+    names.iter().map(|name| ((*name).to_owned(), false)).collect()
+}
+
+/// A provider that serves one of the models, and has no coordinator to serve it for.
+fn provider_of(folder: &Path, name: &str) -> Started {
+    let model = format!("{name}={}", folder.join(name).display());
+    let arguments =
+        ["provider", "--join", "http://127.0.0.1:1", "--token", "t", "--name", "one", "--model", &model];
+    let provider = Program::new(PHALANX, arguments).spawn();
+    let deadline = Instant::now() + testkit::program::PATIENCE;
+    while !stocked(folder).contains(&(name.to_owned(), true)) {
+        assert!(Instant::now() < deadline, "{name} is not held: {}", provider.printed());
+    }
+    provider
+}
+
+#[test]
+fn room_is_made_by_the_least_recently_used_and_never_by_what_a_provider_holds() {
+    let hub = Hub::start(repository(), vec![]);
+    let outer = tempfile::tempdir().unwrap();
+    let folder = outer.path().join("models");
+    // Two have room, a third has not.
+    let budget = ["--models-budget", "1500000"];
+    let pull = |name: &str| {
+        let said = pull_named(name, &folder, &hub, &budget)?;
+        Ok::<_, String>(
+            said["removed"].as_array().unwrap().iter().map(|of| of["model"].clone()).collect::<Vec<_>>(),
+        )
+    };
+    let used = |name: &str, seconds| {
+        let manifest = folder.join(name).join(".phalanx-pull.json");
+        let manifest = fs::File::options().write(true).open(manifest).unwrap();
+        manifest.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    };
+    for (name, seconds) in [("acme/a", 1_000), ("acme/b", 2_000)] {
+        assert_eq!(pull(name).unwrap(), [""; 0]);
+        used(name, seconds);
+    }
+    // Somebody's own in the same folder is neither counted nor touched.
+    fs::create_dir_all(folder.join("me/own")).unwrap();
+    fs::write(folder.join("me/own/model.gguf"), content(9, 2_000_000)).unwrap();
+    assert_eq!(pull("acme/c").unwrap(), ["acme/a"]);
+    used("acme/c", 3_000);
+    assert_eq!(stocked(&folder), free(&["acme/b", "acme/c", "me/own"]));
+
+    // The older one is held: the newer goes.
+    let holds_b = provider_of(&folder, "acme/b");
+    assert_eq!(pull("acme/a").unwrap(), ["acme/c"]);
+    // Both are held: nothing goes, and why is said with figures.
+    let holds_a = provider_of(&folder, "acme/a");
+    let error = pull("acme/c").unwrap_err();
+    for words in ["acme/c takes 686.", "budget of 1.4 MiB", "held by provider one (process", "models budget"]
+    {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let error = models(&folder, &["remove", "acme/b"]).unwrap_err();
+    assert!(error.contains("acme/b stays") && error.contains("provider one"), "{error}");
+    assert!(!folder.join(".pulling/acme--c").exists(), "nothing is left of what was not begun");
+    // Its end frees it, however it ends.
+    drop(holds_b.kill());
+    assert_eq!(pull("acme/c").unwrap(), ["acme/b"]);
+    drop(holds_a);
+    assert_eq!(stocked(&folder), free(&["acme/a", "acme/c", "me/own"]));
+
+    // A budget of the folder's own, and what goes when it is asked for by name.
+    let set = models(&folder, &["budget", "1MiB"]).unwrap();
+    assert_eq!(
+        (set["budget_bytes"].as_u64(), set["taken_bytes"].as_u64() > Some(1 << 20)),
+        (Some(1 << 20), true)
+    );
+    assert_eq!(models(&folder, &["remove", "acme/c"]).unwrap()["model"], "acme/c");
+    let said = pull_named("acme/b", &folder, &hub, &[]).unwrap();
+    assert_eq!(said["removed"][0]["model"], "acme/a");
+    assert!(models(&folder, &["budget", "none"]).unwrap()["budget_bytes"].is_null());
+    pull_named("acme/a", &folder, &hub, &[]).unwrap();
+    assert_eq!(stocked(&folder), free(&["acme/a", "acme/b", "me/own"]));
+    assert_eq!(fs::read(folder.join("me/own/model.gguf")).unwrap().len(), 2_000_000);
 }

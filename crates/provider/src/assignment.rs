@@ -3,7 +3,7 @@
 pub(crate) mod desk;
 mod work;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Bytes, Epoch, InstanceId, ModelName};
-use engine::EngineConfig;
+use engine::{EngineConfig, ModelSource};
 use tokio::sync::mpsc;
 use wire::control::{
     AssignGroup, Assignment, FromCoordinator, FromProvider, GroupAddress, Inventory, LABELS_MAX, Label,
@@ -22,6 +22,7 @@ use crate::config::{ManagedConfig, ModelConfig};
 use crate::host::Host;
 use crate::measured::{Measured, Speeds};
 use crate::shelf::{Gauging, Places, Shelf, Watcher};
+use crate::stock::{Hold, Stock};
 use desk::{Desk, Life};
 
 /// News that waits for the provider's task. Progress is dropped where it is full; everything else waits.
@@ -73,15 +74,19 @@ pub(crate) struct Managed {
     told: Vec<(String, String)>,
     /// Whether anything is held: nobody is held up by measurements then.
     busy: Arc<AtomicBool>,
+    /// Who says so of models that stay on the disk.
+    held_by: String,
+    /// Files that stay on the disk, by model.
+    holds: BTreeMap<String, Hold>,
     _watcher: Option<Watcher>,
 }
 
 impl Managed {
-    /// Looks for models, and measures the machine where that has not been done. `available` is what models may take where
+    /// Looks for models, and measures the machine, which is called `name`, where that has not been done. `available` is what models may take where
     /// nobody set a limit.
     pub(crate) fn start(
         config: ManagedConfig,
-        given: &[ModelConfig],
+        (given, name): (&[ModelConfig], &str),
         folder: PathBuf,
         hardware: &wire::control::Hardware,
     ) -> (Self, mpsc::Receiver<AssignNews>) {
@@ -124,6 +129,8 @@ impl Managed {
             limit,
             told: Vec::new(),
             busy,
+            held_by: format!("provider {name}"),
+            holds: BTreeMap::new(),
             _watcher: watcher,
         };
         (managed, heard)
@@ -197,9 +204,28 @@ impl Managed {
         }
     }
 
-    /// What the desk decided is what measurements must not hold up.
-    pub(crate) fn note_busy(&self) {
+    /// What the desk decided is what measurements must not hold up, and what stays on the disk.
+    pub(crate) fn note_held(&mut self) {
         self.busy.store(!self.desk.is_empty(), Ordering::Relaxed);
+        let waiting = self.waiting.iter().map(|assign| assign.model.as_str());
+        let needed: BTreeSet<&str> = self.desk.models().into_iter().chain(waiting).collect();
+        self.holds.retain(|model, _| needed.contains(model.as_str()));
+        for model in needed {
+            if self.holds.contains_key(model) {
+                continue;
+            }
+            let shelved = self.shelf.models.iter().find(|shelved| shelved.facts.name.as_str() == model);
+            if let Some(ModelSource::Folder(path)) = shelved.map(|shelved| &shelved.source)
+                && let Some(hold) = Stock::hold_at(path, &self.held_by)
+            {
+                self.holds.insert(model.to_owned(), hold);
+            }
+        }
+    }
+
+    /// What is held for long is used, too.
+    pub(crate) fn mark_used(&mut self) {
+        self.holds.values_mut().for_each(Hold::mark);
     }
 
     /// Begins to load, once the threads `before` are done.
@@ -290,6 +316,7 @@ impl Managed {
             return Err(Box::new(assign));
         }
         self.waiting.push_back(assign);
+        self.note_held();
         Ok(())
     }
 

@@ -56,6 +56,8 @@ pub struct ManagedConfig {
     pub look_every: Duration,
     /// A folder in which providers of one machine share what the machine was measured to do.
     pub measured_beside: Option<PathBuf>,
+    /// What models that are fetched may take of the disk together; where absent, what was set for their folder.
+    pub models_budget: Option<Bytes>,
 }
 
 impl Default for ManagedConfig {
@@ -67,6 +69,7 @@ impl Default for ManagedConfig {
             engine: EngineConfig::default(),
             look_every: Duration::from_secs(15),
             measured_beside: None,
+            models_budget: None,
         }
     }
 }

@@ -23,6 +23,7 @@ mod probe;
 mod provider;
 mod session;
 mod shelf;
+pub mod stock;
 pub mod topology;
 mod uplink;
 mod upstream;

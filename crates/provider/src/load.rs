@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Bytes, Tokens};
-use engine::{Engine, LoadOptions, LoadedModel};
+use engine::{Engine, LoadOptions, LoadedModel, ModelSource};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use wire::control::ModelDescriptor;
@@ -16,6 +16,7 @@ use crate::cadence::Cadence;
 use crate::config::ModelConfig;
 use crate::host::Host;
 use crate::instance::{News, Step};
+use crate::stock::{Hold, Stock};
 use crate::upstream::{self, Upstream, UpstreamConfig};
 use crate::weights;
 
@@ -30,16 +31,27 @@ const CONNECT_AGAIN: Duration = Duration::from_secs(2);
 pub(crate) struct Loaders {
     thread: Option<JoinHandle<()>>,
     leaving: Arc<AtomicBool>,
+    /// Files that stay on the disk as long as this provider is there.
+    holds: Vec<Hold>,
 }
 
 impl Loaders {
     /// Begins to load. One after the other, so that each engine measures its speed and the machine's free memory
     /// undisturbed.
-    pub(crate) fn start(models: &[ModelConfig], folder: &Path) -> (Self, mpsc::Receiver<Step>) {
+    pub(crate) fn start(
+        models: &[ModelConfig],
+        machine: &str,
+        folder: &Path,
+    ) -> (Self, mpsc::Receiver<Step>) {
         // Two steps a model at most: the thread never waits for its listener.
         let (sender, receiver) = mpsc::channel((2 * models.len()).max(1));
         let leaving = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&leaving);
+        let holds = models.iter().filter_map(|model| match &model.source {
+            ModelSource::Folder(path) => Stock::hold_at(path, &format!("provider {machine}")),
+            ModelSource::Bundled => None,
+        });
+        let holds = holds.collect();
         let models = shared_out(models);
         let (runtime, folder) = (Handle::current(), folder.to_owned());
         let work = move || {
@@ -69,7 +81,12 @@ impl Loaders {
         };
         let thread = std::thread::Builder::new().name("phalanx-load".into()).spawn(work);
         // A machine that cannot start one thread has reported nothing ready, and says so when the channel ends.
-        (Self { thread: thread.ok(), leaving }, receiver)
+        (Self { thread: thread.ok(), leaving, holds }, receiver)
+    }
+
+    /// What is held for long is used, too.
+    pub(crate) fn mark_used(&mut self) {
+        self.holds.iter_mut().for_each(Hold::mark);
     }
 
     /// Ends the loading and stops `engines`, each thread joined.

@@ -200,7 +200,8 @@ impl Provider {
         let hardware = crate::hardware::probe();
         let (managed, assign_news) = match config.managed.clone() {
             Some(managed) => {
-                let started = Managed::start(managed, &config.models, config.data_dir.clone(), &hardware);
+                let given = (&config.models[..], name.as_str());
+                let started = Managed::start(managed, given, config.data_dir.clone(), &hardware);
                 (Some(started.0), started.1)
             }
             None => (None, mpsc::channel(1).1),
@@ -211,7 +212,7 @@ impl Provider {
         for model in own {
             on_event(Event::Loading { model: model.name.clone() });
         }
-        let (loaders, steps) = Loaders::start(own, &config.data_dir);
+        let (loaders, steps) = Loaders::start(own, &name, &config.data_dir);
         let listen = crate::hardware::group_listen(&config.group_listen, target.is_loopback());
         let (proved, keys) = (Arc::new(Proved::default()), Arc::clone(&identity.keys));
         let (probes, probe_news) = match &managed {
@@ -379,6 +380,8 @@ impl Provider {
                 closed
             }
             Effect::Heartbeat { sequence } => {
+                self.loaders.mark_used();
+                self.managed.iter_mut().for_each(Managed::mark_used);
                 if let Some(closed) = self.look_for_broken() {
                     return Some(closed);
                 }

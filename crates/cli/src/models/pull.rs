@@ -11,20 +11,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use base::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
+use provider::stock::Wanted;
 use serde::Serialize;
 
-use crate::place::DataOption;
+use super::place::{PlaceOption, RemovedModel};
+use crate::serving;
 use crate::terminal::{say, say_json};
 use fetch::Fetch;
 use hub::Hub;
 use shelf::Shelf;
-
-/// Left free on the disk beside the model.
-const DISK_SPARE: u64 = 256 << 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -33,10 +32,6 @@ pub(crate) struct Options {
     /// The hub.
     #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
     endpoint: String,
-    /// The folder of models that it is put into, as DIR/ORGANISATION/NAME [default: models in the data folder, where
-    /// `phalanx provider --managed` looks].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
     /// Of a repository with several GGUF files, this one: its name, or a part of it as in Q4_K_M.
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
@@ -50,7 +45,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     patience: u64,
     #[command(flatten)]
-    data: DataOption,
+    place: PlaceOption,
+    /// What all models that were fetched may take of the disk together, as in 200GiB: those that were least recently used
+    /// are removed to make room, never one that a provider holds [default: what `phalanx models budget` set; nothing is
+    /// removed where nothing was].
+    #[arg(long, value_name = "SIZE", env = "PHALANX_MODELS_BUDGET", value_parser = serving::parse_bytes)]
+    models_budget: Option<Bytes>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,6 +66,8 @@ struct Pulled {
     bytes: u64,
     /// Of these, came over the network now.
     fetched_bytes: u64,
+    /// What went to make room.
+    removed: Vec<RemovedModel>,
     seconds: f64,
 }
 
@@ -73,39 +75,44 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let (name, revision) = options.name.split_once('@').unwrap_or((&options.name, "main"));
     let hub = Hub::new(&options.endpoint, options.token.as_deref(), Duration::from_secs(options.patience))?;
-    let folder = match &options.dir {
-        Some(folder) => std::path::absolute(folder)?,
-        None => options.data.make()?.join("models"),
-    };
+    let stock = options.place.stock()?;
     let listing = hub.listing(name, revision).await?;
     let files = choose::choose(name, &listing.files, options.file.as_deref())?;
     let bytes: u64 = files.iter().map(|file| file.size).sum();
-    let shelf = Shelf::open(&folder, name)?;
-    let pulled = |path: PathBuf, fetched_bytes| Pulled {
+    let shelf = Shelf::open(&stock, name)?;
+    let pulled = |path: PathBuf, fetched_bytes, removed| Pulled {
         model: name.to_owned(),
         revision: listing.revision.clone(),
         path,
         files: files.len(),
         bytes,
         fetched_bytes,
+        removed,
         seconds: started.elapsed().as_secs_f64(),
     };
     if let Some(path) = shelf.is_there(&listing.revision, &files) {
-        return tell(&options, &pulled(path, 0), "is here already");
+        return tell(&options, &pulled(path, 0, Vec::new()), "is here already");
     }
     let here = shelf.begin(&listing.revision, &files)?;
-    room(&folder, bytes.saturating_sub(here), name)?;
+    let wanted = Wanted { name, whole: Bytes(bytes), to_write: Bytes(bytes.saturating_sub(here)) };
+    let removed = stock.make_room(wanted, options.models_budget).inspect_err(|_| shelf.leave(here))?;
+    let removed: Vec<RemovedModel> = removed.into_iter().map(RemovedModel::from).collect();
+    if !options.json {
+        for model in &removed {
+            say(format!("Removed to make room: {}", model.text()))?;
+        }
+    }
     let bar = progress(bytes, options.json);
     let fetched = fetch_all(&hub, &shelf, &options, (name, &listing.revision), &files, &bar).await;
     bar.finish_and_clear();
     let fetched = fetched.with_context(|| {
         format!(
             "{name} was not fetched whole; what came is kept in {}, and the same command goes on",
-            folder.display()
+            stock.folder().display()
         )
     })?;
     let path = shelf.finish()?;
-    tell(&options, &pulled(path, fetched), "was fetched")
+    tell(&options, &pulled(path, fetched, removed), "was fetched")
 }
 
 async fn fetch_all(
@@ -131,23 +138,6 @@ async fn fetch_all(
         .buffer_unordered(options.parallel as usize)
         .try_fold(0, |all, fetched| async move { Ok(all + fetched) })
         .await
-}
-
-/// Refuses before the first byte what the disk cannot hold.
-fn room(folder: &std::path::Path, bytes: u64, name: &str) -> anyhow::Result<()> {
-    let disk = rustix::fs::statvfs(folder)
-        .with_context(|| format!("looking at the disk of {}", folder.display()))?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if bytes > 0 && bytes.saturating_add(DISK_SPARE) > free {
-        bail!(
-            "{name} needs {} more and {} to spare, and {} has {} free: make room, or say another folder with --dir",
-            Bytes(bytes),
-            Bytes(DISK_SPARE),
-            folder.display(),
-            Bytes(free)
-        );
-    }
-    Ok(())
 }
 
 fn progress(bytes: u64, json: bool) -> ProgressBar {

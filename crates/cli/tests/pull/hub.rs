@@ -1,4 +1,4 @@
-//! A hub of one repository, spoken by hand over sockets, so that it can do what no well-behaved server does.
+//! A hub of one repository under whatever name of one organisation, spoken by hand over sockets, so that it can do what no well-behaved server does.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
@@ -147,7 +147,7 @@ fn answer(
         }
         _ => {}
     }
-    if path.starts_with("/api/models/acme/tiny/revision/main") {
+    if path.starts_with("/api/models/acme/") && path.contains("/revision/main") {
         let body = listing(files, state);
         return write!(
             stream,

@@ -13,7 +13,7 @@
 
 mod record;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use base::{Bytes, Epoch, InstanceId, Micros};
 use wire::control::{Assignment, AssignmentPhase, AssignmentReport, HELD_MAX, Held};
@@ -57,6 +57,12 @@ impl Desk {
     /// Whether nothing is held here, alone or as a rank of a group.
     pub(crate) fn is_empty(&self) -> bool {
         self.records.is_empty() && self.groups.is_empty()
+    }
+
+    /// The models whose files are needed here: of what is assigned or ends, and of ranks of groups.
+    pub(crate) fn models(&self) -> BTreeSet<&str> {
+        let assigned = self.records.values().map(|record| record.assignment.model.as_str());
+        assigned.chain(self.groups.iter().map(String::as_str)).collect()
     }
 
     /// When `Tick` is due at the latest.

@@ -60,7 +60,7 @@ impl Provider {
             let Some(managed) = &mut self.managed else { return None };
             let mut effects = Vec::new();
             managed.desk.handle(now, input, &mut effects);
-            managed.note_busy();
+            managed.note_held();
             for effect in effects {
                 let (follows, ended) = self.perform_assigned(effect);
                 inputs.extend(follows);

@@ -1,66 +1,40 @@
 //! Where models are put: what is under way lies hidden, and is a model's folder in one step once it is whole.
 
 use std::fs::{self, File as DiskFile};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use serde::{Deserialize, Serialize};
+use provider::stock::{Entry, Manifest, Stock};
 
 use super::fetch::beside;
 use super::hub::File;
 
-/// What is under way, in the folder of models: hidden, so that nobody takes it for a model.
-const UNDER_WAY: &str = ".pulling";
-/// What was fetched, beside it.
-const MANIFEST: &str = ".phalanx-pull.json";
-
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Manifest {
-    revision: String,
-    files: Vec<Entry>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    path: String,
-    size: u64,
-    sha256: Option<String>,
-    blob: Option<String>,
-}
-
-impl Entry {
-    fn of(file: &File) -> Self {
-        let File { path, size, sha256, blob } = file.clone();
-        Self { path, size, sha256, blob }
-    }
+fn entry(file: &File) -> Entry {
+    let File { path, size, sha256, blob } = file.clone();
+    Entry { path, size, sha256, blob }
 }
 
 /// One model's place.
 pub(super) struct Shelf {
     under_way: PathBuf,
     whole: PathBuf,
-    /// Held for as long as this is: two that write into one file would both be wrong.
+    /// Held for as long as this is.
     _lock: DiskFile,
 }
 
 impl Shelf {
-    /// The place of `name` in `folder`, for this process alone.
-    pub(super) fn open(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let all = folder.join(UNDER_WAY);
-        fs::create_dir_all(&all).with_context(|| format!("making the folder {}", all.display()))?;
-        let flat = name.replace('/', "--");
-        let path = all.join(format!("{flat}.lock"));
-        let lock = DiskFile::create(&path).with_context(|| format!("opening {}", path.display()))?;
-        if lock.try_lock().is_err() {
-            bail!("{name} is being fetched into {} by another process", folder.display());
-        }
-        Ok(Self { under_way: all.join(flat), whole: folder.join(name), _lock: lock })
+    /// The place of `name` in a folder of models, for this process alone.
+    pub(super) fn open(stock: &Stock, name: &str) -> anyhow::Result<Self> {
+        let folder = stock.folder().display();
+        let lock = stock.fetching(name).with_context(|| format!("making the folder {folder}"))?;
+        let Some(lock) = lock else { bail!("{name} is being fetched into {folder} by another process") };
+        Ok(Self { under_way: stock.place_under_way(name), whole: stock.place(name), _lock: lock })
     }
 
     /// Where the model is, if it is there whole at this revision.
     pub(super) fn is_there(&self, revision: &str, files: &[File]) -> Option<PathBuf> {
-        let manifest = read(&self.whole)?;
-        let wanted = Manifest { revision: revision.to_owned(), files: files.iter().map(Entry::of).collect() };
+        let manifest = Manifest::read(&self.whole)?;
+        let wanted = Manifest { revision: revision.to_owned(), files: files.iter().map(entry).collect() };
         let whole = |file: &File| {
             fs::metadata(self.whole.join(&file.path)).is_ok_and(|found| found.len() == file.size)
         };
@@ -71,26 +45,32 @@ impl Shelf {
     pub(super) fn begin(&self, revision: &str, files: &[File]) -> anyhow::Result<u64> {
         fs::create_dir_all(&self.under_way)
             .with_context(|| format!("making the folder {}", self.under_way.display()))?;
-        let before = read(&self.under_way).map(|manifest| manifest.files).unwrap_or_default();
-        for entry in &before {
+        let before = Manifest::read(&self.under_way).map(|manifest| manifest.files).unwrap_or_default();
+        for before in &before {
             // Another content under the same name: nothing of it is of use.
-            if !files.iter().any(|file| Entry::of(file) == *entry) {
-                let place = self.place_of(&entry.path);
+            if !files.iter().any(|file| entry(file) == *before) {
+                let place = self.place_of(&before.path);
                 drop(fs::remove_file(beside(&place)));
                 drop(fs::remove_file(place));
             }
         }
-        let manifest =
-            Manifest { revision: revision.to_owned(), files: files.iter().map(Entry::of).collect() };
-        let path = self.under_way.join(MANIFEST);
-        fs::write(&path, serde_json::to_vec_pretty(&manifest)?)
-            .with_context(|| format!("writing {}", path.display()))?;
+        let manifest = Manifest { revision: revision.to_owned(), files: files.iter().map(entry).collect() };
+        manifest
+            .write(&self.under_way)
+            .with_context(|| format!("writing what is fetched into {}", self.under_way.display()))?;
         let length = |path: PathBuf| fs::metadata(path).map_or(0, |found| found.len());
         let here = |file: &File| {
             let place = self.place_of(&file.path);
             length(beside(&place)).max(length(place)).min(file.size)
         };
         Ok(files.iter().map(here).sum())
+    }
+
+    /// Nothing is fetched after all; what an earlier time left stays.
+    pub(super) fn leave(&self, here: u64) {
+        if here == 0 {
+            drop(fs::remove_dir_all(&self.under_way));
+        }
     }
 
     /// Where a file is put.
@@ -107,7 +87,7 @@ impl Shelf {
         let old = self.under_way.with_extension("old");
         drop(fs::remove_dir_all(&old));
         if self.whole.exists() {
-            if read(&self.whole).is_none() {
+            if Manifest::read(&self.whole).is_none() {
                 bail!(
                     "{} is there, and was not made by this command: move it away first",
                     self.whole.display()
@@ -119,8 +99,4 @@ impl Shelf {
         drop(fs::remove_dir_all(old));
         Ok(self.whole.clone())
     }
-}
-
-fn read(folder: &Path) -> Option<Manifest> {
-    serde_json::from_slice(&fs::read(folder.join(MANIFEST)).ok()?).ok()
 }
