@@ -177,7 +177,9 @@ impl Machines {
         if let Some(served) = self.pools.get(&offer.offer.model.name) {
             let input = Input::InstanceGone { instance: offer.offer.instance, lost };
             after.notices.extend(served.handle(input));
-            served.refresh_kit(|hash| self.kits.opened(hash));
+            if served.refresh_kit(|hash| self.kits.opened(hash)) {
+                self.pools.tell_news();
+            }
         }
     }
 
@@ -332,7 +334,9 @@ impl Machines {
             if machine.draining {
                 after.notices.extend(served.handle(Input::MachineDraining { machine: id }));
             }
-            served.refresh_kit(|hash| self.kits.opened(hash));
+            if served.refresh_kit(|hash| self.kits.opened(hash)) {
+                self.pools.tell_news();
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use fleet::{Effect, Enqueue, Ineligible, Input, Policy, Pool, Refusal, Suspect};
 use model::dialect::Dialect;
 use model::kit::OpenKit;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -202,20 +203,23 @@ impl Served {
         self.state.lock().kit.clone()
     }
 
-    /// Sets the kit to that of the contents which the pool serves, found by `open`.
-    pub(crate) fn refresh_kit(&self, open: impl FnOnce(&str) -> Option<Arc<OpenKit>>) {
+    /// Sets the kit to that of the contents which the pool serves, found by `open`. Whether it is another now.
+    pub(crate) fn refresh_kit(&self, open: impl FnOnce(&str) -> Option<Arc<OpenKit>>) -> bool {
         let mut state = self.state.lock();
         let same = state.pool.instances().find(|i| i.contents == fleet::instance::Contents::Same);
-        let Some(hash) = same.map(|i| i.model.kit_sha256.clone()) else { return };
+        let Some(hash) = same.map(|i| i.model.kit_sha256.clone()) else { return false };
         if state.kit.as_ref().is_some_and(|kit| *kit.hash == *hash) {
-            return;
+            return false;
         }
-        if let Some(kit) = open(&hash) {
+        let opened = open(&hash);
+        let other = opened.is_some();
+        if let Some(kit) = opened {
             let tokens = 0..u32::try_from(kit.tokenizer.vocabulary_len()).unwrap_or(u32::MAX);
             let longest_token = tokens.map(|token| kit.tokenizer.token_bytes(token).len()).max().unwrap_or(1);
             state.kit =
                 Some(KitOf { hash: hash.into(), dialect: Arc::new(Dialect::of(&kit)), kit, longest_token });
         }
+        other
     }
 
     /// Gives the pool its time until `end`; `told` takes what it says.
@@ -249,6 +253,8 @@ pub(crate) struct Pools {
     by_model: RwLock<BTreeMap<ModelName, Arc<Served>>>,
     /// Models that deployments want served. Set before pools are told; a pool that is made looks here first.
     wanted: RwLock<BTreeSet<String>>,
+    /// Told whenever a model may be ready that was not, or is not wanted any more.
+    news: Notify,
     policy: Policy,
     clock: Clock,
     rng: Mutex<Rng>,
@@ -256,7 +262,14 @@ pub(crate) struct Pools {
 
 impl Pools {
     pub(crate) fn new(policy: Policy, clock: Clock, rng: Rng) -> Self {
-        Self { by_model: RwLock::default(), wanted: RwLock::default(), policy, clock, rng: Mutex::new(rng) }
+        Self {
+            by_model: RwLock::default(),
+            wanted: RwLock::default(),
+            news: Notify::new(),
+            policy,
+            clock,
+            rng: Mutex::new(rng),
+        }
     }
 
     pub(crate) fn get(&self, name: &ModelName) -> Option<Arc<Served>> {
@@ -289,9 +302,20 @@ impl Pools {
         self.wanted.read().contains(model.as_str())
     }
 
+    /// A model may be ready that was not.
+    pub(crate) fn tell_news(&self) {
+        self.news.notify_waiters();
+    }
+
+    /// Ready once there is news; what is told after this call is not missed.
+    pub(crate) fn news(&self) -> Notified<'_> {
+        self.news.notified()
+    }
+
     /// Tells every pool whether deployments want its model served; gives what pools say.
     pub(crate) fn set_wanted(&self, wanted: BTreeSet<String>) -> Vec<Notice> {
         let before = std::mem::replace(&mut *self.wanted.write(), wanted);
+        self.tell_news();
         let mut told = Vec::new();
         for served in self.all() {
             let wanted = self.is_wanted(&served.name);

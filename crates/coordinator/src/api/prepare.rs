@@ -1,7 +1,8 @@
 //! From the typed request to work that can be served: model, prompt, limits, sampling; one for each answer asked for.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderName, HeaderValue};
 use base::{AccountId, ModelName, RequestId, Tokens};
@@ -135,6 +136,51 @@ pub(super) fn kit_of(served: &Served) -> Result<KitOf, Problem> {
     served.kit().ok_or(Problem::Refused(Refusal::NoServingPath))
 }
 
+/// How long a model is waited for that may be seconds away. Nothing can be told to the caller in this time: not even the
+/// length of its prompt is known.
+const AWAITED: Duration = Duration::from_secs(30);
+
+/// The pool of the call's model, and what its prompts are rendered with. A model that a deployment wants, or that was served
+/// before this start, is waited for, within the call's time; what does not come is refused as it would have been at once.
+pub(super) async fn ready(
+    core: &Core,
+    call: &mut Call,
+    model: &str,
+) -> Result<(Arc<Served>, KitOf), Problem> {
+    let start = Instant::now();
+    let until = call.deadline.map(|at| core.clock.instant(at).into_std());
+    let until = until.map_or(start + AWAITED, |at| at.min(start + AWAITED));
+    loop {
+        let mut news = pin!(core.pools.news());
+        // From here on nothing that is told is missed.
+        news.as_mut().enable();
+        let found = served(core, model).and_then(|served| kit_of(&served).map(|of| (served, of)));
+        let problem = match found {
+            Err(problem) if comes(core, model, &problem) => problem,
+            found => {
+                call.timings.since(Segment::Queue, start);
+                return found;
+            }
+        };
+        tokio::select! {
+            () = news => {}
+            () = tokio::time::sleep_until(until.into()) => return Err(problem),
+            () = core.draining.cancelled() => return Err(problem),
+        }
+    }
+}
+
+/// Whether what is missing may come by itself.
+fn comes(core: &Core, model: &str, problem: &Problem) -> bool {
+    match problem {
+        Problem::Deploying { .. } | Problem::NotBack { .. } => true,
+        Problem::Refused(Refusal::NoServingPath) => {
+            core.pools.is_wanted(&ModelName::new(model)) || core.was_served(model)
+        }
+        _ => false,
+    }
+}
+
 /// Refuses a model that gives no text.
 fn generates<'k>(served: &Served, kit: &'k OpenKit) -> Result<&'k OpenKit, Problem> {
     if kit.spec.pooling.is_none() {
@@ -150,8 +196,7 @@ pub(super) async fn prepare(core: &Arc<Core>, mut call: Call, request: Request) 
     if !may_use(&call.key, &ModelName::new(request.model.as_str())) {
         return Err(Problem::ModelNotAllowed { model: request.model.chars().take(100).collect() });
     }
-    let served = served(core, &request.model)?;
-    let of = kit_of(&served)?;
+    let (served, of) = ready(core, &mut call, &request.model).await?;
     let kit = generates(&served, &of.kit)?;
     let mut generation = request.generation;
     let (mut resume, idempotency) = (call.resume, call.idempotency.clone());

@@ -154,6 +154,8 @@ impl Session {
             // A key that cannot be used is found out, and told, when an attempt needs it.
             let Ok(fresh) = PreparedAttempt::new(&self.sealing_key) else { return };
             self.prepared.lock().push(fresh);
+            // A stock takes some milliseconds, in which requests that run already must not wait for a core.
+            std::thread::yield_now();
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use wire::control::{AssignmentPhase, AssignmentReport, FromProvider};
 
-use super::house::{House, eventually};
+use super::house::{House, chat_body, eventually};
 use super::managed::{Managed, Way};
 use store::Store;
 
@@ -392,16 +392,17 @@ async fn preview_agrees_with_what_is_then_placed_and_shadow_says_and_does_not() 
 }
 
 #[tokio::test]
-async fn demand_that_was_turned_away_brings_an_instance() {
+async fn demand_that_finds_nothing_brings_an_instance_and_waits_for_it() {
     let house = House::open().await;
     let _one = Managed::join(&house, "one", &["small"]).await;
     put(&house, "chat", json!({"model": "small", "replicas": {"floor": 0, "ceiling": 1}})).await;
     is(&house, "chat", "Ready", "True").await;
     assert_eq!(deployment(&house, "chat").await["instances"], json!([]), "nobody asked yet");
-    let refused = house.chat(json!({})).await;
-    assert_eq!(refused.status(), 503);
-    assert!(refused.headers().contains_key("retry-after"));
-    eventually("it answers", async || house.chat(json!({})).await.status() == 200).await;
+    let hasty = house.post("/v1/chat/completions", &chat_body(json!({"model": "small"})));
+    let hasty = hasty.header("x-phalanx-deadline-ms", "1").send().await.unwrap();
+    assert_eq!(hasty.status(), 503);
+    assert!(hasty.headers().contains_key("retry-after"));
+    assert_eq!(house.chat(json!({"model": "small"})).await.status(), 200);
 }
 
 #[tokio::test]

@@ -74,6 +74,30 @@ async fn what_finds_no_instance_of_a_wanted_model_waits_for_its_next_place() {
 }
 
 #[tokio::test]
+async fn what_asks_for_a_wanted_model_before_any_machine_served_it_waits_too() {
+    let house = House::open().await;
+    put(&house, "chat", json!({"model": "small", "machines": ["one"]})).await;
+    let short = house.post("/v1/chat/completions", &chat_body(json!({"model": "small"})));
+    let short = short.header("x-phalanx-deadline-ms", "50").send().await.unwrap();
+    assert_eq!(short.status(), 503);
+    let short: Value = short.json().await.unwrap();
+    assert!(short["error"]["message"].as_str().unwrap().contains("on its way"), "{short:#}");
+    let (whole, streamed) =
+        (asking(&house, "small", json!({})), asking(&house, "small", json!({"stream": true})));
+    let _one = Managed::join(&house, "one", &["small"]).await;
+    for waits in [whole, streamed] {
+        let (status, _, text) = waits.await.unwrap();
+        assert_eq!(status, 200, "{text}");
+    }
+    // And one whose deployment is deleted is told so at once.
+    put(&house, "other", json!({"model": "large", "machines": ["one"]})).await;
+    let waits = asking(&house, "large", json!({}));
+    assert_eq!(delete(&house, "other").await, 200);
+    let (status, _, text) = waits.await.unwrap();
+    assert!(status == 404 && text.contains("model_not_found"), "{status} {text}");
+}
+
+#[tokio::test]
 async fn an_answer_that_has_begun_waits_for_the_next_place_too() {
     let house = House::with(|config| {
         config.pool.grace_us = base::Micros::from_millis(1);

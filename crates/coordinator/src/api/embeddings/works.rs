@@ -16,7 +16,7 @@ use wire::request::Prompt;
 
 use super::Embedded;
 use crate::api::call::{Call, RESUME, Resume, beside};
-use crate::api::prepare::{PAID_FOR_US, kit_of, may_use, served};
+use crate::api::prepare::{PAID_FOR_US, may_use, ready};
 use crate::api::prompt::{Asked, tokens};
 use crate::clock::unix_us;
 use crate::core::Core;
@@ -67,8 +67,7 @@ pub(super) async fn prepare(
     if !may_use(&call.key, &ModelName::new(asked.model.as_str())) {
         return Err(Problem::ModelNotAllowed { model: asked.model.chars().take(100).collect() });
     }
-    let served = served(core, &asked.model)?;
-    let of = kit_of(&served)?;
+    let (served, of) = ready(core, &mut call, &asked.model).await?;
     pooling(&served, &of)?;
     if call.resume != Resume::Off {
         let detail = "embeddings cannot be come back to: ask for them again";
