@@ -1,12 +1,12 @@
 //! From the typed request to work that can be served: model, prompt, limits, sampling; one for each answer asked for.
 
-use std::pin::pin;
+mod pool;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::http::{HeaderName, HeaderValue};
 use base::{AccountId, ModelName, RequestId, Tokens};
-use fleet::Refusal;
 use model::kit::OpenKit;
 use serde_json::{Value, json};
 use store::{KeyInfo, Name};
@@ -25,10 +25,12 @@ use crate::clock::unix_us;
 use crate::core::Core;
 use crate::dispatch::{Event, Work, serve};
 use crate::limits::Wanted;
-use crate::pools::{KitOf, Served};
+use crate::pools::Served;
 use crate::problem::Problem;
 use crate::segments::Segment;
 use crate::streams::{Keep, Named};
+
+pub(super) use pool::{kit_of, ready, served};
 
 /// OpenAI's default for completions.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
@@ -114,71 +116,6 @@ fn failed(problem: Problem) -> mpsc::Receiver<Event> {
     let sent = to.try_send(Event::Failed(Box::new(problem)));
     debug_assert!(sent.is_ok(), "a new channel has room");
     from
-}
-
-/// The pool of `model`, if there is one.
-pub(super) fn served(core: &Core, model: &str) -> Result<Arc<Served>, Problem> {
-    let name = ModelName::new(model);
-    core.pools.get(&name).ok_or_else(|| {
-        let shown = model.chars().take(100).collect();
-        if core.deployments.turned_away(&name) {
-            Problem::Deploying { model: shown }
-        } else if core.was_served(model) {
-            Problem::NotBack { model: shown }
-        } else {
-            Problem::Model { model: shown }
-        }
-    })
-}
-
-/// What a model's prompts are rendered with.
-pub(super) fn kit_of(served: &Served) -> Result<KitOf, Problem> {
-    served.kit().ok_or(Problem::Refused(Refusal::NoServingPath))
-}
-
-/// How long a model is waited for that may be seconds away. Nothing can be told to the caller in this time: not even the
-/// length of its prompt is known.
-const AWAITED: Duration = Duration::from_secs(30);
-
-/// The pool of the call's model, and what its prompts are rendered with. A model that a deployment wants, or that was served
-/// before this start, is waited for, within the call's time; what does not come is refused as it would have been at once.
-pub(super) async fn ready(
-    core: &Core,
-    call: &mut Call,
-    model: &str,
-) -> Result<(Arc<Served>, KitOf), Problem> {
-    let start = Instant::now();
-    let until = call.deadline.map(|at| core.clock.instant(at).into_std());
-    let until = until.map_or(start + AWAITED, |at| at.min(start + AWAITED));
-    loop {
-        let mut news = pin!(core.pools.news());
-        // From here on nothing that is told is missed.
-        news.as_mut().enable();
-        let found = served(core, model).and_then(|served| kit_of(&served).map(|of| (served, of)));
-        let problem = match found {
-            Err(problem) if comes(core, model, &problem) => problem,
-            found => {
-                call.timings.since(Segment::Queue, start);
-                return found;
-            }
-        };
-        tokio::select! {
-            () = news => {}
-            () = tokio::time::sleep_until(until.into()) => return Err(problem),
-            () = core.draining.cancelled() => return Err(problem),
-        }
-    }
-}
-
-/// Whether what is missing may come by itself.
-fn comes(core: &Core, model: &str, problem: &Problem) -> bool {
-    match problem {
-        Problem::Deploying { .. } | Problem::NotBack { .. } => true,
-        Problem::Refused(Refusal::NoServingPath) => {
-            core.pools.is_wanted(&ModelName::new(model)) || core.was_served(model)
-        }
-        _ => false,
-    }
 }
 
 /// Refuses a model that gives no text.

@@ -147,7 +147,8 @@ impl Writer {
             };
             let Some(first) = first else { break None };
             if let Some(left) = began.and_then(|began| APART.checked_sub(began.elapsed())) {
-                std::thread::sleep(left);
+                // A pace, not a wait for something: nobody unparks it.
+                std::thread::park_timeout(left);
             }
             began = Some(Instant::now());
             let mut group = Group { settled: std::mem::take(&mut self.pending), ..Group::default() };
