@@ -153,8 +153,13 @@ fn open<B: Backend<Workers = Team> + Clone>(
     Ok(Ready { compute, limits, speed, notice, speculate })
 }
 
-/// How fast a part with an embedding and a head is, on the CPU.
-pub(crate) fn gauge(model: &LoadedModel, config: &EngineConfig, part: &Part) -> Result<Speed, StartError> {
+/// How fast a part with an embedding and a head is, on the CPU: the best of the rounds that begin within `span`.
+pub(crate) fn gauge(
+    model: &LoadedModel,
+    config: &EngineConfig,
+    part: &Part,
+    span: Duration,
+) -> Result<Speed, StartError> {
     let (backend, team) = (cpu(config)?, team(config));
     let decoder = decoder_on(backend, model, config, Some(part), &team)?;
     let page_tokens = config.page_tokens.max(1);
@@ -167,7 +172,12 @@ pub(crate) fn gauge(model: &LoadedModel, config: &EngineConfig, part: &Part) -> 
     let step_tokens_max = config.step_tokens_max as usize;
     let mut compute =
         OnBackend { backend, team, decoder, scratch: Scratch::for_backend(), kv, step_tokens_max };
-    Ok(self_test(&mut compute, &limits, part.spec.vocabulary))
+    let started = Instant::now();
+    let mut best = self_test(&mut compute, &limits, part.spec.vocabulary);
+    while started.elapsed() < span {
+        best = best.better(self_test(&mut compute, &limits, part.spec.vocabulary));
+    }
+    Ok(best)
 }
 
 /// Memory, without what the states of a full batch take: they come beside the cache.

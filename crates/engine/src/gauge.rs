@@ -1,5 +1,7 @@
 //! How fast a model would run on this machine, found with its first layers alone: short, however large it is.
 
+use std::time::Duration;
+
 use base::Bytes;
 use model::shard::{Part, weights_read};
 
@@ -13,6 +15,10 @@ pub const GAUGED_BYTES: Bytes = Bytes(256 << 20);
 
 /// Embedding and head are read in, too. Where they alone have more, nothing is found out.
 const ENDS_BYTES_MAX: u64 = 1 << 30;
+
+/// Steps are computed in rounds, for so long at least: what else runs for a moment on this machine slows a round down, and is
+/// no part of what the model takes.
+const ROUNDS_SPAN: Duration = Duration::from_millis(80);
 
 /// A model's speed on this machine, of one request alone.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,7 +47,7 @@ pub fn gauge(model: &LoadedModel, config: &EngineConfig, bytes: Bytes) -> Result
     // A model whose layers are of several kinds repeats them within few.
     let layers = usize::try_from(bytes.0 / each.max(1)).unwrap_or(all).clamp(all.min(4), all);
     let Some(part) = Part::first_layers(spec, layers) else { return Ok(None) };
-    let speed = backend::gauge(model, config, &part)?;
+    let speed = backend::gauge(model, config, &part, ROUNDS_SPAN)?;
     let times = weights_read(spec, layers) as f64 / weights_read(spec, all).max(1) as f64;
     let of = |tokens_per_s: f32| f64::from(tokens_per_s) * times;
     Ok(Some(Gauge {

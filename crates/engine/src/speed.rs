@@ -123,6 +123,15 @@ impl Speed {
         }
     }
 
+    /// With the higher of each of the two rates.
+    pub(crate) fn better(self, other: Self) -> Self {
+        Self {
+            prefill_tokens_per_s: higher(self.prefill_tokens_per_s, other.prefill_tokens_per_s),
+            decode_tokens_per_s: higher(self.decode_tokens_per_s, other.decode_tokens_per_s),
+            ..self
+        }
+    }
+
     /// Prompt tokens a second, one request.
     pub(crate) fn prefill_tokens_per_s(&self) -> f32 {
         self.prefill_tokens_per_s.unwrap_or(0.0) as f32
@@ -197,6 +206,10 @@ fn blend(figure: &mut Option<f64>, observed: f64, weight: f64) {
 fn blend_near(figure: &mut Option<f64>, observed: f64, weight: f64) {
     let near = figure.map_or(observed, |before| observed.clamp(before * SCATTER.0, before * SCATTER.1));
     blend(figure, near, weight);
+}
+
+fn higher(one: Option<f64>, other: Option<f64>) -> Option<f64> {
+    [one, other].into_iter().flatten().reduce(f64::max)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use base::{Incarnation, MachineId};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use trust::{
     HandshakeError, LinkHandshake, MachineKeys, RecordOpener, RecordSealer, SealedLink, TrustError,
     record_bytes,
@@ -86,6 +88,8 @@ pub(crate) struct Timed {
     pub(crate) stream: TcpStream,
     pub(crate) deadline: Instant,
     pub(crate) doing: &'static str,
+    /// How often it looks for more before it sleeps.
+    pub(crate) looks: u32,
 }
 
 impl Timed {
@@ -115,15 +119,26 @@ impl Timed {
             .map_err(|e| self.broken(&e))
     }
 
+    /// What is there by the last look, if anything.
+    fn looked(&self, bytes: &mut [u8]) -> Option<std::io::Result<usize>> {
+        (0..self.looks).find_map(|_| match recv(&self.stream, &mut *bytes, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN) => {
+                std::hint::spin_loop();
+                None
+            }
+            Err(error) => Some(Err(error.into())),
+            Ok((count, _)) => Some(Ok(count)),
+        })
+    }
+
     /// Fills `bytes`; every wait counts against the one deadline.
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), LinkError> {
         let mut filled = 0;
         while filled < bytes.len() {
             let left = self.left()?;
-            let read = self
-                .stream
-                .set_read_timeout(Some(left))
-                .and_then(|()| self.stream.read(&mut bytes[filled..]));
+            let read = self.looked(&mut bytes[filled..]).unwrap_or_else(|| {
+                self.stream.set_read_timeout(Some(left)).and_then(|()| self.stream.read(&mut bytes[filled..]))
+            });
             match read {
                 Ok(0) => return Err(self.broken(&ErrorKind::UnexpectedEof.into())),
                 Ok(count) => filled += count,
@@ -232,7 +247,7 @@ pub(crate) fn secured(
     mut handshake: LinkHandshake,
     deadline: Instant,
 ) -> Result<(Timed, SealedLink), LinkError> {
-    let mut socket = Timed { stream, deadline, doing: "shaking hands" };
+    let mut socket = Timed { stream, deadline, doing: "shaking hands", looks: 0 };
     socket
         .stream
         .set_nonblocking(false)

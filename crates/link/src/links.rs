@@ -14,7 +14,7 @@ use crate::control::{ControlReader, ControlSender};
 use crate::lane::{Counters, Lane, Moved, add, since_ns};
 
 /// Looks before a waiting rank first gives its core away: about 20 us, what a neighbour in step takes to answer.
-const LOOKS: u32 = 40;
+pub(crate) const LOOKS: u32 = 40;
 
 /// How long a rank goes on looking, giving its core to whoever wants it after each look, before it sleeps. A wake-up
 /// costs 30 to 60 us and would be paid in every layer; a step's computation between two sums takes less than this.

@@ -210,7 +210,7 @@ impl Work {
             return Ok(map);
         }
         let mode: GroupMode = self.assign.mode.parse().map_err(|e: String| self.own_fault(e))?;
-        loaded.divide(mode, &self.weights()).map_err(|e| self.own_fault(chain(&e)))
+        loaded.divide(mode, &self.shares()).map_err(|e| self.own_fault(chain(&e)))
     }
 
     /// That the links stand, and what this rank knows of how they came to.
@@ -221,7 +221,7 @@ impl Work {
         };
         let is_choice = self.assign.shard_map.is_none() && self.assign.mode.parse() == Ok(GroupMode::Auto);
         let fallback = match is_choice && mode_of(map) != Mode::Tensor {
-            true => loaded.divide(GroupMode::Tensor, &self.weights()).err().map(|error| chain(&error)),
+            true => loaded.divide(GroupMode::Tensor, &self.shares()).err().map(|error| chain(&error)),
             false => None,
         };
         let number = |rank: usize| u32::try_from(rank).unwrap_or(u32::MAX);
@@ -239,7 +239,7 @@ impl Work {
         GroupReport { standing: Some(Box::new(standing)), ..self.report(GroupPhase::Loading, None, None) }
     }
 
-    fn weights(&self) -> Vec<Weight> {
+    fn shares(&self) -> Vec<Weight> {
         self.assign.members.iter().map(|m| Weight { speed: m.speed.max(1), memory: None }).collect()
     }
 
