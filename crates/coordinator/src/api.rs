@@ -28,6 +28,7 @@ mod status;
 mod stream;
 mod tools;
 mod topology;
+mod warm;
 
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ use base::RequestId;
 
 pub(crate) use auth::{Peer, is_good};
 pub(crate) use responses::Responses;
+pub(crate) use warm::warm;
 
 use crate::core::Core;
 use crate::metrics::Metrics;

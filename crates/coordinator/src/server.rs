@@ -77,6 +77,7 @@ pub async fn run_traced(
     core.tasks.spawn(Arc::clone(&core).tick_groups());
     let connections = Arc::new(Semaphore::new(core.config.http.connections_max.min(Semaphore::MAX_PERMITS)));
     let server = Server { router: api::router(Arc::clone(&core)), core: Arc::clone(&core), connections };
+    api::warm();
     let graceful = GracefulShutdown::new();
     tokio::pin!(shutdown);
     loop {
