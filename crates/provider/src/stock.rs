@@ -196,8 +196,7 @@ impl Stock {
 
     /// A model that is not under way.
     fn whole(&self, place: PathBuf, name: &str) -> Stocked {
-        let (files, manifest) = (files(&place), Manifest::read(&place));
-        let all = files.as_deref().unwrap_or_default();
+        let ((all, is_all), manifest) = (files(&place), Manifest::read(&place));
         let bytes = Bytes(all.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes)));
         let known = |path: &str, manifest: &Manifest| {
             path == manifest::FILE || manifest.files.iter().any(|file| file.path == path)
@@ -205,7 +204,7 @@ impl Stock {
         let there = |file: &Entry| all.iter().any(|(path, bytes)| *path == file.path && *bytes == file.size);
         let (state, own) = match &manifest {
             None => (State::Own, Some("Phalanx did not fetch it".to_owned())),
-            Some(_) if files.is_none() => {
+            Some(_) if !is_all => {
                 (State::Own, Some("it has links, or more files than were fetched".to_owned()))
             }
             Some(manifest) => match all.iter().find(|(path, _)| !known(path, manifest)) {
@@ -229,7 +228,7 @@ impl Stock {
     fn part(&self, place: PathBuf, flat: &str) -> Option<Stocked> {
         let lock = File::open(self.under_way().join(format!("{flat}.lock"))).ok();
         let is_fetched = lock.is_some_and(|lock| lock.try_lock().is_err());
-        let here = files(&place).unwrap_or_default();
+        let (here, _) = files(&place);
         let sum = |sum: u64, bytes: u64| sum.saturating_add(bytes);
         let here = here.iter().filter(|(path, _)| path != manifest::FILE).map(|of| of.1).fold(0, sum);
         let (state, bytes, kept) = match (is_fetched, Manifest::read(&place)) {
@@ -276,26 +275,27 @@ fn folders(folder: &Path) -> Vec<(PathBuf, String)> {
     folders.filter_map(named).filter(|(_, name)| !name.starts_with('.')).collect()
 }
 
-/// All files below a folder, with slashes, and their bytes; nothing where there are links, or too many to look at.
-fn files(folder: &Path) -> Option<Vec<(String, u64)>> {
+/// All files below a folder, with slashes, and their bytes; and whether that is all: no links, not too many to look at.
+fn files(folder: &Path) -> (Vec<(String, u64)>, bool) {
     let mut found = Vec::new();
-    below(folder, "", DEPTH_MAX, &mut found)?;
-    Some(found)
+    let is_all = below(folder, "", DEPTH_MAX, &mut found).is_some();
+    (found, is_all)
 }
 
 fn below(folder: &Path, prefix: &str, depth: u32, found: &mut Vec<(String, u64)>) -> Option<()> {
+    let mut is_all = true;
     for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
         let metadata = entry.metadata().ok()?;
         let name = format!("{prefix}{}", entry.file_name().to_str()?);
         if metadata.is_dir() && depth > 0 {
-            below(&entry.path(), &format!("{name}/"), depth - 1, found)?;
+            is_all &= below(&entry.path(), &format!("{name}/"), depth - 1, found).is_some();
         } else if metadata.is_file() && found.len() < FILES_MAX {
             found.push((name, metadata.len()));
         } else {
-            return None;
+            is_all = false;
         }
     }
-    Some(())
+    is_all.then_some(())
 }
 
 #[cfg(test)]

@@ -195,7 +195,7 @@ impl Stock {
         };
         let models: Vec<Model> = stocked.iter().map(model).collect();
         let to_come = |of: &&Stocked| of.state == State::UnderWay && !is_own(of);
-        let here = |of: &Stocked| files(&of.place).unwrap_or_default().iter().map(|of| of.1).sum::<u64>();
+        let here = |of: &Stocked| files(&of.place).0.iter().map(|of| of.1).sum::<u64>();
         let to_come = stocked.iter().filter(to_come).map(|of| of.bytes.0.saturating_sub(here(of)));
         let free = self.free()?;
         let room = Room {
