@@ -251,6 +251,10 @@ pub struct Controller {
     strays: u64,
     /// What one look changed is planned for again only when something happened, or it is time.
     changed: bool,
+    /// Something was said since the last look.
+    heard: bool,
+    /// All is as it should be, as the last look found it: until something is said or planned there is nothing to see.
+    at_rest: bool,
     next_plan: Micros,
     /// Candidates that the last plan did not take.
     rejected: Vec<Rejected>,
@@ -275,6 +279,8 @@ impl Controller {
             now: Micros::ZERO,
             strays: 0,
             changed: true,
+            heard: true,
+            at_rest: false,
             next_plan: Micros::ZERO,
             rejected: Vec::new(),
             unfollowed: Vec::new(),
@@ -393,6 +399,7 @@ impl Controller {
     /// Takes in what happened. Effects follow from the next look.
     pub fn handle(&mut self, now: Micros, input: Input, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
+        self.heard = true;
         match input {
             Input::Apply(spec) => self.apply(*spec, effects),
             Input::Delete(name) => self.delete(&name, effects),
@@ -409,6 +416,12 @@ impl Controller {
     /// The one look at everything.
     pub fn reconcile(&mut self, now: Micros, world: &World, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
+        let plans = self.mode != Mode::Off && (self.changed || self.now >= self.next_plan);
+        // Most looks of a fleet that is well are for the next plan, and come too early for it.
+        if self.at_rest && !self.heard && !plans {
+            return;
+        }
+        self.heard = false;
         self.judge_instances(effects);
         self.judge_links(world, effects);
         if self.mode != Mode::Off && (self.changed || self.now >= self.next_plan) {
@@ -421,12 +434,17 @@ impl Controller {
         if self.mode == Mode::Enforce {
             self.renew_outdated(effects);
         }
+        // Before what is healthy is forgiven: that is said by the look after it.
+        self.at_rest = self.is_at_rest();
         self.say_conditions(effects);
     }
 
     /// When time alone changes something, at the latest. What is due and waits for something else is no reason to look.
     pub fn next_deadline(&self) -> Micros {
         let planned = if self.mode == Mode::Off { self.now + PLAN_EVERY } else { self.next_plan };
+        if self.at_rest && !self.heard {
+            return planned.max(self.now + Micros::from_millis(1));
+        }
         let retries = self.instances.values().filter_map(Instance::next_deadline);
         let seats = self.seats();
         let seats = self.machines.iter().filter(|(machine, _)| seats.contains(machine));

@@ -113,10 +113,29 @@ impl Play {
 
     fn tick(&mut self, seconds: u64) {
         self.now += Micros::from_secs(seconds);
+        let twin = self.controller.clone();
         let mut effects = Vec::new();
         self.controller.reconcile(self.now, &self.world, &mut effects);
+        self.looks_as_closely(twin, &effects);
         self.carry_out(effects);
         self.hold();
+    }
+
+    /// A look that finds that there is nothing to see has missed nothing: one that was told something, if only what is not
+    /// so, looks at everything and finds the same.
+    fn looks_as_closely(&self, mut twin: Controller, effects: &[Effect]) {
+        let (machine, instance, epoch) = (MachineId(u128::MAX), InstanceId(u128::MAX), Epoch(0));
+        let stray = Input::Report { machine, instance, epoch, rank: 0, report: RankReport::Gone };
+        twin.handle(self.now, stray, &mut Vec::new());
+        let mut found = Vec::new();
+        twin.reconcile(self.now, &self.world, &mut found);
+        assert_eq!(found, effects);
+        let all = |of: &Controller| {
+            let instances: Vec<_> = of.instances().cloned().collect();
+            let deployments: Vec<_> = of.deployments().map(|(_, of)| of.clone()).collect();
+            format!("{instances:?} {deployments:?} {:?}", of.next_deadline())
+        };
+        assert_eq!(all(&twin), all(&self.controller));
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {

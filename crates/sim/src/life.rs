@@ -409,6 +409,7 @@ impl Sim {
                 }
                 Order::Store(_) | Order::Stray { .. } => continue,
             };
+            self.check_told(machine);
             let what = if assign { "assign" } else { "un-assign" };
             self.say(|| format!("{what} {instance} (epoch {epoch}, rank {rank}) on {machine}"));
             if !self.providers.get(&machine).is_some_and(|provider| provider.linked) {

@@ -336,6 +336,17 @@ impl Controller {
         }
     }
 
+    /// Whether time alone changes nothing but plans: all that is placed serves on the terms that are wanted, and nothing is
+    /// remembered of failures.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let is_current = |i: &super::Instance| {
+            self.deployments.get(&i.deployment).is_some_and(|of| !i.terms.differ(&of.spec))
+        };
+        let rests =
+            |i: &super::Instance| i.serves() && !i.doubted && i.failures + i.losses == 0 && is_current(i);
+        self.instances.values().all(rests) && self.deployments.values().all(|of| of.crashes == 0)
+    }
+
     /// Losses, time-outs, and tries that are due.
     pub(super) fn judge_instances(&mut self, effects: &mut Vec<Effect>) {
         let now = self.now;

@@ -200,6 +200,9 @@ impl Sim {
             self.pool(model, Input::Wanted { wanted });
         }
         self.check_declared();
+        for machine in self.providers.keys().copied().collect::<Vec<_>>() {
+            self.check_told(machine);
+        }
         self.after(Micros(1), Happening::Tick);
         self.after(BACK_MAX + Micros::from_secs(4), Happening::TakenOn);
     }
