@@ -256,13 +256,15 @@ pub struct Controller {
     /// All is as it should be, as the last look found it: until something is said or planned there is nothing to see.
     at_rest: bool,
     next_plan: Micros,
+    /// When it was last planned, and whether there was nothing to do.
+    planned: (Micros, bool),
     /// Candidates that the last plan did not take.
     rejected: Vec<Rejected>,
     /// What the last plan would do, where nobody does it.
     unfollowed: Vec<String>,
 }
 
-/// How often plans are made though nothing happened: dwell times end, demand moves.
+/// How often it is looked at though nothing happened: dwell times and cool-downs end, demand moves.
 const PLAN_EVERY: Micros = Micros::from_secs(5);
 
 impl Controller {
@@ -282,6 +284,7 @@ impl Controller {
             heard: true,
             at_rest: false,
             next_plan: Micros::ZERO,
+            planned: (Micros::ZERO, false),
             rejected: Vec::new(),
             unfollowed: Vec::new(),
         }
@@ -292,7 +295,8 @@ impl Controller {
         self.mode
     }
 
-    /// Machines or models are other ones than at the last look: it is planned for anew.
+    /// Machines, links or models are other ones than at the last look: it is planned for anew. Whoever changes its
+    /// [`World`] says so; only demand is looked at by itself.
     pub fn world_changed(&mut self) {
         self.changed = true;
     }
@@ -416,12 +420,12 @@ impl Controller {
     /// The one look at everything.
     pub fn reconcile(&mut self, now: Micros, world: &World, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
-        let plans = self.mode != Mode::Off && (self.changed || self.now >= self.next_plan);
-        // Most looks of a fleet that is well are for the next plan, and come too early for it.
-        if self.at_rest && !self.heard && !plans {
+        if self.at_rest && !self.heard && !self.may_plan_otherwise() {
             return;
         }
         self.heard = false;
+        // What is seen now was not known to the last plan.
+        self.planned.1 = false;
         self.judge_instances(effects);
         self.judge_links(world, effects);
         if self.mode != Mode::Off && (self.changed || self.now >= self.next_plan) {

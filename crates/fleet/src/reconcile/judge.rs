@@ -6,8 +6,9 @@ use super::instance::{Phase, RankState};
 use super::known::Known;
 use super::{
     COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOAD_MAX, LOSSES_MAX, Mode, PAUSE_MAX,
-    RETRY_FIRST, RankReport, TRIES_IN_PLACE, Withdrawal, World,
+    PLAN_EVERY, RETRY_FIRST, RankReport, TRIES_IN_PLACE, Withdrawal, World,
 };
+use crate::deployment::Replicas;
 
 /// Errors of ranks that are kept of a deployment.
 const ERRORS_MAX: usize = 32;
@@ -345,6 +346,29 @@ impl Controller {
         let rests =
             |i: &super::Instance| i.serves() && !i.doubted && i.failures + i.losses == 0 && is_current(i);
         self.instances.values().all(rests) && self.deployments.values().all(|of| of.crashes == 0)
+    }
+
+    /// Whether a plan is due that might say something else than the last: a plan is a function of what is known, and of
+    /// time only where a dwell time, a cool-down or a pause ends.
+    pub(super) fn may_plan_otherwise(&mut self) -> bool {
+        if self.changed {
+            // What is not planned for stays to be looked at.
+            return true;
+        }
+        if self.mode == Mode::Off || self.now < self.next_plan {
+            return false;
+        }
+        let ((planned, nothing_to_do), now) = (self.planned, self.now);
+        let ended = |at: Micros| planned < at && at <= now;
+        let by_demand = |of: &super::Deployment| matches!(of.spec.replicas, Replicas::Demand(_));
+        let other = !nothing_to_do
+            || self.deployments.values().any(|of| by_demand(of) || ended(of.paused_until))
+            || self.instances.values().any(|of| ended(of.placed + self.policy.dwell))
+            || self.machines.values().any(|known| ended(known.resting_until));
+        if !other {
+            self.next_plan = now + PLAN_EVERY;
+        }
+        other
     }
 
     /// Losses, time-outs, and tries that are due.

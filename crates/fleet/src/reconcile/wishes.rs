@@ -104,6 +104,7 @@ impl Controller {
     pub(super) fn follow_plan(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let (snapshot, running) = self.snapshot(world);
         let decided = plan(&snapshot, &self.policy);
+        self.planned = (self.now, decided.moves.is_empty());
         if self.mode == Mode::Enforce {
             for change in &decided.moves {
                 if let Move::Stop { running: number, reason } = change {

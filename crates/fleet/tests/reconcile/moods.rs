@@ -213,10 +213,12 @@ fn links_to_a_machine_that_is_away_are_not_judged() {
     cut.add(0, 1, down);
     cut.add(1, 0, down);
     play.world.links = cut;
+    play.controller.world_changed();
     play.tick(0);
     let said = &play.controller.deployment("d").expect("it is there").history;
     assert!(play.controller.instance(group.id).is_some(), "it is waited for: {said:#?}");
     play.world.links = links;
+    play.controller.world_changed();
     play.connect(machine);
     for _ in 0..10 {
         play.tick(1);
