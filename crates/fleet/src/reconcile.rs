@@ -436,29 +436,11 @@ impl Controller {
             }
         }
         if self.mode == Mode::Enforce {
-            self.renew_outdated(effects);
+            self.renew_outdated(world, effects);
         }
         // Before what is healthy is forgiven: that is said by the look after it.
         self.at_rest = self.is_at_rest();
         self.say_conditions(effects);
-    }
-
-    /// When time alone changes something, at the latest. What is due and waits for something else is no reason to look.
-    pub fn next_deadline(&self) -> Micros {
-        let planned = if self.mode == Mode::Off { self.now + PLAN_EVERY } else { self.next_plan };
-        if self.at_rest && !self.heard {
-            return planned.max(self.now + Micros::from_millis(1));
-        }
-        let retries = self.instances.values().filter_map(Instance::next_deadline);
-        let seats = self.seats();
-        let seats = self.machines.iter().filter(|(machine, _)| seats.contains(machine));
-        let away = seats.filter_map(|(_, known)| known.next_deadline(self.now));
-        let outdated =
-            |i: &Instance| self.deployments.get(&i.deployment).is_some_and(|of| i.terms.differ(&of.spec));
-        // While some are told new terms one after the other, the next is due soon.
-        let renewed = self.instances.values().any(outdated).then(|| self.now + Micros::from_millis(100));
-        let next = retries.chain(away).chain(renewed).filter(|at| *at > self.now).min();
-        next.unwrap_or(planned).min(planned).max(self.now + Micros::from_millis(1))
     }
 
     /// Machines on which instances have their places, whatever they were told: between two tries they were told nothing.

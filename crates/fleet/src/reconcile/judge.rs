@@ -210,7 +210,7 @@ impl Controller {
     }
 
     /// Keeps a rank's error, with its machine's name.
-    fn error(&mut self, id: InstanceId, by: Option<MachineId>, why: &str) -> String {
+    pub(super) fn error(&mut self, id: InstanceId, by: Option<MachineId>, why: &str) -> String {
         let who = by.and_then(|machine| self.machines.get(&machine)).map_or("?", |known| known.name.as_str());
         let error = format!("{who}: {}", said(why));
         let of = self.instances.get(&id).map(|instance| instance.deployment.as_str());
@@ -309,32 +309,36 @@ impl Controller {
     /// A group that has not formed, and whose ranks are known not to reach each other, need not be tried again there. One
     /// that has, has links that stand, whatever tries found.
     pub(super) fn judge_links(&mut self, world: &World, effects: &mut Vec<Effect>) {
-        let number = |machine: MachineId| {
-            let at = world.machines.iter().position(|(id, _)| *id == machine)?;
-            u32::try_from(at).ok()
-        };
-        let mut cut = Vec::new();
         let formed = |state: &RankState| matches!(state, RankState::Loading(_) | RankState::Ready);
         // A machine that is away is dialled by nobody, and that says nothing of the links that it will have.
         let here =
             |instance: &&super::Instance| instance.places.iter().all(|(machine, _)| self.is_here(*machine));
-        let groups = self.instances.values().filter(|instance| instance.places.len() > 1).filter(here);
-        for instance in groups.filter(|group| !group.ranks.iter().all(formed)) {
-            let seats: Vec<Option<u32>> = instance.places.iter().map(|(m, _)| number(*m)).collect();
-            // Whoever has the higher rank dials.
-            let pairs = (0..seats.len()).flat_map(|to| (to + 1..seats.len()).map(move |from| (from, to)));
-            let down = pairs.filter_map(|(from, to)| Some((seats[from]?, seats[to]?)));
-            if let Some((from, to)) = down.into_iter().find(|(from, to)| world.links.is_down(*from, *to)) {
-                let name = |at: u32| world.machines[at as usize].1.name.as_str();
-                let why = world.links.why_not(from, to).unwrap_or("it was tried, and there is no way");
-                let why = format!("{} cannot be dialled from {}: {}", name(to), name(from), said(why));
-                cut.push((instance.id, world.machines[from as usize].0, why));
-            }
-        }
-        for (id, by, why) in cut {
+        let groups = self.instances.values().filter(here).filter(|group| !group.ranks.iter().all(formed));
+        let cut = groups.filter_map(|group| Some((group.id, Self::cut_between(group, world)?)));
+        for (id, (by, why)) in cut.collect::<Vec<_>>() {
             let error = self.error(id, Some(by), &why);
             self.end(id, &error, Withdrawal::Over, effects);
         }
+    }
+
+    /// Which rank's machine is known not to reach another that it would dial, and why, where that is so.
+    pub(super) fn cut_between(instance: &super::Instance, world: &World) -> Option<(MachineId, String)> {
+        if instance.places.len() < 2 {
+            return None;
+        }
+        let number = |machine: MachineId| {
+            let at = world.machines.iter().position(|(id, _)| *id == machine)?;
+            u32::try_from(at).ok()
+        };
+        let seats: Vec<Option<u32>> = instance.places.iter().map(|(m, _)| number(*m)).collect();
+        // Whoever has the higher rank dials.
+        let pairs = (0..seats.len()).flat_map(|to| (to + 1..seats.len()).map(move |from| (from, to)));
+        let mut pairs = pairs.filter_map(|(from, to)| Some((seats[from]?, seats[to]?)));
+        let (from, to) = pairs.find(|(from, to)| world.links.is_down(*from, *to))?;
+        let name = |at: u32| world.machines[at as usize].1.name.as_str();
+        let why = world.links.why_not(from, to).unwrap_or("it was tried, and there is no way");
+        let why = format!("{} cannot be dialled from {}: {}", name(to), name(from), said(why));
+        Some((world.machines[from as usize].0, why))
     }
 
     /// Whether time alone changes nothing but plans: all that is placed serves on the terms that are wanted, and nothing is
@@ -369,6 +373,29 @@ impl Controller {
             self.next_plan = now + PLAN_EVERY;
         }
         other
+    }
+
+    /// When time alone changes something, at the latest. What is due and waits for something else is no reason to look.
+    pub fn next_deadline(&self) -> Micros {
+        let planned = if self.mode == Mode::Off { self.now + PLAN_EVERY } else { self.next_plan };
+        // What ended in a look after its plan is placed by the next.
+        if self.changed && self.mode != Mode::Off {
+            return self.now + Micros::from_millis(1);
+        }
+        if self.at_rest && !self.heard {
+            return planned.max(self.now + Micros::from_millis(1));
+        }
+        let retries = self.instances.values().filter_map(super::Instance::next_deadline);
+        let seats = self.seats();
+        let seats = self.machines.iter().filter(|(machine, _)| seats.contains(machine));
+        let away = seats.filter_map(|(_, known)| known.next_deadline(self.now));
+        let outdated = |i: &super::Instance| {
+            self.deployments.get(&i.deployment).is_some_and(|of| i.terms.differ(&of.spec))
+        };
+        // While some are told new terms one after the other, the next is due soon.
+        let renewed = self.instances.values().any(outdated).then(|| self.now + Micros::from_millis(100));
+        let next = retries.chain(away).chain(renewed).filter(|at| *at > self.now).min();
+        next.unwrap_or(planned).min(planned).max(self.now + Micros::from_millis(1))
     }
 
     /// Losses, time-outs, and tries that are due.

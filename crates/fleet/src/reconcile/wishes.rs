@@ -159,7 +159,7 @@ impl Controller {
     }
 
     /// Tells instances anew whose deployment wants other terms: those that serve one at a time.
-    pub(super) fn renew_outdated(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn renew_outdated(&mut self, world: &World, effects: &mut Vec<Effect>) {
         let mut anew = Vec::new();
         for (name, deployment) in &self.deployments {
             let of = || self.instances.values().filter(|i| i.deployment == *name && !i.doubted);
@@ -181,6 +181,13 @@ impl Controller {
             // Where others serve meanwhile it finishes what it has; where it is alone, what it has waits for it.
             let serves = |i: &&Instance| i.deployment == name && i.id != id && i.serves();
             let others = self.instances.values().any(|i| serves(&i));
+            // Its links stand, and would not again: its next life is elsewhere.
+            if let Some((by, why)) = Self::cut_between(instance, world) {
+                let how = if others { Withdrawal::Drains } else { Withdrawal::Over };
+                let error = self.error(id, Some(by), &why);
+                self.end(id, &error, how, effects);
+                continue;
+            }
             let how = if others { Withdrawal::Drains } else { Withdrawal::BackSoon };
             effects.push(Effect::Withdraw { instance: id, how });
             for (machine, _) in &places {

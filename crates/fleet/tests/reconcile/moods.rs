@@ -228,6 +228,42 @@ fn links_to_a_machine_that_is_away_are_not_judged() {
 }
 
 #[test]
+fn a_group_that_would_not_form_again_is_told_new_terms_elsewhere() {
+    use fleet::topology::{Link, LinkKind, LinkState, Links};
+    let mut spec = Spec::new("d", "a");
+    spec.shape = fleet::deployment::Division::Tensor(2);
+    let mut play = ready(3, spec.clone());
+    play.everybody_reports();
+    let group = play.controller.instances().next().expect("it was placed").clone();
+    // By their order in the world.
+    let number = |machine: base::MachineId| machine.0 as usize - 1;
+    let cut = (number(group.places[1].0), number(group.places[0].0));
+    let (rtt_s, bandwidth) = (3e-4, 1.25e9);
+    let up =
+        Link { kind: LinkKind::Ethernet, state: LinkState::Up, rtt_s, bandwidth, rdma: false, private: true };
+    let mut links = Links::new(3);
+    for pair in (0..3).flat_map(|from| (0..3).map(move |to| (from, to))) {
+        let state = if pair == cut { LinkState::Down } else { LinkState::Up };
+        links.add(pair.0 as u32, pair.1 as u32, Link { state, ..up });
+    }
+    play.world.links = links;
+    play.controller.world_changed();
+    play.tick(10);
+    assert!(play.controller.instance(group.id).is_some_and(|i| i.is_ready()), "its links stand");
+    spec.max_batch += 1;
+    play.input(Input::Apply(Box::new(spec)));
+    for _ in 0..10 {
+        play.now = play.now.max(play.controller.next_deadline());
+        play.tick(0);
+        play.everybody_reports();
+    }
+    assert_eq!(play.epochs[&group.id], group.epoch, "it was not told to form again where it cannot");
+    let now = play.controller.instances().next().expect("it was placed elsewhere");
+    let dials = (number(now.places[1].0), number(now.places[0].0));
+    assert!(now.id != group.id && now.is_ready() && dials != cut, "{now:?}");
+}
+
+#[test]
 fn what_keeps_a_machine_is_named_as_what_it_is() {
     let play = ready(1, Spec::new("d", "a"));
     let why = |name: &str, model: &str, replicas| {
