@@ -12,7 +12,7 @@ mod witness;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use base::{Epoch, InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
+use base::{Epoch, Incarnation, InstanceId, MachineId, Micros, RequestId, Rng, Tokens};
 use fleet::deployment::Spec;
 use fleet::plan::PlanPolicy;
 use fleet::reconcile::{Controller, Effect as Order, Input as News, World};
@@ -76,7 +76,7 @@ enum Happening {
     Pool(usize),
     Connect(MachineId, u64),
     Silent(MachineId, u64),
-    Told(MachineId, InstanceId, Epoch, u32, bool),
+    Told(MachineId, Incarnation, InstanceId, Epoch, u32, bool),
     Loaded(MachineId, InstanceId, Epoch, u64),
     Says(MachineId, InstanceId, Epoch, u32, u8),
     First(RequestId, InstanceId),
@@ -262,8 +262,11 @@ impl Sim {
             Happening::TakenOn => self.taken_on(),
             Happening::Connect(machine, life) => self.connect(machine, life),
             Happening::Silent(machine, life) => self.silent(machine, life),
-            Happening::Told(machine, instance, epoch, rank, assign) => {
-                self.told(machine, (instance, epoch, rank), assign);
+            Happening::Told(machine, start, instance, epoch, rank, assign) => {
+                // No message reaches another process than the one that it was sent to.
+                if self.providers[&machine].incarnation == start {
+                    self.told(machine, (instance, epoch, rank), assign);
+                }
             }
             Happening::Loaded(machine, instance, epoch, start) => {
                 self.loaded(machine, instance, epoch, start)
@@ -415,7 +418,8 @@ impl Sim {
             if !self.providers.get(&machine).is_some_and(|provider| provider.linked) {
                 continue;
             }
-            let told = Happening::Told(machine, instance, epoch, rank, assign);
+            let start = self.providers[&machine].incarnation;
+            let told = Happening::Told(machine, start, instance, epoch, rank, assign);
             self.after(Micros(1000), told.clone());
             // A message may come a second time, and late.
             if self.now < self.faults_end && self.rng.below(20) == 0 {

@@ -89,6 +89,11 @@ impl Network {
         links
     }
 
+    /// Whether some do not reach some others.
+    pub(super) fn is_cut(&self) -> bool {
+        !self.cuts.is_empty()
+    }
+
     /// Whether fleets of this size can be cut apart.
     pub(super) fn can_be_cut(&self) -> bool {
         self.is_tried

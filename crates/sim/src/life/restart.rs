@@ -28,6 +28,8 @@ pub(super) struct Coordinator {
     disk: Disk,
     /// What ran undisturbed when it was killed, and is to be taken on as it is.
     runs: Vec<(InstanceId, Epoch)>,
+    /// When that is due at the earliest: it may be killed again before.
+    taken_on_at: Micros,
     /// Something went wrong since.
     pub(super) disturbed: bool,
 }
@@ -49,6 +51,7 @@ impl Coordinator {
             stale: true,
             disk: Disk::default(),
             runs: Vec::new(),
+            taken_on_at: Micros::ZERO,
             disturbed: false,
         }
     }
@@ -140,8 +143,8 @@ impl Sim {
                 && instance.places.iter().all(holds)
         };
         let all: Vec<&Instance> = self.controller.instances().collect();
-        // Where one of them is not as it should be, others may be moved for it.
-        if !is_settled || !all.iter().all(runs) {
+        // Where one of them is not as it should be, or not for long any more, others may be moved for it.
+        if !is_settled || self.network.is_cut() || !all.iter().all(runs) {
             return Vec::new();
         }
         all.into_iter().map(|instance| (instance.id, instance.epoch)).collect()
@@ -204,11 +207,16 @@ impl Sim {
             self.check_told(machine);
         }
         self.after(Micros(1), Happening::Tick);
-        self.after(BACK_MAX + Micros::from_secs(4), Happening::TakenOn);
+        let taken_on = BACK_MAX + Micros::from_secs(4);
+        self.coordinator.taken_on_at = self.now + taken_on;
+        self.after(taken_on, Happening::TakenOn);
     }
 
     /// Machines have come back: what ran runs, as what it was, and takes requests.
     pub(super) fn taken_on(&mut self) {
+        if self.now < self.coordinator.taken_on_at {
+            return;
+        }
         let runs = std::mem::take(&mut self.coordinator.runs);
         if self.coordinator.disturbed || self.is_down() {
             return;
