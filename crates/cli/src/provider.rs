@@ -109,6 +109,13 @@ struct ManagedOptions {
     /// A folder in which providers of one machine share what that machine was measured to do.
     #[arg(long, value_name = "DIR", requires = "managed", hide = true)]
     measured_beside: Option<std::path::PathBuf>,
+    /// Take no models from other machines' disks: hold only what is on this one's.
+    #[arg(long, requires = "managed")]
+    no_fetch: bool,
+    /// Give other machines this one's models at this many bytes a second at most, all together, as in 50MiB [default: as
+    /// fast as goes while nothing is served here, and a quarter of the time else].
+    #[arg(long, value_name = "SIZE", value_parser = serving::parse_bytes, requires = "managed")]
+    lend_rate: Option<base::Bytes>,
     /// What selectors of deployments may ask for, as in room=attic,gpu=none.
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = parse_label, requires = "managed")]
     labels: Vec<(String, String)>,
@@ -130,6 +137,8 @@ impl ManagedOptions {
             engine: engine.config(),
             measured_beside: self.measured_beside,
             models_budget: self.models_budget,
+            fetch_into: (!self.no_fetch).then(|| data.join("models")),
+            lend_rate: self.lend_rate,
             ..ManagedConfig::default()
         })
     }
@@ -296,6 +305,10 @@ impl Teller {
                 self.served = true;
                 self.print(format!("Models on this machine's disk: {models}."));
             }
+            Event::FetchEnded { model } => {
+                self.print(format!("{model}: not taken from other machines any more"));
+            }
+            Event::Fetched { model } => self.print(format!("{model}: taken from other machines")),
             Event::Broken { name, why } => eprintln!("{name} cannot be held: {why}"),
             Event::Declined { detail } => eprintln!("refused to the coordinator: {detail}"),
             Event::Unloaded { resident: Some((before, after)) } => {

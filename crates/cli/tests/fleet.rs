@@ -52,5 +52,7 @@ mod stock;
 mod traces;
 #[path = "fleet/upstream.rs"]
 mod upstream;
+#[path = "fleet/weights.rs"]
+mod weights;
 #[path = "fleet/witness.rs"]
 mod witness;

@@ -8,6 +8,7 @@
 
 mod asked;
 mod demand;
+mod fetches;
 mod inbox;
 mod kept;
 mod perform;

@@ -32,7 +32,7 @@ use crate::topology::{Links, Machine};
 
 use known::Known;
 
-pub use instance::{Instance, Phase, RankState, Terms};
+pub use instance::{Fetched, Instance, Phase, RankState, Terms};
 
 /// How often an instance is tried again on the machines that it has.
 pub const TRIES_IN_PLACE: u32 = 3;
@@ -118,6 +118,8 @@ pub struct Held {
 pub enum RankReport {
     /// It finishes what it has, and unloads; in hundredths.
     Draining(u8),
+    /// It takes the model's files from other machines.
+    Fetching(Fetched),
     /// It reads its weights; in hundredths.
     Loading(u8),
     /// It computes.

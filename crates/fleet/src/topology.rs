@@ -61,6 +61,10 @@ pub struct Machine {
     pub disk: f64,
     /// Bytes a second from the endpoint that models are downloaded from; 0: it cannot download.
     pub download: f64,
+    /// Models whose files others may take from it.
+    pub lends: Vec<String>,
+    /// Bytes that models taken from others may fill here; 0: it takes none.
+    pub fetch_room: u64,
     /// What was measured, by model.
     pub measured: BTreeMap<String, Measured>,
 }

@@ -300,6 +300,43 @@ fn what_is_loaded_is_preferred_then_what_is_on_disk_then_what_a_neighbour_has() 
 }
 
 #[test]
+fn a_neighbours_model_is_taken_only_where_somebody_gives_it_and_the_disk_has_room_and_else_it_is_said() {
+    let mut machines: Vec<Value> = (0..3).map(|at| machine(&format!("m{at}"), 64, 400)).collect();
+    machines[0]["on_disk"] = json!(["small"]);
+    machines.iter_mut().for_each(|machine| machine["download_mbit_per_s"] = json!(0));
+    let links = json!([
+        {"from": "m1", "to": "m0", "gbit_per_s": 10, "both": true},
+        {"from": "m2", "to": "m0", "gbit_per_s": 1, "both": true},
+    ]);
+    let spec = json!({"deployments": [
+        {"name": "d", "model": "small", "replicas": 3, "context": 1024, "max_batch": 1}
+    ]});
+    let (given, policy) = snapshot(json!({"machines": machines, "models": models(), "links": links}), spec);
+    let placed = |change: &dyn Fn(&mut fleet::plan::Snapshot)| {
+        let mut changed = given.clone();
+        change(&mut changed);
+        let made = plan(&changed, &policy);
+        let rejected: Vec<String> =
+            made.rejected.iter().map(|r| format!("{}: {}", r.candidate, r.reason)).collect();
+        (names(&changed, &made, "d").concat(), rejected.join("\n"))
+    };
+    let (who, _) = placed(&|_| {});
+    assert_eq!(who, ["m0", "m1", "m2"], "the better link first");
+    let (who, why) = placed(&|of| of.fleet.machines[1].fetch_room = 1 << 20);
+    assert_eq!(who, ["m0", "m2"]);
+    assert!(why.contains("d on m1") && why.contains("1.0 MiB are left there for models: make room"), "{why}");
+    let (who, why) = placed(&|of| of.fleet.machines[2].fetch_room = 0);
+    assert_eq!(who, ["m0", "m1"]);
+    assert!(why.contains("d on m2") && why.contains("--no-fetch"), "{why}");
+    // Who has it and gives it to nobody, and who is away and gives nothing now.
+    let (who, why) = placed(&|of| of.fleet.machines[0].lends.clear());
+    assert_eq!(who, ["m0"]);
+    assert!(why.contains("d on m1") && why.contains("no way to get them"), "{why}");
+    let (who, _) = placed(&|of| of.fleet.machines[0].online = false);
+    assert!(who.is_empty(), "{who:?}");
+}
+
+#[test]
 fn a_model_too_large_for_one_machine_goes_over_linked_ones_after_their_speed() {
     let machines = json!([machine("studio", 48, 800), machine("laptop", 24, 200), machine("far", 64, 800)]);
     let links =

@@ -60,6 +60,8 @@ fn world(machines: usize) -> World {
         loaded: Vec::new(),
         disk: 2e9,
         download: 0.0,
+        lends: Vec::new(),
+        fetch_room: 0,
         measured: BTreeMap::new(),
     };
     let shapes = BTreeMap::from([("a".to_owned(), shape()), ("b".to_owned(), shape())]);

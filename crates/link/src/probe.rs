@@ -4,16 +4,16 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use trust::{HandshakeError, LinkHandshake, MachineKeys, RecordOpener, RecordSealer, TrustError};
+use trust::{LinkHandshake, MachineKeys};
 use wire::link::ProbeMessage;
 
-use crate::establish::{LinkError, Timed, secured};
-use crate::links::LOOKS;
+use crate::establish::LinkError;
+use crate::talk::{RECORD_BYTES, Talk};
 
 /// Small messages of a probe: enough for a median.
 const PINGS: u32 = 9;
-/// What one record of a bulk carries, its two bytes of head included: the most that a record may.
-const PIECE_BYTES: usize = 1 << 14;
+/// What one record of a bulk carries, its two bytes of head included.
+const PIECE_BYTES: usize = RECORD_BYTES;
 /// The first bulk. Sizes double until one takes long enough to be measured.
 const BULK_FIRST: usize = 64 << 10;
 /// All bulks of one probe together, at most.
@@ -49,44 +49,17 @@ pub struct Probed {
     pub from: Option<SocketAddr>,
 }
 
-/// A proved connection, and what goes over it.
-struct Talk {
-    socket: Timed,
-    sealer: RecordSealer,
-    opener: RecordOpener,
-    record: Vec<u8>,
-}
+/// A proved connection, and what a probe says over it.
+struct Probing<'a>(&'a mut Talk);
 
-impl Talk {
-    fn begin(
-        stream: TcpStream,
-        handshake: LinkHandshake,
-        deadline: Instant,
-    ) -> Result<(Self, [u8; 32]), LinkError> {
-        let (mut socket, link) = secured(stream, handshake, deadline)?;
-        socket.doing = "probing";
-        // As the links of groups do, whose steps are predicted by what this finds.
-        socket.looks = LOOKS;
-        let (sealer, opener) = (link.sealer, link.opener);
-        Ok((Self { socket, sealer, opener, record: Vec::new() }, link.peer_key))
-    }
-
+impl Probing<'_> {
     fn say(&mut self, message: ProbeMessage<'_>) -> Result<(), LinkError> {
-        self.record.clear();
-        self.sealer.seal(&message.encode(), &mut self.record);
-        self.socket.write(&self.record)
+        self.0.say(&message.encode())
     }
 
     /// The next message, given to `take`.
     fn hear<T>(&mut self, take: impl FnOnce(ProbeMessage<'_>) -> T) -> Result<T, LinkError> {
-        let mut record = self.socket.record()?;
-        let plain = self.opener.open(&mut record).map_err(|error| match error {
-            // In TLS 1.3 the dialling side is done before the other has looked at its key.
-            TrustError::Alert { .. } => LinkError::Handshake(HandshakeError::KeyRefused),
-            error => LinkError::Broken { doing: "probing", detail: error.to_string() },
-        })?;
-        let message = ProbeMessage::decode(plain).map_err(|e| LinkError::Hello(e.to_string()))?;
-        Ok(take(message))
+        self.0.hear(|bytes| read(bytes).map(take))?
     }
 
     fn hello(&mut self) -> Result<bool, LinkError> {
@@ -124,6 +97,10 @@ impl Talk {
     }
 }
 
+fn read(bytes: &[u8]) -> Result<ProbeMessage<'_>, LinkError> {
+    ProbeMessage::decode(bytes).map_err(|e| LinkError::Hello(e.to_string()))
+}
+
 /// Dials `address` and finds out whether the machine with `key` is there, and how well it is reached. Blocks for
 /// `asked.reach` and `asked.measure` at most.
 ///
@@ -139,10 +116,11 @@ pub fn probe(
     let stream = TcpStream::connect_timeout(&address, asked.reach)
         .map_err(|error| LinkError::Connect(error.to_string()))?;
     let from = stream.local_addr().ok();
-    let (mut talk, _) = Talk::begin(stream, LinkHandshake::dial(keys, key), deadline)?;
+    let (mut link, _) = Talk::begin(stream, LinkHandshake::dial(keys, key), deadline, "probing")?;
+    let mut talk = Probing(&mut link);
     talk.say(ProbeMessage::Hello { busy: asked.busy })?;
     let is_busy = talk.hello()? || asked.busy;
-    talk.socket.deadline = Instant::now() + asked.measure;
+    talk.0.within(asked.measure);
     let mut trips = (0..PINGS).map(|number| talk.ping(number)).collect::<Result<Vec<Duration>, _>>()?;
     trips.sort_unstable();
     let round_trip = trips[trips.len() / 2];
@@ -155,7 +133,7 @@ pub fn probe(
 }
 
 /// Bytes a second, from bulks that double until one takes long.
-fn bandwidth(talk: &mut Talk, round_trip: Duration) -> Result<f64, LinkError> {
+fn bandwidth(talk: &mut Probing<'_>, round_trip: Duration) -> Result<f64, LinkError> {
     let (mut bytes, mut sent) = (BULK_FIRST, 0);
     loop {
         let took = talk.bulk(bytes)?;
@@ -169,20 +147,12 @@ fn bandwidth(talk: &mut Talk, round_trip: Duration) -> Result<f64, LinkError> {
     }
 }
 
-/// Answers a probe on `stream`, where one of the machines with the keys `known` makes it. Blocks for `within` at most.
-///
-/// # Errors
-/// Whoever dialled is nobody of these, or does not speak as a probe does.
-pub fn answer(
-    stream: TcpStream,
-    keys: &MachineKeys,
-    known: Vec<[u8; 32]>,
-    busy: bool,
-    within: Duration,
-) -> Result<(), LinkError> {
-    let deadline = Instant::now() + within;
-    let (mut talk, _) = Talk::begin(stream, LinkHandshake::accept(keys, known), deadline)?;
-    talk.hello()?;
+/// Answers a probe that began with the message `first`.
+pub(crate) fn answer(talk: &mut Talk, first: &[u8], busy: bool) -> Result<(), LinkError> {
+    let ProbeMessage::Hello { .. } = read(first)? else {
+        return Err(LinkError::Hello("it begins with something else".to_owned()));
+    };
+    let mut talk = Probing(talk);
     talk.say(ProbeMessage::Hello { busy })?;
     let mut taken = 0u64;
     for _ in 0..MESSAGES_MAX {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use link::{Asked, LinkError, answer, probe};
+use link::{Answering, Asked, LinkError, answer, probe};
 use trust::MachineKeys;
 
 const ASKED: Asked =
@@ -21,7 +21,8 @@ fn door(
     let address = listener.local_addr().unwrap();
     let thread = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        answer(stream, &keys, known, busy, Duration::from_secs(30))
+        let within = Duration::from_secs(30);
+        answer(stream, &keys, Answering { known, busy, within, library: None })
     });
     (address, thread)
 }

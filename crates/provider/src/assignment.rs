@@ -13,13 +13,16 @@ use std::time::Duration;
 use base::{Bytes, Epoch, InstanceId, ModelName};
 use engine::{EngineConfig, ModelSource};
 use tokio::sync::mpsc;
+use trust::MachineKeys;
 use wire::control::{
     AssignGroup, Assignment, FromCoordinator, FromProvider, GroupAddress, Inventory, LABELS_MAX, Label,
     MODELS_ON_DISK_MAX, ModelDescriptor, ModelOnDisk,
 };
 
 use crate::config::{ManagedConfig, ModelConfig};
+use crate::fetch::{Ended, Fetches, Progress};
 use crate::host::Host;
+use crate::lend::Lending;
 use crate::measured::{Measured, Speeds};
 use crate::shelf::{Gauging, Places, Shelf, Watcher};
 use crate::stock::{Hold, Stock};
@@ -44,6 +47,10 @@ pub(crate) enum AssignNews {
     Loaded { life: Life, host: Host, took: Duration },
     /// It does not, and its memory is free.
     LoadEnded { life: Life, failed: String },
+    /// So much of a model that other machines have is here.
+    Fetching { model: ModelName, progress: Progress },
+    /// It is not fetched any more.
+    FetchEnded { model: ModelName, how: Ended },
     /// Its memory is free; what this process held before and after, where the system tells.
     Unloaded { life: Life, resident: Option<(Bytes, Bytes)> },
 }
@@ -78,7 +85,9 @@ pub(crate) struct Managed {
     held_by: String,
     /// Files that stay on the disk, by model.
     holds: BTreeMap<String, Hold>,
-    _watcher: Option<Watcher>,
+    watcher: Option<Watcher>,
+    pub(crate) fetches: Fetches,
+    pub(crate) lending: Arc<Lending>,
 }
 
 impl Managed {
@@ -89,6 +98,7 @@ impl Managed {
         (given, name): (&[ModelConfig], &str),
         folder: PathBuf,
         hardware: &wire::control::Hardware,
+        keys: Arc<MachineKeys>,
     ) -> (Self, mpsc::Receiver<AssignNews>) {
         let (news, heard) = mpsc::channel(NEWS_MAX);
         let threads = config.engine.threads.unwrap_or_else(engine::machine::cores).max(1);
@@ -100,6 +110,7 @@ impl Managed {
             given: own.map(|model| (model.name.clone(), model.source.clone())).collect(),
             folders: config.folders.clone(),
             kv: config.engine.kv,
+            fetch_into: config.fetch_into.clone().map(|into| (Stock::new(into), config.models_budget)),
         };
         let busy = Arc::new(AtomicBool::new(false));
         let gauging = Gauging {
@@ -115,6 +126,9 @@ impl Managed {
             tell.blocking_send(AssignNews::Shelf(shelf)).is_ok()
         });
         let watcher = watcher.map_err(|error| tracing::error!(%error, "no thread to look for models")).ok();
+        let into = config.fetch_into.clone();
+        let fetches = Fetches::new(keys, (into, config.models_budget), folder.clone(), news.clone());
+        let lending = Arc::new(Lending::new(folder.clone(), config.lend_rate.map(|rate| rate.0)));
         let managed = Self {
             config,
             folder,
@@ -131,7 +145,9 @@ impl Managed {
             busy,
             held_by: format!("provider {name}"),
             holds: BTreeMap::new(),
-            _watcher: watcher,
+            watcher,
+            fetches,
+            lending,
         };
         (managed, heard)
     }
@@ -170,6 +186,7 @@ impl Managed {
                 self.measured.note(facts.name.as_str(), Speeds { decode_per_ks, prefill_per_ks });
             }
         }
+        self.lending.shelved(shelf.models.iter().map(|model| (model.facts.name.as_str(), &model.source)));
         (self.shelf, self.looked) = (shelf, true);
         new
     }
@@ -190,6 +207,7 @@ impl Managed {
             models: models.collect(),
             models_left_out: 0,
             probe_addresses,
+            fetch_room: self.shelf.fetch_room,
         };
         loop {
             let left_out = self.shelf.models.len() - inventory.models.len();
@@ -204,9 +222,17 @@ impl Managed {
         }
     }
 
+    /// Looks for models now: one has come.
+    pub(crate) fn look_again(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.look();
+        }
+    }
+
     /// What the desk decided is what measurements must not hold up, and what stays on the disk.
     pub(crate) fn note_held(&mut self) {
-        self.busy.store(!self.desk.is_empty(), Ordering::Relaxed);
+        let is_busy = !self.desk.is_empty() || !self.fetches.is_empty();
+        self.busy.store(is_busy, Ordering::Relaxed);
         let waiting = self.waiting.iter().map(|assign| assign.model.as_str());
         let needed: BTreeSet<&str> = self.desk.models().into_iter().chain(waiting).collect();
         self.holds.retain(|model, _| needed.contains(model.as_str()));
@@ -338,7 +364,9 @@ impl Managed {
         for loading in self.loading.values() {
             loading.cancelled.store(true, Ordering::Relaxed);
         }
-        let threads = std::mem::take(&mut self.threads);
+        self.lending.end();
+        let mut threads = std::mem::take(&mut self.threads);
+        threads.extend(self.fetches.end());
         // Their last words need no place.
         drop(self);
         let joined = tokio::task::spawn_blocking(move || {

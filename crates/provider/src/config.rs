@@ -58,6 +58,11 @@ pub struct ManagedConfig {
     pub measured_beside: Option<PathBuf>,
     /// What models that are fetched may take of the disk together; where absent, what was set for their folder.
     pub models_budget: Option<Bytes>,
+    /// The folder of models, one of `folders`, that those which the coordinator wants here are put into when other machines
+    /// of the fleet have them; nothing is taken from others where absent.
+    pub fetch_into: Option<PathBuf>,
+    /// Bytes a second that other machines may take of this one's models, all together; no bound where absent.
+    pub lend_rate: Option<Bytes>,
 }
 
 impl Default for ManagedConfig {
@@ -70,6 +75,8 @@ impl Default for ManagedConfig {
             look_every: Duration::from_secs(15),
             measured_beside: None,
             models_budget: None,
+            fetch_into: None,
+            lend_rate: None,
         }
     }
 }

@@ -66,6 +66,16 @@ pub enum Event {
         /// Why not.
         why: String,
     },
+    /// A model that others have is not wanted here any more, before all of it came.
+    FetchEnded {
+        /// Which.
+        model: ModelName,
+    },
+    /// A model is on this machine's disk that others had.
+    Fetched {
+        /// Which.
+        model: ModelName,
+    },
     /// The coordinator wanted something held that cannot be.
     Declined {
         /// Why.

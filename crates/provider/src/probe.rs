@@ -11,13 +11,14 @@ use std::time::Duration;
 use base::MachineId;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use link::{Asked, LinkType};
+use link::{Answering, Asked, LinkType};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use trust::MachineKeys;
 use wire::control::{GroupAddress, LINK_ERROR_BYTES_MAX, LinkOver, PEER_ADDRESSES_MAX, Peers};
 
+use crate::lend::Lending;
 use desk::{Desk, Effect, Found, Input, Outcome, Try};
 
 /// Outcomes that wait for the provider's task: as many as tries run at once, and some.
@@ -47,6 +48,8 @@ struct Door {
     known: RwLock<Vec<[u8; 32]>>,
     busy: AtomicBool,
     answering: AtomicUsize,
+    /// The files of its models, for those who may have them.
+    lending: Arc<Lending>,
 }
 
 /// All of it.
@@ -65,6 +68,7 @@ impl Probes {
         keys: Arc<MachineKeys>,
         listen: &[IpAddr],
         proved: Arc<Proved>,
+        lending: Arc<Lending>,
     ) -> (Self, mpsc::Receiver<Outcome>) {
         let (news, heard) = mpsc::channel(NEWS_MAX);
         let door = Arc::new(Door {
@@ -72,6 +76,7 @@ impl Probes {
             known: RwLock::default(),
             busy: AtomicBool::new(false),
             answering: AtomicUsize::new(0),
+            lending,
         });
         let interfaces = crate::hardware::interfaces();
         let (mut addresses, mut listeners) = (Vec::new(), Vec::new());
@@ -122,6 +127,7 @@ impl Probes {
     /// Whether this machine serves at the moment.
     pub(crate) fn set_busy(&self, busy: bool) {
         self.door.busy.store(busy, Ordering::Relaxed);
+        self.door.lending.set_busy(busy);
     }
 
     /// Begins what the desk says; what is to be said is given back.
@@ -192,9 +198,12 @@ async fn accept(listener: tokio::net::TcpListener, door: Arc<Door>) {
         }
         let of_thread = Arc::clone(&door);
         let body = move || {
-            let known = of_thread.known.read().clone();
+            let mut known = of_thread.known.read().clone();
+            known.extend(of_thread.lending.keys());
             let busy = of_thread.busy.load(Ordering::Relaxed);
-            if let Err(error) = link::answer(stream, &of_thread.keys, known, busy, REACH + MEASURE) {
+            let library: Option<&dyn link::Library> = Some(of_thread.lending.as_ref());
+            let answering = Answering { known, busy, within: REACH + MEASURE, library };
+            if let Err(error) = link::answer(stream, &of_thread.keys, answering) {
                 tracing::debug!(%error, "whoever tried this machine is not answered");
             }
             of_thread.answering.fetch_sub(1, Ordering::Relaxed);

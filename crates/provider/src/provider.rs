@@ -1,6 +1,7 @@
 //! A provider's life: one task that owns its state, waits for what happens, and does what the uplink decides.
 
 mod assigned;
+mod fetches;
 mod heard;
 mod kept;
 mod own;
@@ -201,7 +202,8 @@ impl Provider {
         let (managed, assign_news) = match config.managed.clone() {
             Some(managed) => {
                 let given = (&config.models[..], name.as_str());
-                let started = Managed::start(managed, given, config.data_dir.clone(), &hardware);
+                let (folder, keys) = (config.data_dir.clone(), Arc::clone(&identity.keys));
+                let started = Managed::start(managed, given, folder, &hardware, keys);
                 (Some(started.0), started.1)
             }
             None => (None, mpsc::channel(1).1),
@@ -216,8 +218,9 @@ impl Provider {
         let listen = crate::hardware::group_listen(&config.group_listen, target.is_loopback());
         let (proved, keys) = (Arc::new(Proved::default()), Arc::clone(&identity.keys));
         let (probes, probe_news) = match &managed {
-            Some(_) => {
-                let (probes, news) = Probes::start(Arc::clone(&keys), &listen, Arc::clone(&proved));
+            Some(managed) => {
+                let lending = Arc::clone(&managed.lending);
+                let (probes, news) = Probes::start(Arc::clone(&keys), &listen, Arc::clone(&proved), lending);
                 (Some(probes), news)
             }
             None => (None, mpsc::channel(1).1),

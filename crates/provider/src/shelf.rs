@@ -2,6 +2,7 @@
 //! looked for again at intervals.
 
 mod gauging;
+pub(crate) mod place;
 mod scan;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use engine::{KvFormat, LoadedModel, ModelSource};
 use wire::control::{MODEL_CONFIG_BYTES_MAX, ModelOnDisk};
 
 use crate::load::chain;
+use crate::stock::Stock;
 pub(crate) use gauging::Gauging;
 use scan::{Candidate, Fingerprint};
 
@@ -35,6 +37,8 @@ pub(crate) struct Shelf {
     pub(crate) models: Vec<Shelved>,
     /// What looked like a model and is none, by where it is, and why.
     pub(crate) broken: Vec<(String, String)>,
+    /// Bytes that models taken from other machines may fill, so far as one look needs to know.
+    pub(crate) fetch_room: Bytes,
 }
 
 impl Shelf {
@@ -52,6 +56,8 @@ pub(crate) struct Places {
     pub(crate) folders: Vec<PathBuf>,
     /// How keys and values are held.
     pub(crate) kv: KvFormat,
+    /// The folder of models that those of other machines are put into.
+    pub(crate) fetch_into: Option<(Stock, Option<Bytes>)>,
 }
 
 /// Looks, and remembers what has not changed since.
@@ -97,9 +103,20 @@ impl Looker {
             seen.insert(candidate.path, (fingerprint, looked));
         }
         self.seen = seen;
+        shelf.fetch_room = self
+            .places
+            .fetch_into
+            .as_ref()
+            .map_or(Bytes(0), |(stock, budget)| rounded(stock.fetch_room(*budget)));
         shelf.models.sort_by(|a, b| a.facts.name.as_str().cmp(b.facts.name.as_str()));
         shelf
     }
+}
+
+/// Rounded down to a sixteenth: a disk on which something is written is no news every time.
+fn rounded(room: Bytes) -> Bytes {
+    let dropped = room.0.checked_ilog2().unwrap_or(0).saturating_sub(4);
+    Bytes((room.0 >> dropped) << dropped)
 }
 
 fn measure(candidate: &Candidate, kv: KvFormat) -> Result<Shelved, String> {
@@ -107,7 +124,9 @@ fn measure(candidate: &Candidate, kv: KvFormat) -> Result<Shelved, String> {
     let looked = std::panic::catch_unwind(|| engine::look(&candidate.source).map_err(|e| chain(&e)));
     let loaded =
         looked.unwrap_or_else(|_| Err("looking at it broke down; see the provider's log".to_owned()))?;
-    let facts = facts(&candidate.name, &loaded)?;
+    let is_files = matches!(candidate.source, ModelSource::Folder(_));
+    let lent = is_files && wire::link::is_placeable(candidate.name.as_str());
+    let facts = ModelOnDisk { lent, ..facts(&candidate.name, &loaded)? };
     let kv_bytes_per_token = loaded.kv_bytes_per_token(kv);
     Ok(Shelved { source: candidate.source.clone(), facts, kv_bytes_per_token })
 }
@@ -132,6 +151,7 @@ fn facts(name: &ModelName, loaded: &LoadedModel) -> Result<ModelOnDisk, String> 
         config,
         decode_tokens_per_ks: 0,
         prefill_tokens_per_ks: 0,
+        lent: false,
     })
 }
 
@@ -163,13 +183,23 @@ impl Watcher {
                         return;
                     }
                 }
-                if stopped.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
-                    return;
+                match stopped.recv_timeout(every) {
+                    // Asked for, or time.
+                    Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         };
         let thread = std::thread::Builder::new().name("phalanx-shelf".into()).spawn(watch)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Looks again now.
+    pub(crate) fn look(&self) {
+        if let Some(stop) = &self.stop {
+            // One that has ended looks no more.
+            let _ = stop.send(());
+        }
     }
 }
 

@@ -159,6 +159,8 @@ pub(crate) fn world(machines: usize, rng: &mut Rng) -> World {
         loaded: Vec::new(),
         disk: 2e9,
         download: 0.0,
+        lends: Vec::new(),
+        fetch_room: 0,
         measured: BTreeMap::new(),
     };
     let machines = (0..machines).map(|at| (MachineId(at as u128 + 1), machine(at, rng))).collect();

@@ -19,6 +19,7 @@ mod assignment;
 mod group;
 pub mod hardware;
 mod probe;
+mod weights;
 
 use base::{AttemptId, Bytes, Epoch, Incarnation, InstanceId, MachineId, ModelName, Tokens};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ pub use probe::{
     LINK_ERROR_BYTES_MAX, LINKS_MAX, LinkOver, LinkReport, LinkReports, PEER_ADDRESSES_MAX, PEERS_MAX, Peer,
     Peers,
 };
+pub use weights::{FetchModel, FetchReport, HOLDERS_MAX, LENDS_MAX, Lend, Lends};
 
 use crate::reader::DecodeError;
 
@@ -99,6 +101,8 @@ pub enum FromProvider {
     Inventory(Inventory),
     /// What came of trying other machines.
     Links(LinkReports),
+    /// How far this machine is with a model that it takes from others.
+    FetchReport(FetchReport),
     /// No new attempts, please: this provider is going. Attempts in flight are finished.
     Draining,
     /// The last message on a connection.
@@ -175,6 +179,10 @@ pub enum FromCoordinator {
     RenewLeases(Leases),
     /// Try these machines, and let them try you.
     Peers(Peers),
+    /// Take a model's files from other machines.
+    FetchModel(FetchModel),
+    /// Give these machines these models' files.
+    Lend(Lends),
     /// This coordinator is going; connect again after the pause.
     Goodbye {
         /// In words.

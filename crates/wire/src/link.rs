@@ -17,10 +17,17 @@
 //! ending the link, so the header carries no checksum; what is checked is that peer and receiver *mean* the same.
 
 mod hello;
+mod manifest;
 mod probe;
+mod transfer;
 
 pub use hello::{HELLO_BYTES, HELLO_BYTES_MAX, HELLO_VERSION, LinkHello, Mode};
+pub use manifest::{
+    MANIFEST_BYTES_MAX, MANIFEST_FILES_MAX, MANIFEST_PIECES_MAX, Manifest, ManifestFile, is_placeable,
+    is_plain_path,
+};
 pub use probe::{PROBE_VERSION, ProbeMessage};
+pub use transfer::{REFUSAL_BYTES_MAX, TRANSFER_VERSION, TransferMessage};
 
 use crate::reader::{DecodeError, Reader};
 

@@ -8,6 +8,8 @@
 mod probes;
 #[path = "golden/samples.rs"]
 mod samples;
+#[path = "golden/transfers.rs"]
+mod transfers;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -18,7 +20,7 @@ use wire::control::{
 };
 use wire::frame::{FrameHeader, FrameKind};
 use wire::job::Job;
-use wire::link::ProbeMessage;
+use wire::link::{Manifest, ProbeMessage, TransferMessage};
 
 /// Compares name and text of each value with the lines of a golden file.
 fn assert_golden(file: &str, expected: &str, lines: &[(&str, String)]) {
@@ -210,7 +212,15 @@ fn what_ranks_say_to_each_other_is_these_bytes_and_reads_back() {
             }
             (name, hex(&bytes))
         }))
+        .chain(transfers::messages().into_iter().map(|(name, message)| {
+            let bytes = message.encode();
+            assert_eq!(TransferMessage::decode(&bytes), Ok(message), "{name}");
+            assert!(TransferMessage::is_one(&bytes) && ProbeMessage::decode(&bytes).is_err(), "{name}");
+            (name, hex(&bytes))
+        }))
+        .chain([("manifest", hex(&transfers::manifest().encode()))])
         .collect();
+    assert_eq!(Manifest::decode(&transfers::manifest().encode()), Ok(transfers::manifest()));
     assert_golden("link.txt", include_str!("golden/link.txt"), &lines);
     assert_eq!(wire::link::LinkHello::decode(&samples::link_hello().encode()), Ok(samples::link_hello()));
 }

@@ -1,7 +1,8 @@
 //! Deployments for people: tables, and conditions in words.
 
+use base::Bytes;
 use wire::admin::deployment::{
-    Accepted, DeployedInstance, DeploymentHistory, DeploymentList, DeploymentStatus,
+    Accepted, DeployedFetch, DeployedInstance, DeploymentHistory, DeploymentList, DeploymentStatus,
 };
 
 use crate::terminal::{say, say_table};
@@ -89,13 +90,20 @@ pub(super) fn one(deployment: &DeploymentStatus) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How far a machine is with taking its model from others.
+fn fetching(phase: &str, fetched: &DeployedFetch) -> String {
+    let DeployedFetch { done_bytes, bytes, bytes_per_s } = *fetched;
+    format!("{phase} {} of {}, {}/s", Bytes(done_bytes), Bytes(bytes), Bytes(bytes_per_s))
+}
+
 fn instance(instance: &DeployedInstance) -> Vec<Vec<String>> {
     let rows = instance.ranks.iter().enumerate().map(|(number, rank)| {
         let first = |text: String| if number == 0 { text } else { String::new() };
-        let phase = match (rank.connected, rank.phase.as_str()) {
-            (false, _) => "not connected".to_owned(),
-            (true, phase @ ("loading" | "draining")) => format!("{phase} {} %", rank.percent),
-            (true, phase) => phase.to_owned(),
+        let phase = match (rank.connected, rank.phase.as_str(), &rank.fetched) {
+            (false, ..) => "not connected".to_owned(),
+            (true, phase, Some(fetched)) => fetching(phase, fetched),
+            (true, phase @ ("loading" | "draining"), None) => format!("{phase} {} %", rank.percent),
+            (true, phase, None) => phase.to_owned(),
         };
         vec![
             first(instance.instance.to_string()),

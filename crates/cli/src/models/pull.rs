@@ -4,7 +4,6 @@
 mod choose;
 mod fetch;
 mod hub;
-mod shelf;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +14,7 @@ use anyhow::Context as _;
 use base::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
+use provider::Place;
 use provider::stock::Wanted;
 use serde::Serialize;
 
@@ -23,7 +23,6 @@ use crate::serving;
 use crate::terminal::{say, say_json};
 use fetch::Fetch;
 use hub::Hub;
-use shelf::Shelf;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -79,7 +78,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let listing = hub.listing(name, revision).await?;
     let files = choose::choose(name, &listing.files, options.file.as_deref())?;
     let bytes: u64 = files.iter().map(|file| file.size).sum();
-    let shelf = Shelf::open(&stock, name)?;
+    let shelf = Place::open(&stock, name)?;
     let pulled = |path: PathBuf, fetched_bytes, removed| Pulled {
         model: name.to_owned(),
         revision: listing.revision.clone(),
@@ -117,7 +116,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
 async fn fetch_all(
     hub: &Hub,
-    shelf: &Shelf,
+    shelf: &Place,
     options: &Options,
     (name, revision): (&str, &str),
     files: &[hub::File],

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use base::{Incarnation, MachineId, Micros};
-use fleet::reconcile::{Held, Input, RankReport};
+use fleet::reconcile::{Fetched, Held, Input, RankReport};
 use fleet::topology::Reach;
 use parking_lot::Mutex;
-use wire::control::{AssignmentPhase, AssignmentReport, Inventory, Register};
+use wire::control::{AssignmentPhase, AssignmentReport, FetchReport, Inventory, Register};
 
 use crate::uplink::session::Session;
 
@@ -129,6 +129,13 @@ impl Inbox {
         self.put(Input::Report { machine, instance, epoch, rank, report });
     }
 
+    /// A machine said how far it is with taking a model from others.
+    pub(crate) fn fetching(&self, machine: MachineId, report: FetchReport) {
+        let FetchReport { instance, epoch, rank, done, of, bytes_per_s } = report;
+        let fetched = Fetched { done: done.0.min(of.0), of: of.0, bytes_per_s };
+        self.put(Input::Report { machine, instance, epoch, rank, report: RankReport::Fetching(fetched) });
+    }
+
     /// Something else came in.
     pub(crate) fn put(&self, input: Input) {
         self.state.lock().push(input);
@@ -203,13 +210,19 @@ impl State {
                 instance: i,
                 epoch: e,
                 rank: r,
-                report: RankReport::Loading(of),
+                report: of @ (RankReport::Loading(_) | RankReport::Fetching(_)),
             }),
-            Input::Report { machine, instance, epoch, rank, report: RankReport::Loading(now) },
+            Input::Report {
+                machine,
+                instance,
+                epoch,
+                rank,
+                report: now @ (RankReport::Loading(_) | RankReport::Fetching(_)),
+            },
         ) = (self.waiting.back_mut(), &input)
             && (*m, *i, *e, *r) == (*machine, *instance, *epoch, *rank)
         {
-            *of = *now;
+            of.clone_from(now);
             return;
         }
         // What comes and goes is bounded by connections; what is said on them is not.

@@ -116,7 +116,7 @@ impl Writer {
         }
     }
 
-    fn assign(&mut self, machine: MachineId, id: InstanceId, rank: u32) {
+    pub(super) fn assign(&mut self, machine: MachineId, id: InstanceId, rank: u32) {
         let Some(instance) = self.controller.instance(id).cloned() else { return };
         if instance.places.len() > 1 {
             if self.core.groups.is_awaited(id, instance.epoch) {
@@ -126,9 +126,12 @@ impl Writer {
                 let input = Input::Report { machine, instance: id, epoch, rank, report };
                 self.core.deployments.inbox.put(input);
                 self.core.deployments.look_soon();
-            } else {
+            } else if !self.waits_for_files(&instance) {
                 self.form(&instance, false);
             }
+            return;
+        }
+        if self.waits_for_files(&instance) {
             return;
         }
         let terms = &instance.terms;

@@ -97,20 +97,23 @@ fn peers_of(members: &[(MachineId, &Facts)], at: usize) -> Vec<Peer> {
         let apart = at.abs_diff(other);
         other != at && (count <= ALL_MAX || apart.min(count - apart) <= NEIGHBOURS)
     };
-    let peer = |(machine, facts): &(MachineId, &Facts)| {
-        let addresses = facts.inventory.iter().flat_map(|inventory| &inventory.probe_addresses);
-        let clipped = |of: &wire::control::GroupAddress| {
-            let interface = of.interface.chars().filter(|c| !c.is_control()).take(32).collect();
-            wire::control::GroupAddress { address: of.address, interface }
-        };
-        Peer {
-            machine: *machine,
-            incarnation: facts.incarnation,
-            signing_key: facts.signing_key.clone(),
-            addresses: addresses.take(PEER_ADDRESSES_MAX).map(clipped).collect(),
-        }
-    };
+    let peer = |(machine, facts): &(MachineId, &Facts)| peer_of(*machine, facts);
     (0..count).filter(|other| near(*other)).map(|other| peer(&members[other])).collect()
+}
+
+/// A machine, as others are told to dial it.
+pub(super) fn peer_of(machine: MachineId, facts: &Facts) -> Peer {
+    let addresses = facts.inventory.iter().flat_map(|inventory| &inventory.probe_addresses);
+    let clipped = |of: &wire::control::GroupAddress| {
+        let interface = of.interface.chars().filter(|c| !c.is_control()).take(32).collect();
+        wire::control::GroupAddress { address: of.address, interface }
+    };
+    Peer {
+        machine,
+        incarnation: facts.incarnation,
+        signing_key: facts.signing_key.clone(),
+        addresses: addresses.take(PEER_ADDRESSES_MAX).map(clipped).collect(),
+    }
 }
 
 impl Inbox {

@@ -5,7 +5,7 @@ use fleet::plan::file::{PlanOutput, output};
 use fleet::reconcile::{Deployment, Instance, Phase, RankState};
 use serde_json::Value;
 use wire::admin::deployment::{
-    ConditionStatus, DeployedInstance, DeployedRank, DeploymentStatus, PlannerStatus,
+    ConditionStatus, DeployedFetch, DeployedInstance, DeployedRank, DeploymentStatus, PlannerStatus,
 };
 
 use super::Sight;
@@ -71,8 +71,17 @@ impl Sight<'_> {
             let (phase, percent) = match state {
                 RankState::Told => ("told", 0),
                 RankState::Draining(done) => ("draining", *done),
+                RankState::Fetching(fetched) => ("fetching", fetched.percent()),
                 RankState::Loading(done) => ("loading", *done),
                 RankState::Ready => ("ready", 100),
+            };
+            let fetched = match state {
+                RankState::Fetching(fetched) => Some(DeployedFetch {
+                    done_bytes: fetched.done,
+                    bytes: fetched.of,
+                    bytes_per_s: fetched.bytes_per_s,
+                }),
+                _ => None,
             };
             DeployedRank {
                 machine: *machine,
@@ -80,6 +89,7 @@ impl Sight<'_> {
                 connected: self.controller.is_here(*machine),
                 phase: phase.to_owned(),
                 percent,
+                fetched,
                 layers,
             }
         };
@@ -110,6 +120,9 @@ impl Sight<'_> {
             held.push(instance.deployment.as_str());
             let how = match (instance.phase, &instance.ranks[rank]) {
                 (Phase::Retrying(_), _) => "failed, and is tried again here".to_owned(),
+                (_, RankState::Fetching(fetched)) => {
+                    format!("takes its model from other machines, {fetched}")
+                }
                 (_, RankState::Loading(done)) => format!("loads, {done} % done"),
                 (_, RankState::Draining(done)) => format!("makes room for it, {done} % done"),
                 (_, RankState::Told) => "was told to".to_owned(),

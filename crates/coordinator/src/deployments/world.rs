@@ -106,6 +106,8 @@ fn machine(facts: &Facts) -> Machine {
     let known = |number: u64, otherwise: f64| if number == 0 { otherwise } else { number as f64 };
     let labels = inventory.map(|i| &i.labels).into_iter().flatten();
     let models = inventory.map(|i| &i.models).into_iter().flatten();
+    // Who cannot be dialled gives nothing.
+    let door = inventory.is_some_and(|i| !i.probe_addresses.is_empty());
     Machine {
         name: facts.name.clone(),
         // Whether it is connected is the controller's own knowledge.
@@ -118,6 +120,8 @@ fn machine(facts: &Facts) -> Machine {
         loaded: facts.serves.clone(),
         disk: inventory.map_or(DISK_BYTES_PER_S, |i| known(i.disk_bytes_per_s, DISK_BYTES_PER_S)),
         download: inventory.map_or(0.0, |i| i.download_bytes_per_s as f64),
+        lends: models.clone().filter(|of| of.lent && door).map(|of| of.name.as_str().to_owned()).collect(),
+        fetch_room: inventory.map_or(0, |i| i.fetch_room.0),
         measured: models.filter_map(measured).collect(),
     }
 }

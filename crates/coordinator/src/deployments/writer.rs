@@ -10,6 +10,7 @@ use store::StoreError;
 use tokio::sync::mpsc;
 
 use super::demand::Rates;
+use super::fetches::Fetches;
 use super::perform::Leases;
 use super::reach::Asked;
 use super::world::Worlds;
@@ -38,6 +39,8 @@ pub(crate) struct Writer {
     pub(super) leases: Leases,
     /// Whom machines were asked to try.
     asked: Asked,
+    /// What waits for a model's files.
+    pub(super) fetches: Fetches,
     /// Microseconds since 1970 when the coordinator's clock was at zero: wall time that never jumps.
     origin: Micros,
     /// Ranks that said they are ready before their instance was offered for requests: they are believed once it is.
@@ -61,9 +64,7 @@ impl Writer {
         let kept = core.store.deployments().await?;
         let mode = core.store.setting(MODE).await?;
         let rng = Rng::new(core.seed());
-        // Providers read models from their own disks.
-        let policy = PlanPolicy { from_neighbours: false, ..PlanPolicy::default() };
-        let mut controller = Controller::new(policy, Epoch(kept.epoch), rng);
+        let mut controller = Controller::new(PlanPolicy::default(), Epoch(kept.epoch), rng);
         if let Some(mode) = mode.as_deref().and_then(parse_mode) {
             controller.set_mode(mode);
         }
@@ -88,6 +89,7 @@ impl Writer {
             rates: Rates::default(),
             leases: Leases::default(),
             asked: Asked::default(),
+            fetches: Fetches::default(),
             origin,
             early: Vec::new(),
             effects: Vec::new(),
@@ -175,6 +177,7 @@ impl Writer {
         }
         let effects = std::mem::take(&mut self.effects);
         self.perform(effects);
+        self.follow_fetches();
         self.renew_leases(now);
     }
 

@@ -326,6 +326,10 @@ fn control(core: &Arc<Core>, session: &Arc<Session>, text: &str) -> Step {
             core.deployments.inbox.reported(session.machine, report);
             core.deployments.look_soon();
         }
+        FromProvider::FetchReport(report) => {
+            core.deployments.inbox.fetching(session.machine, report);
+            core.deployments.look_soon();
+        }
         FromProvider::Inventory(inventory) => {
             core.deployments.inbox.inventory(session.machine, inventory);
             core.deployments.look_soon();

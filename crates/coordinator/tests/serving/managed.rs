@@ -218,6 +218,7 @@ impl Managed {
             config: config.clone(),
             decode_tokens_per_ks: 0,
             prefill_tokens_per_ks: 0,
+            lent: false,
         };
         Inventory {
             labels: vec![Label { key: "name".to_owned(), value: self.name.clone() }],
@@ -233,6 +234,7 @@ impl Managed {
             models: self.models.iter().map(on_disk).collect(),
             models_left_out: 0,
             probe_addresses: Vec::new(),
+            fetch_room: base::Bytes(0),
         }
     }
 }

@@ -46,6 +46,14 @@ impl Ledger {
         }
     }
 
+    /// As [`Self::single`], where nothing was said of that device yet.
+    pub(super) fn single_once(&mut self, deployment: usize, node: u32, why: Why) {
+        let entry = self.of.entry(deployment).or_default();
+        if entry.singles.len() < NAMED_MAX && !entry.singles.iter().any(|(of, _)| *of == node) {
+            entry.singles.push((node, why));
+        }
+    }
+
     pub(super) fn group(&mut self, deployment: usize, candidate: String, reason: String) {
         let groups = &mut self.of.entry(deployment).or_default().groups;
         if groups.len() < GROUPS_MAX && !groups.iter().any(|(name, why)| *name == candidate && *why == reason)
@@ -64,7 +72,7 @@ impl Ledger {
         }
         let of_kind = |kind: &str| entry.singles.iter().filter(|(_, why)| why.kind() == kind).count();
         let near = |why: &Why| match why {
-            Why::Memory { .. } => 2,
+            Why::Memory { .. } | Why::Disk { .. } => 2,
             Why::Resting => 1,
             _ => 0,
         };

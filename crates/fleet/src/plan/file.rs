@@ -246,6 +246,9 @@ fn machine(at: usize, entry: &MachineEntry) -> Result<Machine, FileError> {
         on_disk: entry.on_disk.clone(),
         loaded: entry.loaded.clone(),
         disk: entry.disk_gb_per_s.unwrap_or(DISK_GB_PER_S).max(0.001) * 1e9,
+        // Whoever asks "what if" has not said how full its disks are.
+        lends: entry.on_disk.iter().chain(&entry.loaded).cloned().collect(),
+        fetch_room: u64::MAX,
         download: entry.download_mbit_per_s.unwrap_or(DOWNLOAD_MBIT_PER_S).max(0.0) * 1e6 / 8.0,
         measured: entry.measured.iter().map(measured).collect(),
     })

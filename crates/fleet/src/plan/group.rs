@@ -149,6 +149,10 @@ impl Board<'_> {
             ready.extend(
                 free.iter().map(|s| self.ready_s(self.nodes[s.node as usize].machine, deployment, &holders)),
             );
+            for (seat, _) in free.iter().zip(&ready).filter(|(_, ready)| ready.is_none()) {
+                let why = self.no_files(self.nodes[seat.node as usize].machine, deployment, &holders);
+                self.rejected.single_once(deployment, seat.node, why);
+            }
             let seats: Vec<(Seat, f64)> =
                 free.iter().zip(ready).filter_map(|(seat, ready)| Some((*seat, ready?))).collect();
             let local = self.local(deployment, seats);

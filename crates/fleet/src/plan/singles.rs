@@ -30,13 +30,31 @@ impl Board<'_> {
             return Some(read);
         }
         let mut fetch = if of.download > 0.0 { bytes / of.download } else { f64::INFINITY };
-        if holders.any
-            && self.policy.from_neighbours
-            && let Some(link) = self.snapshot.fleet.links.nearest(machine, &holders.disk, &holders.networks)
+        if let Some(link) = self.neighbour(machine, holders)
+            && of.fetch_room as f64 >= bytes
         {
-            fetch = fetch.min(bytes / link.max(1.0));
+            fetch = fetch.min(bytes / link);
         }
         fetch.is_finite().then_some(fetch + read)
+    }
+
+    /// Bytes a second of the best proved way to a machine that gives the model's files.
+    fn neighbour(&self, machine: u32, holders: &Holders) -> Option<f64> {
+        if !holders.any || !self.policy.from_neighbours {
+            return None;
+        }
+        let links = &self.snapshot.fleet.links;
+        links.nearest(machine, &holders.lenders, &holders.networks).map(|link| link.max(1.0))
+    }
+
+    /// Why a machine never has a model in memory.
+    pub(super) fn no_files(&self, machine: u32, deployment: usize, holders: &Holders) -> Why {
+        let room = self.snapshot.fleet.machines[machine as usize].fetch_room;
+        let needed = self.shape(deployment).map_or(0, |shape| shape.weight_bytes(0..shape.layers()));
+        if self.neighbour(machine, holders).is_some() && room < needed {
+            return Why::Disk { needed, room };
+        }
+        Why::NoFiles
     }
 
     /// Which machines have a deployment's model.
@@ -46,8 +64,9 @@ impl Board<'_> {
         let loaded = machines.iter().map(|m| m.loaded.contains(model)).collect();
         let disk: Vec<bool> =
             machines.iter().map(|m| m.on_disk.contains(model) || m.loaded.contains(model)).collect();
-        let networks = self.snapshot.fleet.links.networks_with(&disk);
-        Holders { any: disk.contains(&true), loaded, disk, networks }
+        let lenders: Vec<bool> = machines.iter().map(|m| m.online && m.lends.contains(model)).collect();
+        let networks = self.snapshot.fleet.links.networks_with(&lenders);
+        Holders { any: lenders.contains(&true), loaded, disk, lenders, networks }
     }
 
     fn order_singles(&mut self, deployment: usize) -> Option<Singles> {
@@ -63,7 +82,7 @@ impl Board<'_> {
                 Some(why) => why,
                 None if at.usable < needed => Why::Memory { needed, room: at.usable },
                 None => match self.ready_s(at.machine, deployment, &holders) {
-                    None => Why::NoFiles,
+                    None => self.no_files(at.machine, deployment, &holders),
                     Some(ready_s) => {
                         let seat = self.seat(node, deployment, false);
                         let tokens = tokens_per_s(shape, &divided, seat);
@@ -156,11 +175,12 @@ fn tokens_per_s(shape: &super::Shape, divided: &Divided, seat: Seat) -> f64 {
     predict(shape, divided, &[seat], &Ways { link: &|_, _| None }).decode_tokens_per_s
 }
 
-/// Which machines have a model, and which networks reach one of these.
+/// Which machines have a model, which of these give it to others, and which networks reach one of those.
 #[derive(Debug)]
 pub(super) struct Holders {
-    pub any: bool,
-    pub loaded: Vec<bool>,
-    pub disk: Vec<bool>,
-    pub networks: Vec<bool>,
+    any: bool,
+    loaded: Vec<bool>,
+    disk: Vec<bool>,
+    lenders: Vec<bool>,
+    networks: Vec<bool>,
 }

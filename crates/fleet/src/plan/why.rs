@@ -14,6 +14,7 @@ pub(super) enum Why {
     Busy { by: usize },
     Memory { needed: u64, room: u64 },
     NoFiles,
+    Disk { needed: u64, room: u64 },
     Slower { tokens_per_s: f64, ready_s: f64 },
 }
 
@@ -30,6 +31,7 @@ impl Why {
             Self::Busy { .. } => "hold an instance of its model already",
             Self::Memory { .. } => "have too little memory",
             Self::NoFiles => "have no way to the model's files",
+            Self::Disk { .. } => "have no room on their disks for the model",
             Self::Slower { .. } => "are slower, or ready later",
         }
     }
@@ -59,6 +61,20 @@ impl Why {
                 format!(
                     "it has no files of {:?}, and no way to get them",
                     board.snapshot.wanted[board.looking_at].spec.model
+                )
+            }
+            Self::Disk { needed, room } => {
+                let model = &board.snapshot.wanted[board.looking_at].spec.model;
+                let nothing = "it would have to take it from another machine, and takes none: its disk is full, or its \
+                               provider runs with --no-fetch";
+                if room == 0 {
+                    return format!("it has no files of {model:?}: {nothing}");
+                }
+                format!(
+                    "it has no files of {model:?}: taken from another machine they fill {} of its disk, and {} are left \
+                     there for models: make room",
+                    base::Bytes(needed),
+                    base::Bytes(room)
                 )
             }
             Self::Slower { tokens_per_s, ready_s } => format!(

@@ -2,10 +2,43 @@
 
 use std::ops::Range;
 
-use base::{Epoch, InstanceId, MachineId, Micros};
+use base::{Bytes, Epoch, InstanceId, MachineId, Micros};
 
 use super::LOAD_MAX;
 use crate::deployment::Spec;
+
+/// How far a machine is with taking a model's files from others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes that it has.
+    pub done: u64,
+    /// Of so many; 0 where that is not known yet.
+    pub of: u64,
+    /// As of late.
+    pub bytes_per_s: u64,
+}
+
+impl Fetched {
+    /// In hundredths.
+    pub fn percent(&self) -> u8 {
+        let of = u128::from(self.of.max(1));
+        u8::try_from((u128::from(self.done) * 100 / of).min(100)).unwrap_or(100)
+    }
+}
+
+impl std::fmt::Display for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.of == 0 {
+            return f.write_str("asks who has it");
+        }
+        write!(f, "{} of {}", Bytes(self.done), Bytes(self.of))?;
+        let left = self.of.saturating_sub(self.done);
+        match left.checked_div(self.bytes_per_s) {
+            Some(seconds) => write!(f, ", {}/s, {seconds} s left", Bytes(self.bytes_per_s)),
+            None => Ok(()),
+        }
+    }
+}
 
 /// How far one rank has come with the current assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +47,8 @@ pub enum RankState {
     Told,
     /// It unloads what it had; in hundredths.
     Draining(u8),
+    /// It takes the model's files from other machines.
+    Fetching(Fetched),
     /// It reads its weights; in hundredths.
     Loading(u8),
     /// It computes.

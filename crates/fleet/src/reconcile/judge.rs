@@ -154,7 +154,8 @@ impl Controller {
         {
             // It does what it was told, and says how far it is.
             let over = |of: &RankReport| {
-                !matches!(of, RankReport::Draining(_) | RankReport::Loading(_) | RankReport::Ready)
+                use RankReport::{Draining, Fetching, Loading, Ready};
+                !matches!(of, Draining(_) | Fetching(_) | Loading(_) | Ready)
             };
             if over(&report) {
                 known.leaving.remove(at);
@@ -180,6 +181,7 @@ impl Controller {
         }
         match report {
             RankReport::Draining(done) => self.advance(machine, about, RankState::Draining(done.min(100))),
+            RankReport::Fetching(fetched) => self.advance(machine, about, RankState::Fetching(fetched)),
             RankReport::Loading(done) => self.advance(machine, about, RankState::Loading(done.min(100))),
             RankReport::Ready => self.advance(machine, about, RankState::Ready),
             RankReport::Failed(why) => self.fail(about.0, &Blame::failed(Some(machine), &why), effects),
@@ -230,6 +232,13 @@ impl Controller {
         // What is ready does not go back to loading within one assignment.
         if *rank == RankState::Ready {
             return;
+        }
+        // What comes from other machines takes as long as it takes: only a stand counts as late.
+        if let RankState::Fetching(now) = to {
+            let before = if let RankState::Fetching(before) = *rank { before.done } else { 0 };
+            if now.done > before && instance.phase == Phase::Assigned {
+                instance.since = self.now;
+            }
         }
         *rank = to;
         if instance.phase == Phase::Assigned && instance.ranks.iter().all(|rank| *rank == RankState::Ready) {

@@ -20,6 +20,8 @@ struct Counts {
     outdated: usize,
     /// Failed since they were healthy.
     failing: bool,
+    /// Some wait for a model's files.
+    fetching: bool,
     /// What those that do not serve are doing.
     pending: Vec<String>,
 }
@@ -36,6 +38,7 @@ impl Controller {
             counts.away += usize::from(instance.away_since.is_some());
             counts.serve += usize::from(instance.serves());
             counts.current += usize::from(instance.serves() && !outdated);
+            counts.fetching |= instance.ranks.iter().any(|rank| matches!(rank, RankState::Fetching(_)));
             if !instance.serves() && counts.pending.len() < NAMED_MAX {
                 counts.pending.push(self.doing(instance));
             }
@@ -60,9 +63,15 @@ impl Controller {
             let wait = at.saturating_sub(self.now).as_secs_f64();
             return format!("{} is tried again in {wait:.1} s", name(0));
         }
-        let behind = instance.ranks.iter().position(|state| *state != RankState::Ready).unwrap_or(0);
+        let is_fetching = |state: &RankState| matches!(state, RankState::Fetching(_));
+        let fetching = instance.ranks.iter().position(is_fetching);
+        let behind = instance.ranks.iter().position(|state| *state != RankState::Ready);
+        let behind = fetching.or(behind).unwrap_or(0);
         match instance.ranks.get(behind) {
             Some(RankState::Draining(done)) => format!("{} makes room ({done} %)", name(behind)),
+            Some(RankState::Fetching(fetched)) => {
+                format!("{} takes the model from other machines ({fetched})", name(behind))
+            }
             Some(RankState::Loading(done)) => format!("{} loads ({done} %)", name(behind)),
             _ => format!("{} was told", name(behind)),
         }
@@ -131,7 +140,11 @@ impl Controller {
         say(ConditionType::Ready, is_ready, reason, message.clone());
         let detail = if degraded.is_some() { format!("{message}{error}") } else { String::new() };
         say(ConditionType::Degraded, degraded.is_some(), degraded.unwrap_or("AsWanted"), detail);
-        let doing = if counts.outdated > 0 { "Updating" } else { "Loading" };
+        let doing = match counts {
+            _ if counts.outdated > 0 => "Updating",
+            _ if counts.fetching => "Fetching",
+            _ => "Loading",
+        };
         let detail = if progressing { format!("{pending}{error}") } else { String::new() };
         say(ConditionType::Progressing, progressing, if progressing { doing } else { "Settled" }, detail);
         before != is_ready

@@ -22,7 +22,7 @@ const MESSAGE_SLACK: usize = 1 << 10;
 impl Provider {
     /// What the coordinator wants held, or held no more.
     pub(super) fn carry_assignment(&mut self, message: FromCoordinator) {
-        let Some(managed) = &self.managed else {
+        let Some(managed) = &mut self.managed else {
             return self.not_managed(message);
         };
         let input = match message {
@@ -32,6 +32,7 @@ impl Provider {
             }
             FromCoordinator::Unassign(end) => {
                 tracing::info!(instance = %end.instance, reason = clipped(&end.reason), "taken back");
+                managed.fetches.unwanted(end.instance, end.epoch);
                 Desk::Unassign { instance: end.instance, epoch: end.epoch, drain: Micros(end.drain_us) }
             }
             FromCoordinator::RenewLeases(leases) => Desk::Renew(leases),
@@ -149,6 +150,8 @@ impl Provider {
                 self.tell(Event::Shelved { models });
                 self.say_inventory()
             }
+            AssignNews::Fetching { model, progress } => self.fetching(&model, progress),
+            AssignNews::FetchEnded { model, how } => self.fetch_ended(&model, &how),
             AssignNews::Described { life, descriptor, kit } => {
                 let assignment = self.managed.as_ref()?.assignment(life)?;
                 let at = (assignment.instance, assignment.epoch);
@@ -193,10 +196,11 @@ impl Provider {
         let closed = self.say_inventory();
         let again = self.managed.as_ref().map(|managed| managed.desk.again()).unwrap_or_default();
         let say = |report| self.say_if_up(&FromProvider::AssignmentReport(report));
-        closed.or_else(|| again.into_iter().find_map(say))
+        let closed = closed.or_else(|| again.into_iter().find_map(say));
+        closed.or_else(|| self.say_fetches_again())
     }
 
-    fn say_inventory(&mut self) -> Option<Input> {
+    pub(super) fn say_inventory(&mut self) -> Option<Input> {
         if !self.uplink.is_up() || !self.managed.as_ref()?.looked {
             return None;
         }

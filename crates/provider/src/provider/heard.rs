@@ -108,6 +108,8 @@ impl Provider {
             | FromCoordinator::Unassign(_)
             | FromCoordinator::RenewLeases(_)) => self.carry_assignment(message),
             FromCoordinator::Peers(peers) => self.listed(peers),
+            FromCoordinator::FetchModel(wanted) => self.fetch(wanted),
+            FromCoordinator::Lend(lends) => self.lend(lends),
             _ => {}
         }
     }

@@ -18,7 +18,7 @@ fn copy(which: &str, to: &Path) {
 
 fn looker(folders: &[&Path]) -> Looker {
     let folders = folders.iter().map(|folder| folder.to_path_buf()).collect();
-    Looker::new(Places { given: Vec::new(), folders, kv: KvFormat::Auto })
+    Looker::new(Places { given: Vec::new(), folders, kv: KvFormat::Auto, fetch_into: None })
 }
 
 fn names(shelf: &Shelf) -> Vec<&str> {
@@ -128,7 +128,7 @@ fn of_two_with_one_name_the_first_folder_counts_and_given_ones_come_before() {
     );
     let given = vec![(name.clone(), ModelSource::Bundled)];
     let folders = vec![a.path().to_owned(), b.path().join("missing")];
-    let shelf = Looker::new(Places { given, folders, kv: KvFormat::Auto }).look();
+    let shelf = Looker::new(Places { given, folders, kv: KvFormat::Auto, fetch_into: None }).look();
     assert_eq!(shelf.find(&name).unwrap().source, ModelSource::Bundled);
     assert_eq!(shelf.models.len(), 1);
 }

@@ -176,6 +176,27 @@ impl Stock {
         Err(NoRoom::Busy { folder: self.folder.clone() })
     }
 
+    /// Bytes that a model may take that comes from another machine: what is free, less what is always left so, and what
+    /// may go for it within the budget. What is under way counts as room: it is gone on with. 0 where nobody can tell.
+    pub(crate) fn fetch_room(&self, budget: Option<Bytes>) -> Bytes {
+        let there = self.folder.ancestors().find(|folder| folder.is_dir());
+        let Some(Ok(free)) = there.map(|there| Self::new(there).free()) else { return Bytes(0) };
+        let stocked = self.models();
+        let sum = |which: &dyn Fn(&&Stocked) -> bool, of: &dyn Fn(&Stocked) -> u64| {
+            stocked.iter().filter(which).map(of).fold(0, u64::saturating_add)
+        };
+        let is_begun = |of: &&Stocked| matches!(of.state, State::UnderWay | State::LeftOff);
+        let here = |of: &Stocked| files(&of.place).unwrap_or_default().iter().map(|of| of.1).sum::<u64>();
+        let mut room = free.0.saturating_sub(DISK_SPARE).saturating_add(sum(&is_begun, &here));
+        if let Some(budget) = budget.or_else(|| self.budget().ok().flatten()) {
+            let is_whole = |of: &&Stocked| of.state.was_fetched() && !is_begun(of);
+            room = room.saturating_add(sum(&|of| is_whole(of) && of.kept.is_none(), &|of| of.bytes.0));
+            let stays = sum(&|of| is_whole(of) && of.kept.is_some(), &|of| of.bytes.0);
+            room = room.min(budget.0.saturating_sub(stays));
+        }
+        Bytes(room)
+    }
+
     /// Which of `stocked` go.
     fn going(
         &self,

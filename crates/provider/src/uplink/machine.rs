@@ -163,6 +163,8 @@ impl Uplink {
                 | FromCoordinator::Unassign(_)
                 | FromCoordinator::RenewLeases(_)
                 | FromCoordinator::Peers(_)
+                | FromCoordinator::FetchModel(_)
+                | FromCoordinator::Lend(_)
                 | FromCoordinator::Cancel { .. }),
             ) => effects.push(Effect::Carry(message)),
             (_, message) => {
@@ -357,6 +359,7 @@ fn kind_of(message: &FromCoordinator) -> &'static str {
         FromCoordinator::Cancel { .. } => "cancellation",
         FromCoordinator::AssignGroup(_) | FromCoordinator::GroupRoster(_) => "group's assignment",
         FromCoordinator::Assign(_) => "assignment",
+        FromCoordinator::FetchModel(_) | FromCoordinator::Lend(_) => "word about a model's files",
         FromCoordinator::UnassignGroup { .. } | FromCoordinator::Unassign(_) => "assignment's end",
         FromCoordinator::Goodbye { .. } => "goodbye",
         _ => "message of another type",

@@ -86,12 +86,26 @@ pub struct DeployedRank {
     pub name: String,
     /// Whether it is connected.
     pub connected: bool,
-    /// `told`, `draining`, `loading`, `ready`.
+    /// `told`, `fetching`, `draining`, `loading`, `ready`.
     pub phase: String,
     /// Of this phase, in hundredths.
     pub percent: u8,
+    /// Where it takes its model from other machines: how far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<DeployedFetch>,
     /// The first layer that it holds, and the one after the last.
     pub layers: [usize; 2],
+}
+
+/// How far a machine is with taking a model from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployedFetch {
+    /// Bytes that it has.
+    pub done_bytes: u64,
+    /// Of so many; 0 where that is not known yet.
+    pub bytes: u64,
+    /// As of late.
+    pub bytes_per_s: u64,
 }
 
 /// What a change was answered: it is on the disk.

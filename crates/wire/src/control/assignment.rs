@@ -193,6 +193,9 @@ pub struct Inventory {
         deserialize_with = "at_most::<_, _, PEER_ADDRESSES_MAX>"
     )]
     pub probe_addresses: Vec<GroupAddress>,
+    /// Bytes that models taken from other machines' disks may fill here; 0: it takes none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fetch_room: Bytes,
 }
 
 /// What selectors of deployments look at.
@@ -247,6 +250,9 @@ pub struct ModelOnDisk {
     /// Measured here, one prompt alone, prompt tokens in a thousand seconds; 0 where it has not run yet.
     #[serde(default)]
     pub prefill_tokens_per_ks: u64,
+    /// Whether other machines may take its files from here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lent: bool,
 }
 
 /// A list of at most `N`: longer ones are refused before they are read whole.

@@ -6,6 +6,7 @@ use wire::control::{
     Held, Inventory, Label, Lease, Leases, LinkOver, LinkReport, LinkReports, ModelOnDisk, Peer, Peers,
     Register, Unassignment,
 };
+use wire::control::{FetchModel, FetchReport, Lend, Lends};
 
 use super::{INSTANCE, assign_group, register};
 
@@ -32,6 +33,7 @@ pub(crate) fn inventory() -> Inventory {
         config: r#"{"model_type":"qwen3"}"#.to_owned(),
         decode_tokens_per_ks: 12_345,
         prefill_tokens_per_ks: 0,
+        lent: true,
     };
     let device = DeviceFacts {
         host_read_bytes_per_s: 0,
@@ -48,11 +50,21 @@ pub(crate) fn inventory() -> Inventory {
         models: vec![model],
         models_left_out: 2,
         probe_addresses: vec![probe_address()],
+        fetch_room: Bytes(100 << 30),
     }
 }
 
 fn probe_address() -> GroupAddress {
     GroupAddress { address: "10.0.0.7:40123".parse().expect("an address"), interface: "eth0".to_owned() }
+}
+
+fn peer() -> Peer {
+    Peer {
+        machine: MachineId(17),
+        incarnation: Incarnation(3),
+        signing_key: "c2lnbmluZw==".to_owned(),
+        addresses: vec![probe_address()],
+    }
 }
 
 fn link_report(error: &str, rtt_us: u64, bytes_per_s: u64) -> LinkReport {
@@ -101,6 +113,17 @@ pub(crate) fn from_provider() -> Vec<(&'static str, FromProvider)> {
             }),
         ),
         (
+            "fetch_report",
+            FromProvider::FetchReport(FetchReport {
+                instance: INSTANCE,
+                epoch: Epoch(3),
+                rank: 1,
+                done: Bytes(1 << 20),
+                of: Bytes(16 << 30),
+                bytes_per_s: 110_000_000,
+            }),
+        ),
+        (
             "assignment_report_loading",
             FromProvider::AssignmentReport(assignment_report(AssignmentPhase::Loading, 40, "")),
         ),
@@ -145,15 +168,25 @@ pub(crate) fn from_coordinator() -> Vec<(&'static str, FromCoordinator)> {
             }),
         ),
         (
-            "peers",
-            FromCoordinator::Peers(Peers {
-                peers: vec![Peer {
+            "fetch_model",
+            FromCoordinator::FetchModel(FetchModel {
+                instance: INSTANCE,
+                epoch: Epoch(3),
+                rank: 1,
+                model: ModelName::new("Qwen/Qwen3-8B"),
+                holders: vec![peer()],
+            }),
+        ),
+        (
+            "lend",
+            FromCoordinator::Lend(Lends {
+                lends: vec![Lend {
                     machine: MachineId(17),
-                    incarnation: Incarnation(3),
                     signing_key: "c2lnbmluZw==".to_owned(),
-                    addresses: vec![probe_address()],
+                    model: ModelName::new("Qwen/Qwen3-8B"),
                 }],
             }),
         ),
+        ("peers", FromCoordinator::Peers(Peers { peers: vec![peer()] })),
     ]
 }

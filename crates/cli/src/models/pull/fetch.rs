@@ -2,11 +2,12 @@
 
 use std::fs::{self, File as DiskFile, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use indicatif::ProgressBar;
+use provider::beside;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode, Url};
 
@@ -216,11 +217,4 @@ fn goes_on(answer: &Response, from: u64) -> bool {
         }
         _ => false,
     }
-}
-
-/// Where a file lies that is not whole.
-pub(super) fn beside(place: &Path) -> PathBuf {
-    let mut name = place.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    place.with_file_name(name)
 }

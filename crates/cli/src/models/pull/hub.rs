@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+pub(super) use provider::stock::Entry as File;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -17,17 +18,6 @@ const FILES_MAX: usize = 10_000;
 const FILE_BYTES_MAX: u64 = 1 << 44;
 /// The longest pause that a hub may ask for between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// A file of a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct File {
-    pub(super) path: String,
-    pub(super) size: u64,
-    /// Of large files: the hash of the content, 64 hexadecimal digits.
-    pub(super) sha256: Option<String>,
-    /// Of small ones: git's name of the content, 40 hexadecimal digits.
-    pub(super) blob: Option<String>,
-}
 
 /// What a repository holds at one commit.
 #[derive(Debug)]
