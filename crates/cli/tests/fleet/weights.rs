@@ -60,7 +60,7 @@ fn under_way(started: &Started) -> u64 {
             })
             .sum()
     }
-    bytes(&started.folder().join("models/.pulling"))
+    bytes(&started.folder().join("data/models/.pulling"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +107,7 @@ async fn a_machine_without_the_model_takes_it_from_another_that_is_killed_in_the
     assert_eq!(machines(&ready(&api, "b").await), ["taker"]);
     answers(&api, "alpha").await;
     assert_eq!(answer(&api, "alpha").await, expected);
-    let at = taker.folder().join("models/alpha");
+    let at = taker.folder().join("data/models/alpha");
     for file in std::fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path()) {
         let name = file.file_name().unwrap().to_str().unwrap().to_owned();
         if !name.starts_with('.') {
@@ -178,6 +178,6 @@ async fn what_is_deleted_while_it_comes_stops_and_leaves_no_model() {
     eventually(&api, "b", "some of it", |now| phase(now).1 > 0).await;
     deploy(&api, &["delete", "b"]);
     taker.await_printed("alpha: not taken from other machines any more");
-    assert!(!taker.folder().join("models/alpha").exists());
+    assert!(!taker.folder().join("data/models/alpha").exists());
     assert!(under_way(&taker) > 0, "what came is kept for the next");
 }
