@@ -63,7 +63,7 @@ enum Command {
     /// Start a coordinator: the control plane and the API.
     Coordinator(coordinator::Options),
     /// Offer this machine to a coordinator.
-    Provider(provider::Options),
+    Provider(Box<provider::Options>),
     /// Take this machine's provider out of service for a time: what runs is finished first.
     Pause(lending::PauseOptions),
     /// End this machine's pause.
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Up(options) => serving::serve(up::run(options)),
         Command::Coordinator(options) => serving::serve(coordinator::run(options)),
-        Command::Provider(options) => serving::serve(provider::run(options)),
+        Command::Provider(options) => serving::serve(provider::run(*options)),
         Command::Pause(options) => lending::pause(&options),
         Command::Resume(options) => lending::resume(&options),
         Command::Chat(options) => serving::block_on(chat::run(options)),

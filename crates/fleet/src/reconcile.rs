@@ -48,8 +48,6 @@ const PAUSE_MAX: Micros = Micros::from_secs(300);
 const COOL_DOWN: Micros = Micros::from_secs(60);
 /// What has been ready for so long is healthy: failures before are forgotten.
 const HEALTHY: Micros = Micros::from_secs(60);
-/// How long ranks may take from their assignment until they are ready.
-const LOAD_MAX: Micros = Micros::from_secs(900);
 /// Lines of history that are kept of a deployment.
 const HISTORY_MAX: usize = 256;
 

@@ -201,9 +201,8 @@ impl Provider {
         let hardware = crate::hardware::probe();
         let (managed, assign_news) = match config.managed.clone() {
             Some(managed) => {
-                let given = (&config.models[..], name.as_str());
-                let (folder, keys) = (config.data_dir.clone(), Arc::clone(&identity.keys));
-                let started = Managed::start(managed, given, folder, &hardware, keys);
+                let (given, keys) = ((&config.models[..], name.as_str()), Arc::clone(&identity.keys));
+                let started = Managed::start(managed, given, config.data_dir.clone(), &hardware, keys);
                 (Some(started.0), started.1)
             }
             None => (None, mpsc::channel(1).1),

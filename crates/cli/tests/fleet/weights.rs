@@ -154,8 +154,10 @@ async fn replicas_and_groups_stand_where_the_model_was_not_and_who_takes_nothing
 
     // A machine that comes later, and is told at once to be a rank.
     let _four = machine(&api, token, "four", &[]).start();
-    let group =
-        ["apply", "--name", "g", "--model", "alpha", "--shape", "tensor 2", "--pin", "one,four", "--wait"];
+    let group = [
+        "apply", "--name", "g", "--model", "alpha", "--shape", "tensor 2", "--pin", "one", "--pin", "four",
+        "--wait",
+    ];
     deploy(&api, &group);
     let mut both = machines(&ready(&api, "g").await);
     both.sort();

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use base::{Bytes, Epoch, InstanceId, MachineId, Micros};
 
-use super::LOAD_MAX;
 use crate::deployment::Spec;
+
+/// How long ranks may take from their assignment until they are ready, while nothing comes from other machines.
+pub(super) const LOAD_MAX: Micros = Micros::from_secs(900);
 
 /// How far a machine is with taking a model's files from others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -2,11 +2,11 @@
 
 use base::{Epoch, Incarnation, InstanceId, MachineId, Micros};
 
-use super::instance::{Phase, RankState};
+use super::instance::{LOAD_MAX, Phase, RankState};
 use super::known::Known;
 use super::{
-    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOAD_MAX, LOSSES_MAX, Mode, PAUSE_MAX,
-    PLAN_EVERY, RETRY_FIRST, RankReport, TRIES_IN_PLACE, Withdrawal, World,
+    COOL_DOWN, CRASH_FIRST, Controller, Effect, HEALTHY, Held, LOSSES_MAX, Mode, PAUSE_MAX, PLAN_EVERY,
+    RETRY_FIRST, RankReport, TRIES_IN_PLACE, Withdrawal, World,
 };
 use crate::deployment::Replicas;
 

@@ -166,14 +166,7 @@ impl Work {
                     }
                 }
             }
-            let whose = || {
-                let said: Vec<String> = errors.iter().map(|(who, why)| format!("{who}: {why}")).collect();
-                if said.is_empty() {
-                    "no machine that has it is connected".to_owned()
-                } else {
-                    said.join("; ")
-                }
-            };
+            let whose = || said(&errors);
             if !holders.is_empty() && holders.iter().all(|holder| alone.contains(&holder.key)) {
                 return Ended::Failed(format!("no machine gives {} whole: {}", self.model, whose()));
             }
@@ -351,6 +344,14 @@ impl Work {
         // Progress is dropped where nobody reads; the next says more.
         let _ = self.news.try_send(AssignNews::Fetching { model: self.model.clone(), progress });
     }
+}
+
+/// Why each machine gave nothing.
+fn said(errors: &BTreeMap<MachineId, String>) -> String {
+    if errors.is_empty() {
+        return "no machine that has it is connected".to_owned();
+    }
+    errors.iter().map(|(who, why)| format!("{who}: {why}")).collect::<Vec<_>>().join("; ")
 }
 
 /// A file that is being written.

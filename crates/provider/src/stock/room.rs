@@ -186,7 +186,7 @@ impl Stock {
             stocked.iter().filter(which).map(of).fold(0, u64::saturating_add)
         };
         let is_begun = |of: &&Stocked| matches!(of.state, State::UnderWay | State::LeftOff);
-        let here = |of: &Stocked| files(&of.place).unwrap_or_default().iter().map(|of| of.1).sum::<u64>();
+        let here = |of: &Stocked| files(&of.place).0.iter().map(|of| of.1).sum::<u64>();
         let mut room = free.0.saturating_sub(DISK_SPARE).saturating_add(sum(&is_begun, &here));
         if let Some(budget) = budget.or_else(|| self.budget().ok().flatten()) {
             let is_whole = |of: &&Stocked| of.state.was_fetched() && !is_begun(of);
