@@ -185,28 +185,36 @@ impl Managed {
         }
     }
 
-    /// Tokens a second of one stream alone, from its first token on: the middle of some.
+    /// Tokens a second of one stream alone, by how much longer a long answer takes than a short one, so that what is before
+    /// the first token, and what holds that one up while the model goes on, is no part of it: the middle of some.
     async fn decodes(&self, options: &Options, model: &str) -> anyhow::Result<f64> {
+        let few = (options.tokens / 4).max(1);
         let mut rates = Vec::new();
         // The first warms up.
         for number in 0..=options.runs {
-            let question = Question {
-                url: self.url.clone(),
-                key: self.key.clone(),
-                model: model.to_owned(),
-                prompt: format!("{number}: tell me more"),
-                max_tokens: options.tokens,
-                stream: true,
-                exact: true,
-            };
-            let answer = ask(&self.client, &question).await;
-            let answer = answer.map_err(|failure| anyhow::anyhow!("{}: {}", failure.code, failure.detail))?;
-            let span = answer.total_s - answer.first_token_s;
+            let short = self.answer_s(model, number, few).await?;
+            let long = self.answer_s(model, number, options.tokens).await?;
             if number > 0 {
-                rates.push((answer.completion_tokens - 1) as f64 / span.max(1e-9));
+                rates.push(f64::from(options.tokens - few) / (long - short).max(1e-9));
             }
         }
         Ok(median(&rates))
+    }
+
+    /// What an answer of so many tokens takes, in seconds.
+    async fn answer_s(&self, model: &str, number: usize, max_tokens: u32) -> anyhow::Result<f64> {
+        let question = Question {
+            url: self.url.clone(),
+            key: self.key.clone(),
+            model: model.to_owned(),
+            prompt: format!("{number}: tell me more"),
+            max_tokens,
+            stream: true,
+            exact: true,
+        };
+        let answer = ask(&self.client, &question).await;
+        let answer = answer.map_err(|failure| anyhow::anyhow!("{}: {}", failure.code, failure.detail))?;
+        Ok(answer.total_s)
     }
 }
 

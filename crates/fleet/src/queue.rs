@@ -40,10 +40,8 @@ pub(crate) struct Waiting {
 /// Where an account stands in a class.
 #[derive(Debug, Clone, Copy, Default)]
 struct Turn {
-    /// Virtual time at which the account's last request ends. What left the queue unserved is taken off again.
+    /// Virtual time at which what the account is charged for ends. What left the queue unserved is taken off again.
     finish: u64,
-    /// The tag of its last request that waits, or waited.
-    last_tag: u64,
     waiting: u32,
 }
 
@@ -90,15 +88,28 @@ impl Queue {
 
     /// The place that `enqueue` would get now.
     pub(crate) fn place(&self, enqueue: &Enqueue) -> Place {
-        let turn = self.turns.get(&standing(enqueue)).copied().unwrap_or_default();
         // After those of its own account that came before it, whatever was taken off since.
-        let own = if turn.waiting > 0 { turn.finish.max(turn.last_tag) } else { turn.finish };
+        let tag = self.begins(enqueue).max(self.last_tag(standing(enqueue)));
         Place {
             fresh: u8::from(!enqueue.again),
             priority: enqueue.priority,
-            tag: if enqueue.again { 0 } else { own.max(self.virtual_now(enqueue.priority)) },
+            tag: if enqueue.again { 0 } else { tag },
             sequence: self.sequence,
         }
+    }
+
+    /// Virtual time from which `enqueue` is charged for. Its tag may be later, where requests between were taken out: that they
+    /// were there must cost its account nothing once they are gone.
+    fn begins(&self, enqueue: &Enqueue) -> u64 {
+        let finish = self.turns.get(&standing(enqueue)).map_or(0, |turn| turn.finish);
+        finish.max(self.virtual_now(enqueue.priority))
+    }
+
+    /// The tag of the last that waits of an account in a class.
+    fn last_tag(&self, (priority, account): Standing) -> u64 {
+        let at = |(tag, sequence)| Place { fresh: 1, priority, tag, sequence };
+        let own = self.own.get(&account).map(|own| own.range(at((0, 0))..=at((u64::MAX, u64::MAX))));
+        own.and_then(|mut own| own.next_back()).map_or(0, |last| last.tag)
     }
 
     fn virtual_now(&self, class: Priority) -> u64 {
@@ -118,24 +129,23 @@ impl Queue {
     /// Charges an account for a request that did not have to wait.
     pub(crate) fn charge(&mut self, enqueue: &Enqueue) {
         if !enqueue.again {
-            let place = self.place(enqueue);
+            let (place, begins) = (self.place(enqueue), self.begins(enqueue));
             self.advance(place.priority, place.tag);
             let turn = self.turns.entry(standing(enqueue)).or_default();
-            turn.finish = place.tag + virtual_cost(enqueue);
+            turn.finish = begins + virtual_cost(enqueue);
             self.sweep();
         }
     }
 
     /// Puts a request in its place.
     pub(crate) fn push(&mut self, waiting: Waiting) {
-        let place = self.place(&waiting.enqueue);
+        let (place, begins) = (self.place(&waiting.enqueue), self.begins(&waiting.enqueue));
         let request = waiting.enqueue.ask.request;
         self.sequence += 1;
         let account = waiting.enqueue.account;
         if place.fresh == 1 {
             let turn = self.turns.entry(standing(&waiting.enqueue)).or_default();
-            turn.finish = place.tag + virtual_cost(&waiting.enqueue);
-            turn.last_tag = place.tag;
+            turn.finish = begins + virtual_cost(&waiting.enqueue);
             turn.waiting += 1;
         }
         let own = self.own.entry(account).or_default();

@@ -318,6 +318,12 @@ proptest! {
     }
 }
 
+#[test]
+fn what_left_the_queue_costs_its_account_nothing_later() {
+    // Requests that were withdrawn kept their account's next ones back, even after all of them were gone.
+    World::new(7_789_447_893_290_812_898).live(60);
+}
+
 /// The longest that an attempt runs here.
 const RUNS_MS_MAX: u64 = 1500;
 

@@ -2,8 +2,8 @@
 //!
 //! Group commit: what makes a write durable is the disk's flush (150 us on the machine this was built on, milliseconds
 //! on others), and it costs the same for one row and for five hundred. While a group is being written the next one
-//! gathers; and groups begin a moment apart, since a thousand requests a second would else be a thousand and a half
-//! transactions, whose statements, pages and locks took a tenth of two cores (`benches/reserve.rs`, `bench gateway`).
+//! gathers; and where many follow each other they begin a moment apart, since a thousand requests a second would else be a
+//! thousand and a half transactions, whose statements, pages and locks took a tenth of two cores (`bench gateway`).
 
 pub(super) mod group;
 
@@ -31,9 +31,10 @@ pub(super) use group::whole;
 /// Rows in one transaction at most: what a group takes stays far below the deadline of who waits behind it.
 const GROUP_MAX: usize = 512;
 
-/// Groups begin so far apart at least. A request that comes alone is never held up by it, and of many none waits longer than
-/// its first token takes.
+/// Groups begin so far apart, on average, where they follow each other.
 const APART: Duration = Duration::from_millis(2);
+/// But so many of those may have begun early: what a few requests write is written at once.
+const EARLY: Duration = Duration::from_millis(8);
 
 /// How long to wait, where nothing else is written, before settlements that failed are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -137,7 +138,7 @@ impl Writer {
     /// Writes until it is told to close, or nobody can ask any more. Blocks.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Write>) {
         let mut failed = false;
-        let mut began: Option<Instant> = None;
+        let mut due = Instant::now();
         let closing = loop {
             let first = if failed && !self.pending.is_empty() {
                 let waited = self.way.runtime.block_on(async { timeout(RETRY, queue.recv()).await });
@@ -146,11 +147,11 @@ impl Writer {
                 queue.blocking_recv().map(Some)
             };
             let Some(first) = first else { break None };
-            if let Some(left) = began.and_then(|began| APART.checked_sub(began.elapsed())) {
+            if let Some(early) = due.checked_duration_since(Instant::now() + EARLY) {
                 // A pace, not a wait for something: nobody unparks it.
-                std::thread::park_timeout(left);
+                std::thread::park_timeout(early);
             }
-            began = Some(Instant::now());
+            due = due.max(Instant::now()) + APART;
             let mut group = Group { settled: std::mem::take(&mut self.pending), ..Group::default() };
             let mut alone = first.and_then(|write| self.take(write, &mut group));
             let mut taken = 1;
