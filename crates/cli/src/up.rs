@@ -179,8 +179,9 @@ fn banner(options: &Options, ready: &Ready<'_>, status: &FleetStatus) -> anyhow:
     say(format!("  URL       {}/v1", ready.url))?;
     say(format!("  key       {}", ready.key))?;
     for pool in &status.models {
+        let plural = if pool.eligible.0 == 1 { "" } else { "s" };
         say(format!(
-            "  model     {} ({} instances, context {} tokens, about {:.0} tokens/s each)",
+            "  model     {} ({} instance{plural}, context {} tokens, about {:.0} tokens/s each)",
             pool.model,
             pool.eligible.0,
             pool.context,

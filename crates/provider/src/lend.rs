@@ -5,6 +5,7 @@ mod files;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -197,7 +198,7 @@ impl Giving for Given<'_> {
             self.open = Some((file, File::open(path).map_err(gone)?));
         }
         let Some((_, open)) = &mut self.open else { return Err("it has no such file".to_owned()) };
-        files::read_at(open, offset, into).map_err(gone)
+        open.read_exact_at(into, offset).map_err(gone)
     }
 
     fn rest(&mut self, bytes: usize, took: Duration) -> bool {

@@ -35,6 +35,23 @@ const DEPTH_MAX: u32 = 6;
 /// Files of one model that are looked at; a folder with more was not fetched here.
 const FILES_MAX: usize = 20_000;
 
+/// Files beside the weights that make a model, where they are there: what is fetched from a hub, and given to other machines.
+/// Whatever else an owner keeps beside them is nobody's.
+pub const MODEL_FILES_BESIDE: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "modules.json",
+    "tokenizer.model",
+    "model.safetensors.index.json",
+];
+
 /// The folder.
 #[derive(Debug, Clone)]
 pub struct Stock {

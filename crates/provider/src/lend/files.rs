@@ -1,12 +1,14 @@
 //! Which of a model's files are given, and what they hash to, piece by piece: found out once for each content.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use engine::ModelSource;
 use wire::link::{MANIFEST_BYTES_MAX, MANIFEST_FILES_MAX, Manifest, ManifestFile, is_plain_path};
+
+use crate::stock::MODEL_FILES_BESIDE;
 
 /// Manifests that are kept, in the provider's data folder.
 const FOLDER: &str = "manifests";
@@ -14,22 +16,6 @@ const FOLDER: &str = "manifests";
 const KEPT_MAX: usize = 64;
 /// Entries of a model's folder that are looked at.
 const ENTRIES_MAX: usize = 10_000;
-
-/// Files beside the weights that make a model; what an owner keeps beside them is nobody's.
-const BESIDE: [&str; 12] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "tokenizer.model",
-    "model.safetensors.index.json",
-];
 
 /// A model's files, small ones first.
 pub(super) struct Lendable {
@@ -184,7 +170,7 @@ fn wanted(folder: &Path) -> Vec<String> {
     let of_single = |name: &str| !is_weights(name) || name == "model.safetensors";
     let is_wanted = |name: &String| {
         let name = name.as_str();
-        (BESIDE.contains(&name) || is_weights(name))
+        (MODEL_FILES_BESIDE.contains(&name) || is_weights(name))
             && (!single || (of_single(name) && name != "model.safetensors.index.json"))
     };
     // Where sentence-transformers says how rows become one vector.
@@ -207,10 +193,4 @@ fn parts_of(one: &str, names: Vec<String>) -> Vec<String> {
         None => vec![one.to_owned()],
         Some(of) => names.into_iter().filter(|name| split(name).as_ref() == Some(&of)).collect(),
     }
-}
-
-/// Fills `into` with what is at `offset`.
-pub(super) fn read_at(file: &mut File, offset: u64, into: &mut [u8]) -> io::Result<()> {
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(into)
 }

@@ -1,23 +1,10 @@
 //! Which files of a repository are the model: weights in one format, and what it takes to read and write its text.
 
 use anyhow::bail;
+use provider::stock::MODEL_FILES_BESIDE;
 
 use super::hub::File;
 
-/// Files beside the weights that are wanted where they are there.
-const BESIDE: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "tokenizer.model",
-];
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The files to fetch, the small ones first.
@@ -34,7 +21,7 @@ pub(super) fn choose(name: &str, files: &[File], wanted: Option<&str>) -> anyhow
         let single = weights.iter().find(|file| file.path == "model.safetensors");
         let beside = |file: &&File| {
             let path = file.path.as_str();
-            BESIDE.contains(&path) || path == INDEX || is_pooling(path)
+            MODEL_FILES_BESIDE.contains(&path) || is_pooling(path)
         };
         let beside = files.iter().filter(beside).filter(|file| single.is_none() || file.path != INDEX);
         // One file wins over an index that was left beside it, as in transformers.
